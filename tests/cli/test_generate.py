@@ -1,0 +1,51 @@
+"""`zonkey generate`: seeds, formats, limits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.conftest import Zonkey
+
+QUICK = ("--steps", "2", "--max-bytes", "60")
+
+
+def test_sample_i_is_that_of_seed_plus_i(zonkey: Zonkey, tiny_model: Path) -> None:
+    three = zonkey.run("generate", "-m", tiny_model, *QUICK, "-n", "3", "--seed", "7", "-0")
+    assert (three.returncode, three.stderr) == (0, b"")
+    texts = three.stdout.split(b"\0")
+    assert texts.pop() == b""
+    assert len(texts) == 3
+    assert len(set(texts)) > 1
+    assert all(len(text) <= 60 for text in texts)
+    last = zonkey.run("generate", "-m", tiny_model, *QUICK, "--seed", "9", "-0")
+    assert last.stdout == texts[2] + b"\0"
+
+
+def test_formats_agree(zonkey: Zonkey, tiny_model: Path) -> None:
+    arguments = ("generate", "-m", tiny_model, *QUICK, "-n", "2", "--seed", "3")
+    texts = zonkey.run(*arguments, "-0").stdout.split(b"\0")[:2]
+    assert zonkey.run(*arguments).stdout == texts[0] + b"\n\n" + texts[1] + b"\n"
+    objects = [json.loads(line) for line in zonkey.run(*arguments, "--json").stdout.splitlines()]
+    assert objects == [
+        {"seed": 3 + index, "text": text.decode("utf-8", "replace")} for index, text in enumerate(texts)
+    ]
+
+
+def test_prompt_begins_the_text(zonkey: Zonkey, tiny_model: Path) -> None:
+    done = zonkey.run("generate", "-m", tiny_model, *QUICK, "--seed", "1", "--prompt", "The town of é")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith("The town of é".encode())
+
+
+def test_lowest_level_alone(zonkey: Zonkey, tiny_model: Path) -> None:
+    done = zonkey.run("generate", "-m", tiny_model, *QUICK, "--seed", "1", "--level", "0", "--temperature", "0")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_seed_by_chance_can_be_had_again(zonkey: Zonkey, tiny_model: Path) -> None:
+    done = zonkey.run("generate", "-m", tiny_model, *QUICK, "-v", "--json")
+    (said,) = (line for line in done.stderr.decode().splitlines() if line.startswith("seed "))
+    seed = json.loads(done.stdout)["seed"]
+    assert said == f"seed {seed}"
+    assert zonkey.run("generate", "-m", tiny_model, *QUICK, "--json", "--seed", str(seed)).stdout == done.stdout

@@ -1,0 +1,83 @@
+"""`zonkey --help` and other short answers import nothing heavy and come at once."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+
+from tests.conftest import Zonkey, clean_environment
+from zonkey_cli.app import VERBS, cli
+
+HEAVY = ("torch", "datasets", "rich", "numpy", "safetensors", "huggingface_hub", "zonkey_core.model")
+LIST_MODULES = """\
+import sys
+from zonkey_cli.app import cli
+try:
+    cli.main(sys.argv[1:])
+finally:
+    print(*sorted(sys.modules), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)])
+def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIST_MODULES, *arguments], env=clean_environment(tmp_path), cwd=tmp_path,
+        capture_output=True, text=True, check=True,
+    )
+    assert done.stdout.startswith("Usage: zonkey")
+    modules = set(done.stderr.split())
+    assert "zonkey_cli.app" in modules
+    assert not modules & set(HEAVY)
+
+
+def test_group_help_imports_no_verb(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIST_MODULES, "--help"], env=clean_environment(tmp_path), cwd=tmp_path,
+        capture_output=True, text=True, check=True,
+    )
+    assert "zonkey_cli.commands" not in done.stderr
+
+
+def test_help_takes_little_longer_than_python_itself(zonkey: Zonkey) -> None:
+    def quickest(*command: str) -> float:
+        times = []
+        for _ in range(5):
+            before = time.perf_counter()
+            subprocess.run(command, env=clean_environment(zonkey.folder), capture_output=True, check=True)
+            times.append(time.perf_counter() - before)
+        return min(times)
+
+    bare = quickest(sys.executable, "-c", "pass")
+    helped = quickest(sys.executable, "-m", "zonkey_cli", "--help")
+    assert helped - bare < 0.3  # 0.15 s on an idle machine; torch alone would take more than a second
+
+
+def test_summaries_of_the_group_are_those_of_the_verbs() -> None:
+    with click.Context(cli, info_name="zonkey") as context:
+        for name, summary in VERBS.items():
+            command = cli.get_command(context, name)
+            assert command is not None
+            assert command.short_help == summary
+            assert (command.help or "").startswith(summary)
+
+
+def test_completion_offers_verbs_and_model_names(zonkey: Zonkey) -> None:
+    model = zonkey.folder / "home" / "models" / "mine"
+    model.mkdir(parents=True)
+    (model / "config.json").touch()
+
+    def complete(words: str, position: str) -> list[str]:
+        environment = {
+            "_ZONKEY_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": position,
+            "ZONKEY_HOME": str(zonkey.folder / "home"),
+        }
+        return zonkey.run(environment=environment).stdout.decode().split()
+
+    assert complete("zonkey in", "1") == ["plain,infill", "plain,info"]
+    assert complete("zonkey segment --model m", "3") == ["plain,mine"]

@@ -1,0 +1,139 @@
+"""`zonkey train`: its output, its log, what it refuses, and how it stops."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Zonkey
+from zonkey_cli.commands import generate, infill, train
+from zonkey_cli.options import DEVICES
+
+SHORT = ("--data", "sample", "--device", "cpu", "--preset", "tiny")
+CHECKPOINT = {"config.json", "model.safetensors", "optimizer.safetensors", "training.json"}
+
+
+def test_only_the_path_goes_to_standard_output(zonkey: Zonkey) -> None:
+    done = zonkey.run("train", *SHORT, "--steps", "8", "--out", "model")
+    assert (done.returncode, done.stdout) == (0, b"model\n")
+    assert b"stage: level 0 splitter" in done.stderr
+    assert b"\x1b" not in done.stderr
+    assert {path.name for path in (zonkey.folder / "model").iterdir()} >= CHECKPOINT
+    again = zonkey.run("train", "--resume", "--out", "model")
+    assert (again.returncode, again.stdout) == (1, b"")
+    assert again.stderr.decode().splitlines()[-1] == (
+        "model: this run is complete; train further with --from model and another --out"
+    )
+
+
+def test_a_model_is_not_overwritten(zonkey: Zonkey, model_copy: Callable[[str], Path]) -> None:
+    weights = model_copy("zonkey-model") / "model.safetensors"
+    before = weights.stat()
+    done = zonkey.run("train", *SHORT, "--steps", "2")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.decode().splitlines() == [
+        "zonkey: zonkey-model: holds a model already; add --resume to go on with it, or choose another --out"
+    ]
+    assert weights.stat() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume"], "zonkey-model: holds no model to resume"),
+        (["--data", "sample", "--config", "none.toml"], "none.toml: cannot read"),
+        (["--set", "level.1.haeds=8"], "unknown key 'level.1.haeds'; the nearest is 'level.1.heads'"),
+        (["--from", "nope"], "unknown model 'nope'"),
+        (["--data", "sample", "--device", "abacus"], "unknown device 'abacus'"),
+        (["--out", "file"], "file: not a folder"),
+    ],
+)
+def test_wrong_use_is_one_line(zonkey: Zonkey, arguments: list[str], message: str) -> None:
+    (zonkey.folder / "file").touch()
+    done = zonkey.run("train", *arguments)
+    assert (done.returncode, done.stdout) == (2, b"")
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith(f"zonkey: {message}")
+    assert [path.name for path in zonkey.folder.iterdir()] == ["file"]
+
+
+def test_missing_data_is_one_line(zonkey: Zonkey) -> None:
+    done = zonkey.run("train", "--data", "none.txt", "--steps", "2", "-q")
+    assert (done.returncode, done.stdout) == (1, b"")
+    (line,) = done.stderr.decode().splitlines()
+    assert "none.txt" in line
+
+
+def test_data_from_a_pipe(zonkey: Zonkey) -> None:
+    text = b"\n\n".join(b"The town of number %d lies by the river and has a mill." % index for index in range(2000))
+    done = zonkey.run("train", "--data", "-", "--device", "cpu", "--steps", "5", "-q", stdin=text)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"zonkey-model\n", b"")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_where(zonkey: Zonkey, number: signal.Signals, code: int) -> None:
+    process = zonkey.start("train", *SHORT, "--minutes", "5", "--out", "model")
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith(b"stage: ")
+    process.send_signal(number)
+    out, errors = process.communicate(timeout=100)
+    assert (process.returncode, out) == (code, b"model\n")
+    assert b"saved in model; --resume goes on from there" in errors.splitlines()[-1]
+    assert b"Traceback" not in errors
+    assert {path.name for path in (zonkey.folder / "model").iterdir()} >= CHECKPOINT
+    used = zonkey.run("segment", "-m", "model", "--join", "", stdin=b"It can be used.")
+    assert (used.returncode, used.stdout) == (0, b"It can be used.")
+
+
+def test_a_stopped_run_is_resumed_to_its_end(zonkey: Zonkey) -> None:
+    process = zonkey.start("train", *SHORT, "--steps", "30", "--out", "model")
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith(b"stage: ")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=100)
+    assert process.returncode == 130
+    done = zonkey.run("train", "--resume", "--out", "model")
+    assert (done.returncode, done.stdout) == (0, b"model\n")
+    assert re.fullmatch(r"done after \d+ steps; saved in model", done.stderr.decode().splitlines()[-1])
+
+
+def test_training_from_another_model(zonkey: Zonkey, tiny_model: Path) -> None:
+    done = zonkey.run(
+        "train", "--data", "sample", "--device", "cpu", "--from", tiny_model, "--stage", "splitter", "--steps", "3",
+        "--out", "child", "-q",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"child\n", b"")
+    assert f"started from  {tiny_model.name}".encode() in zonkey.run("info", "child").stdout
+
+
+def test_defaults_are_those_of_the_core() -> None:
+    from zonkey_core.infilling import InfillingOptions
+    from zonkey_core.sampling import SamplingOptions
+
+    from zonkey_core.config import PRESETS
+    from zonkey_core.data import SourceSpec
+
+    def default(command: object, name: str) -> object:
+        return next(parameter.default for parameter in command.params if parameter.name == name)  # type: ignore[attr-defined]
+
+    assert train.PRESETS == PRESETS
+    assert SourceSpec(sources=()).wiki_config == train.WIKI_CONFIG
+    sampling, filling = SamplingOptions(), InfillingOptions()
+    for name in ("steps", "temperature", "max_bytes", "level"):
+        shown = default(generate.command, name)
+        assert getattr(sampling, name) == (shown if isinstance(shown, (int, float)) else None)
+    for name in ("steps", "temperature", "candidates"):
+        assert getattr(filling, name) == default(infill.command, name)
+
+
+def test_names_are_those_of_the_core() -> None:
+    from zonkey_core import devices
+    from zonkey_core.training import curriculum
+
+    assert devices.DEVICES == DEVICES
+    assert devices.PRECISIONS == train.PRECISIONS
+    assert curriculum.STAGES == train.STAGES

@@ -1,0 +1,122 @@
+"""What all tests share: the program as a process of its own, and one tiny model trained once for a session.
+
+`ZONKEY_TEST_MODEL` may name a model folder to use instead of training one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = (sys.executable, "-m", "zonkey_cli")
+TRAINING_STEPS = 40
+
+
+def clean_environment(home: Path, **variables: str) -> dict[str, str]:
+    """An environment without settings of the user's or the machine's, whose directories all lie below `home`."""
+    kept = {
+        name: value for name, value in os.environ.items()
+        if not name.startswith(("ZONKEY_", "XDG_")) and name not in ("NO_COLOR", "TERM", "COLUMNS", "LINES")
+    }
+    own = {
+        "HOME": str(home),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TERM": "xterm-256color",
+    }
+    return {**kept, **own, **variables}
+
+
+class Zonkey:
+    """Runs `zonkey` in processes whose working folder and home are a test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def run(
+        self,
+        *arguments: str | Path,
+        stdin: bytes = b"",
+        environment: dict[str, str] | None = None,
+        timeout: float = 120,
+        **options: Any,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run to the end; output is captured unless `options` say otherwise."""
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        return subprocess.run(
+            self.command(*arguments), input=stdin, env=self.environment(**(environment or {})), cwd=self.folder,
+            timeout=timeout, check=False, **options,
+        )
+
+    def start(
+        self, *arguments: str | Path, environment: dict[str, str] | None = None, **options: Any
+    ) -> subprocess.Popen[bytes]:
+        """Start and return the running process; all three streams are pipes unless `options` say otherwise."""
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = subprocess.Popen(
+            self.command(*arguments), env=self.environment(**(environment or {})), cwd=self.folder,
+            **{**pipes, **options},
+        )
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what was started and still runs."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+
+    def environment(self, **variables: str) -> dict[str, str]:
+        """The environment of the processes, with `variables` added."""
+        return clean_environment(self.folder, **variables)
+
+    def command(self, *arguments: str | Path) -> list[str]:
+        """The command line that runs the program with `arguments`."""
+        return [*COMMAND, *map(str, arguments)]
+
+
+@pytest.fixture
+def zonkey(tmp_path: Path) -> Iterator[Zonkey]:
+    """The program, to be run in an empty folder."""
+    program = Zonkey(tmp_path)
+    yield program
+    program.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model that was trained for a few steps; it must not be changed."""
+    if ready := os.environ.get("ZONKEY_TEST_MODEL"):
+        return Path(ready).resolve()
+    folder = tmp_path_factory.mktemp("tiny")
+    done = Zonkey(folder).run(
+        "train", "--data", "sample", "--preset", "tiny", "--steps", str(TRAINING_STEPS), "--device", "cpu",
+        "--out", folder / "model", "--seed", "1", timeout=300,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return folder / "model"
+
+
+@pytest.fixture
+def model_copy(tiny_model: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A function that copies the tiny model to a folder of the given name, to be spoilt."""
+    import shutil
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(tiny_model, tmp_path / name))
+
+    return copy

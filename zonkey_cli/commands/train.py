@@ -1,0 +1,231 @@
+"""`zonkey train`: text in, a model folder out, with a view of the run on standard error."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from zonkey_cli.exit_codes import BadValueError, ExitCode
+from zonkey_cli.models import is_model, resolve_model
+from zonkey_cli.options import (
+    Manual,
+    ModelName,
+    Verb,
+    common_options,
+    device_option,
+    forbid_with,
+    one_of,
+    seed_option,
+)
+from zonkey_cli.signals import StopRequest
+from zonkey_cli.streams import Streams
+
+if TYPE_CHECKING:
+    from zonkey_core.config import Config
+    from zonkey_core.data import SourceSpec
+    from zonkey_core.training import TrainingOptions, TrainingResult
+
+PRESETS = ("tiny", "small", "base", "large")
+STAGES = ("splitter", "autoencoder", "denoiser", "joint")
+PRECISIONS = ("auto", "bf16", "fp32")
+DEFAULT_PRESET = "tiny"
+DEFAULT_MINUTES = 10.0
+DEFAULT_OUT = "zonkey-model"
+WIKI_CONFIG = "20231101.en"
+_STORED = (
+    "data", "data_config", "data_dir", "steps", "minutes", "start_from", "preset", "config_file", "overrides", "stage",
+    "seed", "device", "precision",
+)
+"""Options whose values a checkpoint keeps, so that `--resume` has no use for them."""
+
+MANUAL = Manual(
+    examples=(
+        ("zonkey train --data sample --minutes 5", "A small model of the sample text that comes with the package."),
+        ("zonkey train --data wiki --data-dir ~/wikipedia --minutes 60", "A model of a local copy of Wikipedia."),
+        ("zonkey train --resume", "Go on with the run in ./zonkey-model that was stopped."),
+        ("zonkey train --from bundled --data letters/ --out my-letters", "Adapt the bundled model to your own text."),
+        ("zonkey train --preset small --set level.1.heads=8 --data book.txt", "Another size, with one value changed."),
+    ),
+    environment=(
+        ("HF_HOME, HF_TOKEN", "Where the Hugging Face hub keeps its cache, and who asks it, for --data wiki."),
+    ),
+    files=(
+        ("zonkey-model/", "The model, unless --out says otherwise; see zonkey(1)."),
+        ("zonkey-model/metrics.jsonl", "The events of the run, one JSON object a line."),
+    ),
+    exit_status=(("130, 143", "Stopped by the signal; the checkpoint is complete and --resume goes on from it."),),
+)
+
+
+@click.command("train", cls=Verb, manual=MANUAL, short_help="Train a model on Wikipedia or on your own text.")
+@click.option(
+    "--data", metavar="SOURCE", multiple=True, default=("wiki",), show_default=True,
+    help="Text to learn from: wiki, sample, a file, a folder, or - for standard input; may be repeated.",
+)
+@click.option(
+    "--data-config", metavar="NAME", default=WIKI_CONFIG, show_default=True,
+    help="Date and language of the Wikipedia dump.",
+)
+@click.option(
+    "--data-dir", metavar="DIR", type=click.Path(), envvar="ZONKEY_WIKI_DIR",
+    help="A local copy of the dataset wikimedia/wikipedia, instead of the Hugging Face hub.",
+)
+@click.option(
+    "-o", "--out", metavar="DIR", type=click.Path(), default=DEFAULT_OUT, show_default=True,
+    help="Where the model goes.",
+)
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Length of the run in training steps.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), metavar="M",
+    help=f"Length of the run in minutes.  [default: {DEFAULT_MINUTES:g}, without --steps]",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with the run in --out where it was stopped; all other options are its own."
+)
+@click.option(
+    "--from", "start_from", type=ModelName(), metavar="MODEL", help="Start from the weights of another model."
+)
+@click.option(
+    "--preset", type=click.Choice(PRESETS), help=f"Size of the model.  [default: {DEFAULT_PRESET}]"
+)
+@click.option(
+    "--config", "config_file", metavar="FILE.toml", type=click.Path(), help="A configuration instead of a preset."
+)
+@click.option(
+    "--set", "overrides", metavar="KEY=VALUE", multiple=True,
+    help="Change one value of the configuration, as in level.1.heads=8; may be repeated.",
+)
+@click.option("--stage", type=click.Choice(STAGES), help="Run one stage of the curriculum only.")
+@seed_option("Seed of the weights, the order of the data and the noise.  [default: 0]")
+@device_option
+@click.option(
+    "--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True,
+    help="Number format of the computation.",
+)
+@common_options
+@click.pass_context
+def command(
+    context: click.Context,
+    data: tuple[str, ...],
+    data_config: str,
+    data_dir: str | None,
+    out: str,
+    steps: int | None,
+    minutes: float | None,
+    resume: bool,
+    start_from: str | None,
+    preset: str | None,
+    config_file: str | None,
+    overrides: tuple[str, ...],
+    stage: str | None,
+    seed: int | None,
+    device: str,
+    precision: str,
+) -> ExitCode:
+    """Train a model on Wikipedia or on your own text.
+
+    The stages of the curriculum share the time or the steps given. The model is saved in --out every few minutes and
+    at the end, and its path is all that goes to standard output. On a terminal, a live view shows the losses, the
+    current splits of a line of text, and a sample now and then; elsewhere, a line every ten seconds.
+
+    Ctrl-C or SIGTERM stops the run after the current step and saves it; a second one quits at once.
+    """
+    streams = context.ensure_object(Streams)
+    limit = one_of(context, "steps", "minutes")
+    if resume:
+        forbid_with(context, "resume", *_STORED)
+    _check_out(out, resume=resume)
+    if resume:
+        return _resume(streams, Path(out))
+    config = _configuration(context, preset, config_file, start_from, overrides)
+    source = None if start_from is None else resolve_model(start_from)
+    from zonkey_core.data import SourceSpec
+    from zonkey_core.training import TrainingOptions
+
+    options = TrainingOptions(
+        out=out,
+        steps=steps if limit == "steps" else None,
+        minutes=(minutes if limit == "minutes" else DEFAULT_MINUTES) if limit != "steps" else None,
+        seed=seed or 0,
+        device=device,
+        precision=precision,
+        stage=stage,
+    )
+    spec = SourceSpec(sources=data, wiki_config=data_config, wiki_dir=data_dir)
+    return _train(streams, config, spec, options, source)
+
+
+def _check_out(out: str, *, resume: bool) -> None:
+    """Raise `BadValueError` when the run would overwrite a checkpoint, or has none to go on with."""
+    found = is_model(Path(out))
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise BadValueError(f"{out}: not a folder; choose another --out")
+    if found and not resume:
+        raise BadValueError(f"{out}: holds a model already; add --resume to go on with it, or choose another --out")
+    if resume and not found:
+        raise BadValueError(f"{out}: holds no model to resume; name its folder with --out")
+
+
+def _configuration(
+    context: click.Context,
+    preset: str | None,
+    config_file: str | None,
+    start_from: str | None,
+    overrides: tuple[str, ...],
+) -> Config:
+    """The configuration: that of the model to start from, of a file, or of a preset, with the overrides."""
+    from zonkey_core.config import load_config, load_preset, parse_config
+
+    chosen = one_of(context, "preset", "config_file", "start_from")
+    if chosen == "config_file" and config_file is not None:
+        return load_config(Path(config_file), overrides)
+    if chosen == "start_from" and start_from is not None:
+        import msgspec
+
+        from zonkey_core.checkpoint import read_model_card
+
+        directory = resolve_model(start_from)
+        return parse_config(msgspec.to_builtins(read_model_card(directory).config), overrides, origin=str(directory))
+    return load_preset(preset or DEFAULT_PRESET, overrides)
+
+
+def _train(
+    streams: Streams, config: Config, spec: SourceSpec, options: TrainingOptions, source: Path | None
+) -> ExitCode:
+    """Train a new model, from the weights of `source` if there is one."""
+    from zonkey_cli.training_view import training_view
+    from zonkey_core.training import train
+
+    with StopRequest(streams) as stop, training_view(streams, stop) as on_event:
+        result = train(
+            config, spec, options, start_from=source, on_event=on_event, should_stop=lambda: stop.requested
+        )
+    return _report(streams, stop, result)
+
+
+def _resume(streams: Streams, directory: Path) -> ExitCode:
+    """Go on with the run that was stopped."""
+    from zonkey_cli.training_view import training_view
+    from zonkey_core.checkpoint import read_model_card
+    from zonkey_core.training import resume
+
+    before = read_model_card(directory).training
+    with StopRequest(streams) as stop, training_view(streams, stop) as on_event:
+        result = resume(directory, on_event=on_event, should_stop=lambda: stop.requested)
+    if before is not None and result.steps == before.steps and not result.stopped:
+        streams.note(f"{directory}: this run is complete; train further with --from {directory} and another --out")
+        return ExitCode.SOFT_FAILURE
+    return _report(streams, stop, result)
+
+
+def _report(streams: Streams, stop: StopRequest, result: TrainingResult) -> ExitCode:
+    """Say how the run ended, and write the path of the checkpoint."""
+    if result.stopped:
+        streams.note(f"stopped after {result.steps} steps and saved in {result.path}; --resume goes on from there")
+    else:
+        streams.note(f"done after {result.steps} steps; saved in {result.path}")
+    streams.write(os.fsencode(result.path) + b"\n")
+    return stop.exit_code if result.stopped else ExitCode.DONE

@@ -1,0 +1,53 @@
+"""Rich on standard error, and text that is safe to show on a terminal; Rich is imported only when it draws."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from zonkey_cli.streams import Streams
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def error_console(streams: Streams) -> Console:
+    """A Rich console on standard error."""
+    from rich.console import Console
+
+    return Console(file=streams.stderr, highlight=False, no_color=not streams.colour)
+
+
+@contextlib.contextmanager
+def working(streams: Streams, message: str) -> Iterator[None]:
+    """Show a spinner with `message` while the body runs, when standard error is a terminal."""
+    if not streams.shows_progress:
+        yield
+        return
+    with error_console(streams).status(message):
+        yield
+
+
+def printable(text: str) -> str:
+    """`text` for one line of a terminal: control characters are replaced, line ends become spaces."""
+    return "".join(
+        character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )
+
+
+def human_bytes(count: float) -> str:
+    """A number of bytes in the largest decimal unit that keeps it at 1 or above."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """A duration as M:SS or H:MM:SS."""
+    minutes, rest = divmod(round(max(seconds, 0.0)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

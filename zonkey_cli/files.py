@@ -1,0 +1,98 @@
+"""Input files with soft errors, and files replaced whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import stat
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO
+
+from zonkey_cli.streams import Streams
+
+CHUNK_BYTES = 1 << 16
+
+
+class Inputs:
+    """The files of a command line, opened one after the other.
+
+    No file, or `-`, is standard input. A file that cannot be opened or read is named on standard error, the rest goes
+    on, and `failed` stays true.
+    """
+
+    def __init__(self, streams: Streams, names: Sequence[str]) -> None:
+        self.streams = streams
+        self.names = tuple(names) or ("-",)
+        self.failed = False
+
+    def __iter__(self) -> Iterator[tuple[str, BinaryIO]]:
+        """Yield each file's name and its open stream."""
+        for name in self.names:
+            try:
+                if name == "-":
+                    yield name, self._standard_input()
+                else:
+                    with open(name, "rb") as file:
+                        yield name, file
+            except OSError as error:
+                self.fail(name, error)
+
+    def fail(self, name: str, reason: OSError | str) -> None:
+        """Report a soft error with file `name`."""
+        self.failed = True
+        self.streams.error(f"{name}: {reason if isinstance(reason, str) else describe(reason)}")
+
+    def chunks(self, name: str, file: BinaryIO) -> Iterator[bytes]:
+        """Yield what can be read at once, so that slow input is used as it arrives; a read error is soft."""
+        read = file.read1 if isinstance(file, io.BufferedReader) else file.read
+        try:
+            while chunk := read(CHUNK_BYTES):
+                yield chunk
+        except OSError as error:
+            self.fail(name, error)
+
+    def _standard_input(self) -> BinaryIO:
+        if self.streams.stdin is None:
+            return io.BytesIO()
+        if self.streams.stdin_is_terminal:
+            self.streams.note("reading from the terminal; Ctrl-D ends the text")
+        return self.streams.stdin
+
+
+def describe(error: OSError) -> str:
+    """The system's words for `error`, without its number."""
+    return error.strerror or str(error)
+
+
+def replace_file(path: str, data: bytes, *, mode: int) -> None:
+    """Make `path` a file that holds `data`, with permission bits `mode`, in one step.
+
+    A reader, or a crash at any moment, meets the old file or the new one and nothing in between.
+    """
+    folder = os.path.dirname(path) or "."
+    descriptor, temporary = tempfile.mkstemp(prefix=".zonkey-", dir=folder)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def edit_in_place(name: str, old: bytes, new: bytes, *, suffix: str) -> None:
+    """Replace the file `name`, which holds `old`, by `new`; a `suffix` keeps `old` under the name with it appended.
+
+    A symbolic link stays one: the file that it points to is replaced.
+    """
+    path = os.path.realpath(name)
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    if suffix:
+        replace_file(name + suffix, old, mode=mode)
+    replace_file(path, new, mode=mode)

@@ -1,0 +1,89 @@
+"""Where models are: the one that comes with the package, folders, and names under the data directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zonkey_cli.console import working
+from zonkey_cli.exit_codes import BadValueError
+from zonkey_cli.streams import Streams
+
+if TYPE_CHECKING:
+    from zonkey_core.model import Zonkey
+
+BUNDLED = "bundled"
+
+
+def models_directory() -> Path:
+    """The folder that holds named models: `ZONKEY_HOME/models`, else `zonkey/models` in the user's data directory."""
+    home = os.environ.get("ZONKEY_HOME")
+    if home:
+        return Path(home) / "models"
+    from platformdirs import user_data_path
+
+    return user_data_path("zonkey", appauthor=False) / "models"
+
+
+def known_models() -> list[str]:
+    """The names that `resolve_model` accepts: the bundled model first, then those in the models directory."""
+    directory = models_directory()
+    found = sorted(path.name for path in directory.iterdir() if is_model(path)) if directory.is_dir() else []
+    return [BUNDLED, *(name for name in found if name != BUNDLED)]
+
+
+def is_model(directory: Path) -> bool:
+    """Whether `directory` looks like a model; its files may still be damaged."""
+    from zonkey_core.checkpoint import CONFIG, file_path
+
+    return file_path(directory, CONFIG).is_file()
+
+
+def resolve_model(name: str | None) -> Path:
+    """The folder of model `name`: `bundled` (also None), a path to a folder, or a name in the models directory."""
+    if name is None or name == BUNDLED:
+        return _bundled_directory()
+    path = Path(name)
+    if is_model(path):
+        return path
+    named = models_directory() / name
+    if os.sep not in name and is_model(named):
+        return named
+    if path.is_dir():
+        raise BadValueError(f"{name}: not a model folder, it holds no config.json")
+    raise BadValueError(
+        f"unknown model {name!r}; give the folder of a model or one of: {', '.join(known_models())}"
+    )
+
+
+def load_model(streams: Streams, name: str | None, *, device: str) -> Zonkey:
+    """Read model `name` for use on `device`, with a sign of life on a terminal."""
+    directory = resolve_model(name)
+    with working(streams, "loading the model"):
+        from zonkey_core.checkpoint import load_model as load
+        from zonkey_core.devices import choose_device
+
+        chosen = choose_device(device)
+        model = load(directory, device=chosen)
+    streams.detail(f"model {directory} on {chosen}")
+    return model
+
+
+def check_level(name: str | None, level: int | None) -> None:
+    """Raise `BadValueError` when model `name` has no level `level`; reads no weights and imports no torch."""
+    if level is None:
+        return
+    directory = resolve_model(name)
+    from zonkey_core.checkpoint import read_model_card
+
+    count = len(read_model_card(directory).config.model.levels)
+    if level >= count:
+        raise BadValueError(f"--level {level}: {directory} has levels 0 to {count - 1}")
+
+
+def _bundled_directory() -> Path:
+    """The folder of the model that comes with the package."""
+    import zonkey_core
+
+    return Path(zonkey_core.__path__[0]) / "pretrained"

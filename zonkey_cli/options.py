@@ -1,0 +1,172 @@
+"""What the verbs share: the command class with its manual sections, and the options that mean the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from zonkey_cli.models import BUNDLED, known_models
+from zonkey_cli.streams import Streams
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+FILE = click.Path(allow_dash=True)
+"""An input file or `-`; whether it can be read is found out on opening it, since a missing file is a soft error."""
+_RANKS = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
+
+
+@dataclass(frozen=True)
+class Manual:
+    """What the manual page and `--help` of a verb say beyond its options; each pair is a term and its explanation."""
+
+    examples: Sequence[tuple[str, str]] = ()
+    exit_status: Sequence[tuple[str, str]] = ()
+    environment: Sequence[tuple[str, str]] = ()
+    files: Sequence[tuple[str, str]] = ()
+
+
+class Verb(click.Command):
+    """A command with the sections of its manual page."""
+
+    def __init__(self, *args: Any, manual: Manual, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.manual = manual
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """End the help with the examples."""
+        with formatter.section("Examples"):
+            for command, explanation in self.manual.examples:
+                formatter.write_text(f"$ {command}")
+                with formatter.indentation():
+                    formatter.write_text(explanation)
+
+
+class ModelName(click.ParamType[str, str]):
+    """The name or folder of a model, completed from the known names and from folders."""
+
+    name = "model"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """Offer the known names, or folders when none fits."""
+        from click.shell_completion import CompletionItem
+
+        names = [CompletionItem(name) for name in known_models() if name.startswith(incomplete)]
+        return names or [CompletionItem(incomplete, type="dir")]
+
+
+def one_of(context: click.Context, *names: str) -> str | None:
+    """The one parameter among alternatives that was given, or None.
+
+    The command line outranks the environment, which outranks the settings files; two of the same rank exclude each
+    other.
+    """
+    for rank in _RANKS:
+        given = [
+            name for name in names
+            if context.params[name] not in (None, False, ()) and context.get_parameter_source(name) is rank
+        ]
+        if len(given) > 1:
+            first, second = (_flag(context, name) for name in given[:2])
+            raise click.UsageError(f"{first} and {second} exclude each other.", context)
+        if given:
+            return given[0]
+    return None
+
+
+def forbid_with(context: click.Context, name: str, *others: str) -> None:
+    """Raise a usage error when the command line gives any of `others`, which make no sense beside `name`."""
+    for other in others:
+        if context.get_parameter_source(other) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{_flag(context, other)} cannot be used with {_flag(context, name)}.", context)
+
+
+def common_options(function: F) -> F:
+    """`-q`, `-v` and `--debug`, which set up the streams before the verb begins."""
+    for option in (
+        click.option(
+            "--debug", is_flag=True, expose_value=False, callback=_set_debug, envvar="ZONKEY_DEBUG",
+            help="Show the traceback of an unexpected error.",
+        ),
+        click.option(
+            "-v", "--verbose", count=True, expose_value=False, callback=_set_verbose, envvar="ZONKEY_VERBOSE",
+            help="Say more on standard error.",
+        ),
+        click.option(
+            "-q", "--quiet", is_flag=True, expose_value=False, callback=_set_quiet, envvar="ZONKEY_QUIET",
+            help="Say nothing on standard error but errors.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+model_option = click.option(
+    "-m", "--model", type=ModelName(), metavar="DIR|NAME", default=BUNDLED, show_default=True, envvar="ZONKEY_MODEL",
+    help="The model: its folder, or the name of one in the models directory.",
+)
+device_option = click.option(
+    "--device", metavar=f"[{'|'.join(DEVICES)}]", default="auto", show_default=True, envvar="ZONKEY_DEVICE",
+    help="Where to compute; auto takes a GPU when there is one, and cuda:1 the second.",
+    shell_complete=lambda context, parameter, incomplete: [name for name in DEVICES if name.startswith(incomplete)],
+)
+steps_option = click.option(
+    "--steps", type=click.IntRange(min=1), metavar="N", default=16, show_default=True,
+    help="Denoising steps; more are slower and better.",
+)
+temperature_option = click.option(
+    "--temperature", type=click.FloatRange(min=0), metavar="T", default=1.0, show_default=True,
+    help="How freely bytes are drawn; 0 always takes the likeliest.",
+)
+
+
+def seed_option(help_text: str) -> Callable[[F], F]:
+    """`--seed`, with what it means to the verb."""
+    return click.option("--seed", type=click.IntRange(min=0), metavar="N", envvar="ZONKEY_SEED", help=help_text)
+
+
+def null_option(help_text: str) -> Callable[[F], F]:
+    """`-0`, with what it ends by NUL."""
+    return click.option("-0", "--null", is_flag=True, help=help_text)
+
+
+def json_option(help_text: str) -> Callable[[F], F]:
+    """`--json`, with what the objects hold."""
+    return click.option("--json", "as_json", is_flag=True, help=help_text)
+
+
+def draw_seed(streams: Streams, seed: int | None) -> int:
+    """`seed`, or one drawn by chance, which `-v` tells so that the run can be repeated."""
+    if seed is not None:
+        return seed
+    import secrets
+
+    drawn = secrets.randbelow(1 << 31)
+    streams.detail(f"seed {drawn}")
+    return drawn
+
+
+def _flag(context: click.Context, name: str) -> str:
+    """The spelling of parameter `name` in messages."""
+    return next(max(parameter.opts, key=len) for parameter in context.command.params if parameter.name == name)
+
+
+def _set_debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        context.find_object(Streams).debug = True  # type: ignore[union-attr]
+
+
+def _set_verbose(context: click.Context, parameter: click.Parameter, value: int) -> None:
+    if value:
+        context.find_object(Streams).verbosity = value  # type: ignore[union-attr]
+
+
+def _set_quiet(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        context.find_object(Streams).verbosity = -1  # type: ignore[union-attr]

@@ -1,0 +1,243 @@
+"""Configuration of a model and of its training, read from TOML and checked strictly.
+
+A model is a list of levels and every level has the same keys, so a third level is one more `[[model.levels]]` table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from zonkey_core.errors import ConfigError
+
+
+class _Struct(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """Strict, immutable, keyword-only base."""
+
+
+class LevelConfig(_Struct, frozen=True):
+    """One level: positions in, segments of them out.
+
+    Level 0's positions are bytes; level *l*'s are the segment latents of level *l-1*.
+    """
+
+    segment_length: float = 5.0
+    """Target mean number of positions per segment; the splitter's rate is its inverse."""
+    window: int = 24
+    """S, the most positions that one segment may hold."""
+    width: int = 64
+    """D, width of a segment's latent vectors and of the Transformers over its window."""
+    latents: int = 2
+    """N, latent vectors per segment."""
+    heads: int = 4
+    """H, attention heads at width D."""
+    compressor_layers: int = 1
+    decoder_layers: int = 2
+    splitter_width: int = 96
+    splitter_kernel: int = 5
+    splitter_layers: int = 2
+    reader_layers: int = 2
+    """Layers of the masked-modelling Transformer that teaches the splitter; it is not used after training."""
+    reader_span: int = 128
+    """Positions that the reader sees at once."""
+    mask_rate: float = 0.15
+    """Share of the positions hidden from the splitter and the reader in training."""
+    trunk_width: int = 128
+    trunk_layers: int = 2
+    trunk_heads: int = 4
+    noise_scale: float = 5.0
+    """d of the noise schedule, alpha = 1 / sqrt(1 + d^2 tan^2(pi t / 2))."""
+
+
+class ModelConfig(_Struct, frozen=True):
+    """The stack of levels, lowest first."""
+
+    levels: tuple[LevelConfig, ...]
+
+
+class StageShares(_Struct, frozen=True):
+    """Relative lengths of the stages of the curriculum; a share is given to each level in turn.
+
+    The last value of a list repeats for the levels above it.
+    """
+
+    splitter: tuple[float, ...] = (1.2, 0.6)
+    autoencoder: tuple[float, ...] = (2.5, 0.8)
+    denoiser: tuple[float, ...] = (2.5, 1.0)
+    joint: float = 1.0
+
+
+class TrainingConfig(_Struct, frozen=True):
+    """How a model is trained."""
+
+    row_bytes: int = 1024
+    """Bytes in a row of a batch; a row is a piece of the stream of documents."""
+    batch_rows: int = 6
+    learning_rate: float = 3e-3
+    """Peak rate of AdamW, which trains vectors, tables and convolutions."""
+    matrix_learning_rate: float = 0.01
+    """Peak rate of Muon, which trains the matrices."""
+    weight_decay: float = 0.01
+    warmup: float = 0.03
+    """Share of a stage over which its learning rate rises."""
+    final_rate: float = 0.05
+    """Learning rate at the end of a stage as a share of its peak."""
+    gradient_clip: float = 1.0
+    average_decay: float = 0.998
+    """Decay per step of the averaged weights, which are the ones that a model is used with."""
+    shuffle_documents: int = 2000
+    """Documents held in memory to be shuffled."""
+    shares: StageShares = StageShares()
+
+
+class Config(_Struct, frozen=True):
+    """A whole configuration file: the model and its training."""
+
+    model: ModelConfig
+    training: TrainingConfig = TrainingConfig()
+    memory: str = ""
+    """Stated need of memory, for people."""
+
+
+PRESETS = ("tiny", "small", "base", "large")
+
+
+def load_preset(name: str, overrides: Iterable[str] = ()) -> Config:
+    """Read the preset `name`, one of `PRESETS`, with `overrides` such as `level.1.heads=8` applied."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+    text = resources.files("zonkey_core.presets").joinpath(f"{name}.toml").read_text("utf-8")
+    return parse_config(tomllib.loads(text), overrides, origin=f"preset {name}")
+
+
+def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a TOML configuration file, with `overrides` applied."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot read this configuration file ({error})") from error
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML ({error})") from error
+    return parse_config(tree, overrides, origin=str(path))
+
+
+def parse_config(tree: Mapping[str, Any], overrides: Iterable[str] = (), *, origin: str) -> Config:
+    """Turn a parsed TOML tree into a checked `Config`; `origin` names the file in error messages."""
+    config = _convert(tree, origin=origin)
+    overrides = list(overrides)
+    if overrides:
+        plain: dict[str, Any] = msgspec.to_builtins(config)
+        for override in overrides:
+            _apply_override(plain, override)
+        origin = f"{origin} with {' '.join(' '.join(overrides).split())}"
+        config = _convert(plain, origin=origin)
+    check_model_config(config.model, origin=origin)
+    check_training_config(config.training, origin=origin)
+    return config
+
+
+def check_model_config(model: ModelConfig, *, origin: str) -> None:
+    """Raise `ConfigError` where values that are valid one by one do not fit each other."""
+    if not model.levels:
+        raise ConfigError(f"{origin}: a model needs at least one level")
+    for index, level in enumerate(model.levels):
+        for key, value in msgspec.to_builtins(level).items():
+            if not 0 < value < math.inf:
+                raise ConfigError(f"{origin}: level.{index}.{key} must be positive and finite, not {value}")
+        for width, heads in (("width", "heads"), ("trunk_width", "trunk_heads"), ("splitter_width", "heads")):
+            if getattr(level, width) % (2 * getattr(level, heads)):
+                raise ConfigError(f"{origin}: level.{index}.{width} must be a multiple of twice level.{index}.{heads}")
+        if level.splitter_kernel % 2 == 0:
+            raise ConfigError(f"{origin}: level.{index}.splitter_kernel must be odd")
+        if not 1 < level.segment_length < level.window:
+            raise ConfigError(f"{origin}: level.{index}.segment_length must lie between 1 and level.{index}.window")
+        if level.mask_rate >= 1:
+            raise ConfigError(f"{origin}: level.{index}.mask_rate must be below 1")
+
+
+def check_training_config(training: TrainingConfig, *, origin: str) -> None:
+    """Raise `ConfigError` where a value of `training` is out of its range."""
+    for key in ("row_bytes", "batch_rows", "learning_rate", "gradient_clip", "shuffle_documents"):
+        if not 0 < getattr(training, key) < math.inf:
+            raise ConfigError(f"{origin}: training.{key} must be positive and finite, not {getattr(training, key)}")
+    for key in ("weight_decay", "warmup", "final_rate", "average_decay"):
+        if not 0 <= getattr(training, key) <= 1:
+            raise ConfigError(f"{origin}: training.{key} must lie between 0 and 1, not {getattr(training, key)}")
+    if training.average_decay == 1:
+        raise ConfigError(f"{origin}: training.average_decay must be below 1, or the averaged weights never change")
+    shares = training.shares
+    for key, values in (("splitter", shares.splitter), ("autoencoder", shares.autoencoder),
+                        ("denoiser", shares.denoiser), ("joint", (shares.joint,))):
+        if not values or not all(0 <= value < math.inf for value in values):
+            raise ConfigError(f"{origin}: training.shares.{key} must hold finite numbers of 0 or more")
+    if not any((*shares.splitter, *shares.autoencoder, *shares.denoiser, shares.joint)):
+        raise ConfigError(f"{origin}: training.shares must leave at least one stage above 0")
+
+
+def override_keys(levels: int = 2) -> list[str]:
+    """Every key that an override may name, for a model of `levels` levels."""
+    level_keys = [
+        f"level.{index}.{name}" for index in range(levels) for name in LevelConfig.__struct_fields__
+    ]
+    training = [f"training.{name}" for name in TrainingConfig.__struct_fields__ if name != "shares"]
+    shares = [f"training.shares.{name}" for name in StageShares.__struct_fields__]
+    return level_keys + training + shares
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set one `key=value` in a complete tree; `level.I.key` is short for `model.levels[I].key`."""
+    key, sign, text = override.partition("=")
+    key = key.strip()
+    if not sign:
+        raise ConfigError(f"override {override!r}: write KEY=VALUE, for example level.1.heads=8")
+    levels = tree["model"]["levels"]
+    known = override_keys(len(levels))
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        raise ConfigError(f"unknown key {key!r}; the nearest is {near[0]!r}")
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"override {override!r}: {text!r} is not a TOML value") from error
+    if len(parsed) != 1:
+        raise ConfigError(f"override {override!r}: give one value on one line")
+    *path, last = key.split(".")
+    if path[0] == "level":
+        node = levels[int(path[1])]
+    else:
+        node = tree
+        for name in path:
+            node = node[name]
+    node[last] = parsed["value"]
+
+
+def _convert(tree: Mapping[str, Any], *, origin: str) -> Config:
+    """Check names and types; an error names the key as an override would write it, and the nearest known one."""
+    try:
+        return msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$")
+        key = re.sub(r"model\.levels\[(\d+)\]", r"level.\1", place.rstrip("`").lstrip("."))
+        where = f"{origin}: {key}" if key else origin
+        raise ConfigError(f"{where}: {reason}{_suggestion(reason, key)}") from error
+
+
+def _suggestion(reason: str, table: str) -> str:
+    """Name the key of `table` that is nearest to the unknown one in a validation message."""
+    unknown = re.search(r"unknown field `(.*)`", reason)
+    if unknown is None:
+        return ""
+    structs = {"": Config, "model": ModelConfig, "training": TrainingConfig, "training.shares": StageShares}
+    fields = structs.get(table, LevelConfig).__struct_fields__
+    near = difflib.get_close_matches(unknown[1], fields, n=1, cutoff=0.0)
+    return f"; the nearest known key is {near[0]!r}"

@@ -1,0 +1,18 @@
+"""Which text a model is trained on, and which share of it."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class SourceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where documents come from; it is kept with the model that was trained on them."""
+
+    sources: tuple[str, ...]
+    """`wiki`, `sample`, or paths: files, folders, and `-` for standard input."""
+    wiki_config: str = "20231101.en"
+    """Configuration of the Hugging Face dataset `wikimedia/wikipedia`: date of the dump and language."""
+    wiki_dir: str | None = None
+    """Local folder laid out like that dataset, `DIR/CONFIG/train-*.parquet`; None streams from the hub."""
+    split: str = "train"
+    """`train`, `validation` or `test`."""

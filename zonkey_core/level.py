@@ -1,0 +1,179 @@
+"""One level of the hierarchy, written once for bytes and for latents: split, compress, denoise, decode.
+
+A level turns positions [B, L] into segments with latents [B, M, C]; its latents are the next level's positions.
+Windows of existing segments are kept flat, [K, S] with K segments over the whole batch, and short ones are handled
+apart from long ones so that little work is spent on positions that do not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from zonkey_core.compressor import Compressor
+from zonkey_core.config import LevelConfig
+from zonkey_core.denoiser import DecodedWindows, Decoder, Trunk
+from zonkey_core.existence import (
+    cumulative_log_continue,
+    limit_segment_length,
+    sample_starts,
+    window_log_existence,
+)
+from zonkey_core.noise_schedule import NoiseSchedule
+from zonkey_core.positions import PositionEmbedding, PositionReadout, PositionSequence
+from zonkey_core.segment_splitter import SegmentReader, SegmentSplitter, Splits
+
+NEGLIGIBLE_EXISTENCE = 0.05
+"""Positions of a window that exist with less than this are neither compressed nor decoded in training."""
+WINDOW_STEPS = (6, 9, 13, 18)
+"""Window lengths, below the level's own, at which segments are handled together."""
+
+
+class Segmentation(NamedTuple):
+    """A segmentation of a batch of rows."""
+
+    starts: Tensor
+    """[B, M] position of each segment's start; 0 in padding."""
+    slot_mask: Tensor
+    """[B, M] false in padding."""
+    document_mask: Tensor
+    """[B, M] true where the segment begins a document."""
+    start_prob: Tensor
+    """[B, L] the splitter's probabilities."""
+
+
+class Windows(NamedTuple):
+    """Windows of K segments, all of one length S."""
+
+    index: Tensor
+    """[K] which of the batch's existing segments these are."""
+    values: Tensor
+    """[K, S] or [K, S, C]."""
+    log_existence: Tensor
+    """[K, S]."""
+    start_prob: Tensor
+    """[K, S] probability that a segment begins at each position."""
+
+
+class Level(nn.Module):
+    """Splitter, reader, compressor and denoiser of one level."""
+
+    def __init__(self, config: LevelConfig, channels_below: int | None) -> None:
+        super().__init__()
+        self.config = config
+        self.channels = config.latents * config.width
+        self.schedule = NoiseSchedule(config.noise_scale)
+        splitter_width = config.splitter_width
+        self.splitter_embedding = PositionEmbedding(channels_below, splitter_width)
+        self.splitter = SegmentSplitter(
+            splitter_width, config.splitter_kernel, config.splitter_layers, config.segment_length
+        )
+        self.reader_embedding = PositionEmbedding(channels_below, splitter_width)
+        self.reader = SegmentReader(splitter_width, config.heads, config.reader_layers, config.reader_span)
+        self.reader_readout = PositionReadout(channels_below, splitter_width)
+        self.embedding = PositionEmbedding(channels_below, config.width)
+        self.compressor = Compressor(
+            config.width, config.latents, config.heads, config.compressor_layers, config.window
+        )
+        self.trunk = Trunk(self.channels, config.trunk_width, config.trunk_heads, config.trunk_layers, self.schedule)
+        self.decoder = Decoder(config.width, config.latents, config.heads, config.decoder_layers, config.window)
+        self.readout = PositionReadout(channels_below, config.width)
+
+    def splitter_parameters(self) -> Iterator[nn.Parameter]:
+        """What the masked-modelling loss trains."""
+        for module in (self.splitter_embedding, self.splitter, self.reader_embedding, self.reader, self.reader_readout):
+            yield from module.parameters()
+
+    def autoencoder_parameters(self) -> Iterator[nn.Parameter]:
+        """What compresses and decodes."""
+        for module in (self.embedding, self.compressor, self.decoder, self.readout):
+            yield from module.parameters()
+
+    def split(self, sequence: PositionSequence, hidden_mask: Tensor | None = None) -> Splits:
+        """The probability of a start at every position; with `hidden_mask`, seen from the masked sequence.
+
+        Padding counts as certain starts, so that it belongs to no segment.
+        """
+        forced = sequence.document_mask | ~sequence.exists_mask
+        forced[:, 0] = True
+        embedded = self.splitter_embedding(sequence.values, hidden_mask)
+        allowed = sequence.cut_allowed(hidden_mask)
+        return self.splitter(embedded, sequence.exists_mask, allowed_mask=allowed, forced_mask=forced)
+
+    def choose_starts(
+        self, sequence: PositionSequence, start_prob: Tensor, *, generator: torch.Generator | None = None
+    ) -> Segmentation:
+        """A segmentation: drawn from `start_prob` with a generator, else its starts above one half.
+
+        The latter is the one that a model is used with, so no segment of it is longer than the window.
+        """
+        if generator is None:
+            mask = start_prob > 0.5
+            mask[:, 0] = True
+            padded = mask | ~sequence.exists_mask
+            mask = limit_segment_length(padded, sequence.cut_allowed(), self.config.window)
+        else:
+            mask = sample_starts(start_prob.detach(), generator)
+        mask = mask & sequence.exists_mask
+        length = mask.shape[1]
+        order = torch.arange(length, device=mask.device).expand_as(mask)
+        slots = int(mask.sum(1).max())
+        starts = order.where(mask, length).sort(1).values[:, :slots]
+        slot_mask = starts < length
+        starts = starts.where(slot_mask, 0)
+        documents = sequence.document_mask.gather(1, starts) & slot_mask
+        return Segmentation(starts, slot_mask, documents, start_prob)
+
+    def windows(self, sequence: PositionSequence, segmentation: Segmentation) -> Iterator[Windows]:
+        """The windows of all existing segments, in groups of similar length."""
+        longest = self.config.window
+        start_prob = segmentation.start_prob * sequence.exists_mask + (~sequence.exists_mask).float()
+        log_existence = window_log_existence(cumulative_log_continue(start_prob), segmentation.starts, longest)
+        log_existence = log_existence[segmentation.slot_mask]
+        rows = torch.arange(len(sequence.values), device=start_prob.device)
+        rows = rows.unsqueeze(1).expand_as(segmentation.starts)[segmentation.slot_mask]
+        starts = segmentation.starts[segmentation.slot_mask]
+        useful = (log_existence.detach().exp() > NEGLIGIBLE_EXISTENCE).sum(-1)
+        lower = 0
+        for length in sorted({min(step, longest) for step in (*WINDOW_STEPS, longest)}):
+            index = ((useful > lower) & (useful <= length)).nonzero().flatten()
+            lower = length
+            if not index.numel():
+                continue
+            place = starts[index].unsqueeze(-1) + torch.arange(length, device=starts.device)
+            at = place.clamp(max=sequence.values.shape[1] - 1)
+            row = rows[index].unsqueeze(-1)
+            begins = start_prob[row, at].where(place == at, 1.0)
+            yield Windows(index, sequence.values[row, at], log_existence[index, :length], begins)
+
+    def compress(self, values: Tensor, log_existence: Tensor) -> Tensor:
+        """Windows [K, S] of true values to latents [K, C] on the sphere."""
+        latents: Tensor = self.compressor(self.embedding(values), log_existence)
+        return latents
+
+    def encode(self, sequence: PositionSequence, segmentation: Segmentation) -> Tensor:
+        """Latents [K, C] of all existing segments, in order."""
+        latents = segmentation.start_prob.new_zeros(int(segmentation.slot_mask.sum()), self.channels)
+        for windows in self.windows(sequence, segmentation):
+            latents = latents.index_copy(0, windows.index, self.compress(windows.values, windows.log_existence))
+        return latents
+
+    def recompress(self, decoded: DecodedWindows) -> Tensor:
+        """Decoded windows to the latents that they stand for, differentiably: the sampler's clean estimate."""
+        embedded = self.embedding.embed_soft(self.readout(decoded.states))
+        latents: Tensor = self.compressor(embedded, decoded.log_existence)
+        return latents
+
+    def decode(self, latents: Tensor, window: int | None = None) -> DecodedWindows:
+        """Latents [K, C] to windows [K, S]."""
+        decoded: DecodedWindows = self.decoder(latents, window)
+        return decoded
+
+    def upper_sequence(self, latents: Tensor, segmentation: Segmentation) -> PositionSequence:
+        """Flat latents [K, C] of existing segments as the positions of the next level."""
+        shape = (*segmentation.slot_mask.shape, latents.shape[-1])
+        values = latents.new_zeros(shape).masked_scatter(segmentation.slot_mask.unsqueeze(-1), latents)
+        return PositionSequence(values, segmentation.slot_mask, segmentation.document_mask)

@@ -1,0 +1,90 @@
+"""Losses as free functions; each docstring gives the formula. All are computed in float32."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def rate_penalty(start_prob: Tensor, exists_mask: Tensor, rate: float) -> Tensor:
+    """`100 (mean p - rate)^2` over existing positions of [B, L]."""
+    mean = (start_prob * exists_mask).sum() / exists_mask.sum().clamp(min=1)
+    return 100 * (mean - rate).square()
+
+
+def uncertainty_penalty(start_prob: Tensor, exists_mask: Tensor) -> Tensor:
+    """`mean p (1 - p)`: the variance of a drawn segmentation, per existing position of [B, L]."""
+    return (start_prob * (1 - start_prob) * exists_mask).sum() / exists_mask.sum().clamp(min=1)
+
+
+def overlong_penalty(cumulative: Tensor, window: int) -> Tensor:
+    """`mean_i exp(C_{i+window} - C_i)`: the probability that a window holds no start. cumulative: [B, L]."""
+    if cumulative.shape[-1] <= window:
+        return cumulative.new_zeros(())
+    return (cumulative[..., window:] - cumulative[..., :-window]).exp().mean()
+
+
+def existence_loss(start_logits: Tensor, start_prob: Tensor, weight: Tensor) -> Tensor:
+    """Cross-entropy of predicted starts against the splitter's, `-p log p^ - (1-p) log(1-p^)`, weighted.
+
+    All of one shape; the weight at k is the existence at k - 1, the probability that the question arises at all.
+    """
+    loss = functional.binary_cross_entropy_with_logits(start_logits.float(), start_prob, reduction="none")
+    return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def expected_segment_sum(
+    position_loss: Tensor, log_existence: Tensor, start_prob: Tensor, baseline: Tensor | float
+) -> Tensor:
+    """Estimate `sum_s p_s sum_k e(s, s+k) loss(s, k)` from the starts of a drawn segmentation, without bias.
+
+    position_loss, log_existence: [M, S] for M drawn starts with probability start_prob [M]. A drawn start already
+    occurs with probability p_s, so it weighs `p_s / stopgrad(p_s)`: 1 in value, with the gradient of the
+    expectation. The baseline is subtracted in that gradient alone. A constant leaves its expectation as it is,
+    because the starts partition every position, and lowers its variance.
+    """
+    existence = log_existence.exp()
+    above = (position_loss - baseline).detach()
+    score = start_prob.clamp(min=1e-6).log()
+    score = score - score.detach()
+    decay = ((existence - existence.detach()) * above).sum()
+    value = (existence.detach() * position_loss).sum()
+    return value + decay + (score * (existence.detach() * above).sum(-1)).sum()
+
+
+def expected_segment_loss(position_loss: Tensor, log_existence: Tensor, start_prob: Tensor) -> Tensor:
+    """`expected_segment_sum` per position that the drawn segments hold, which is L in expectation.
+
+    Its baseline is the mean loss, so this has the gradient of a ratio of expectations: a bias of the order of one
+    position in all of them. Call it once for all segments of a batch; parts with a mean each would bias the starts.
+    """
+    existence = log_existence.detach().exp()
+    positions = existence.sum().clamp(min=1)
+    mean = (existence * position_loss.detach()).sum() / positions
+    return expected_segment_sum(position_loss, log_existence, start_prob, mean) / positions
+
+
+def latent_regression(estimate: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """`sum_i w_i mean_c (estimate - target)^2 / sum_i w_i` for [M, C] latents and [M] weights."""
+    error = (estimate.float() - target.float()).square().mean(-1)
+    return (error * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+def contrastive_loss(estimate: Tensor, target: Tensor, bank: Tensor, *, sharpness: float = 12.0) -> Tensor:
+    """Cross-entropy of picking the target out of a bank of real latents, per estimate: [K, C] to [K].
+
+    `-log sum_{j same as i} exp(l_ij) / sum_j exp(l_ij)` with `l_ij = sharpness cos(estimate_i, bank_j)`. The bank
+    [J, C] holds the targets [K, C] themselves; entries that equal a target (cosine above 0.999) share its
+    probability, so that frequent latents are not each other's negatives. A target of zeros, which is padding, costs
+    nothing. Targets and bank are not differentiated.
+    Products are in float32 whatever the autocast, because bfloat16 cannot tell a cosine of 0.999 from 1.
+    """
+    with torch.autocast(estimate.device.type, enabled=False):
+        unit_bank = functional.normalize(bank.detach().float(), dim=-1)
+        logits = sharpness * functional.normalize(estimate.float(), dim=-1) @ unit_bank.T
+        unit_target = functional.normalize(target.detach().float(), dim=-1)
+        same = unit_target @ unit_bank.T > 0.999
+        is_latent = same.any(-1)
+        matched = logits.masked_fill(~(same | ~is_latent.unsqueeze(-1)), -torch.inf)
+        return torch.logsumexp(logits, -1) - torch.logsumexp(matched, -1)

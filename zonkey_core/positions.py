@@ -1,0 +1,109 @@
+"""What a level's positions are: bytes at level 0, latents of the level below above that.
+
+Both kinds are embedded and read out through the same two modules' interfaces, so the code of a level is written
+once. Values are [..., L] integers for bytes and [..., L, C] floats for latents; a *soft* value is what a read-out
+gives: byte probabilities [..., L, 256], or latents.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zonkey_core.bytes import BYTE_VALUES, HIDDEN, SYMBOLS, cut_allowed_mask
+from zonkey_core.latents import to_sphere
+from zonkey_core.losses import contrastive_loss
+
+LARGEST_BANK = 2048
+
+
+class PositionSequence(NamedTuple):
+    """Rows of positions of one level."""
+
+    values: Tensor
+    """[B, L] bytes or [B, L, C] latents."""
+    exists_mask: Tensor
+    """[B, L] false for padding at the end of a row."""
+    document_mask: Tensor
+    """[B, L] true at the first position of a document."""
+
+    def cut_allowed(self, hidden_mask: Tensor | None = None) -> Tensor:
+        """[B, L] mask: anywhere between latents, not inside a code point between bytes, and not in padding.
+
+        With `hidden_mask`, what stands under it has no influence, lest the mask tell what was hidden.
+        """
+        if self.values.dim() > 2:
+            return self.exists_mask
+        shown = self.values if hidden_mask is None else self.values.masked_fill(hidden_mask, HIDDEN)
+        return cut_allowed_mask(shown) & self.exists_mask
+
+
+class PositionEmbedding(nn.Module):
+    """Values to vectors of `width`; `channels` is None for bytes."""
+
+    def __init__(self, channels: int | None, width: int) -> None:
+        super().__init__()
+        self.channels = channels
+        if channels is None:
+            self.table = nn.Embedding(SYMBOLS, width)
+        else:
+            self.linear = nn.Linear(channels, width)
+            self.hidden = nn.Parameter(torch.randn(width))
+
+    def forward(self, values: Tensor, hidden_mask: Tensor | None = None) -> Tensor:
+        """Embed true values; positions in `hidden_mask` look like nothing but hidden ones."""
+        if self.channels is None:
+            shown = values if hidden_mask is None else values.masked_fill(hidden_mask, HIDDEN)
+            embedded: Tensor = self.table(shown)
+            return embedded
+        embedded = self.linear(values)
+        if hidden_mask is None:
+            return embedded
+        return torch.where(hidden_mask.unsqueeze(-1), self.hidden.to(embedded.dtype), embedded)
+
+    def embed_soft(self, soft: Tensor) -> Tensor:
+        """Embed what a read-out gave, differentiably: the mean embedding under byte probabilities, or latents."""
+        if self.channels is None:
+            return functional.linear(soft, self.table.weight[:BYTE_VALUES].T)
+        embedded: Tensor = self.linear(soft)
+        return embedded
+
+
+class PositionReadout(nn.Module):
+    """States of `width` to values, with the loss against true ones."""
+
+    def __init__(self, channels: int | None, width: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.linear = nn.Linear(width, BYTE_VALUES if channels is None else channels)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Soft values in float32: byte probabilities, or latents on their sphere."""
+        raw = self.linear(states).float()
+        return raw.softmax(-1) if self.channels is None else to_sphere(raw)
+
+    def log_prob(self, states: Tensor) -> Tensor:
+        """Byte log-probabilities [..., 256] in float32; bytes only."""
+        return self.linear(states).float().log_softmax(-1)
+
+    def loss(self, states: Tensor, values: Tensor) -> Tensor:
+        """Per position, in nats: cross-entropy of bytes; for latents `2 (1 - cos)` plus the contrastive loss.
+
+        states [K, width], values [K] or [K, C]; returns [K]. The bank of the contrastive loss is the batch's own
+        true values, at most `LARGEST_BANK` of them, so longer inputs are taken in parts.
+        """
+        raw = self.linear(states)
+        if self.channels is None:
+            return functional.cross_entropy(raw.float(), values, reduction="none")
+        parts = []
+        for estimate, target in zip(raw.split(LARGEST_BANK), values.detach().split(LARGEST_BANK), strict=True):
+            distance = 2 * (1 - functional.cosine_similarity(estimate.float(), target.float(), dim=-1))
+            parts.append(distance + contrastive_loss(estimate, target, target))
+        return torch.cat(parts) if parts else raw.new_zeros(0)
+
+    def harden(self, soft: Tensor) -> Tensor:
+        """Soft values to values: the likeliest byte, or the latent itself."""
+        return soft.argmax(-1) if self.channels is None else soft

@@ -1,0 +1,225 @@
+"""Generation: the top level is denoised from noise, and each level below refines what the one above unfolds.
+
+All slots of a level are denoised at once. A level's windows are stitched into an estimate of the latents one level
+down, which enter there at a small noise level, because they lie slightly off the clean ones, and are refined in a
+few steps; and so on to bytes. Text longer than the model's rows continues from its own end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from zonkey_core.bytes import BYTE_VALUES
+from zonkey_core.denoiser import NoisySlots
+from zonkey_core.errors import ConfigError
+from zonkey_core.latents import to_sphere
+from zonkey_core.level import Level
+from zonkey_core.model import Zonkey, text_sequence
+from zonkey_core.stitcher import Stitched, stitch
+
+GROUP_BYTES = 512
+"""Text that is sampled at once."""
+CONTEXT_BYTES = 384
+"""Text before it that is read."""
+SPARE_SLOTS = 1.15
+"""Slots opened for each one that is expected to be needed."""
+REFINING_RATIO = 1.5
+"""Noise-to-signal ratio at which a level receives what the level above unfolds."""
+END_RUN = 2
+"""This many empty slots in a row end a document."""
+
+
+class SamplingOptions(msgspec.Struct, frozen=True):
+    """How text is sampled."""
+
+    steps: int = 16
+    """Evaluations of a level's trunk from pure noise to none."""
+    temperature: float = 1.0
+    """Scale of the noise that is added anew at each step; 0 takes the most typical path."""
+    max_bytes: int = 512
+    level: int | None = None
+    """Where sampling starts: the top level by default, 0 for level 0 alone."""
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One text."""
+
+    seed: int
+    text: bytes
+
+
+class Slots(NamedTuple):
+    """One row of slots on the way from noise to text."""
+
+    latents: Tensor
+    """[M, C] clean latents where known, else the start of the sampling."""
+    known_mask: Tensor
+    """[M]"""
+    starts_document: bool
+    noise_level: float
+    """Noise level at which unknown slots start; 1 ignores their latents."""
+
+
+class DenoisedSlots(NamedTuple):
+    """What sampling made of a row of slots."""
+
+    latents: Tensor
+    """[M, C]"""
+    existence: Tensor
+    """[M] probability that the slot exists; 1 where it was known."""
+
+
+def generate(
+    model: Zonkey, *, seeds: Sequence[int], options: SamplingOptions, prompt: bytes = b""
+) -> Iterator[Sample]:
+    """Sample one text per seed, each yielded when ready; a prompt is kept as the beginning of every one.
+
+    A sample depends on its own seed alone. Raises `ConfigError` for options out of range.
+    """
+    top = resolve_level(model, options)
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        text = prompt
+        while len(text) < options.max_bytes:
+            room = min(GROUP_BYTES, options.max_bytes - len(text))
+            piece, ended = _continue_text(model, text, room, top, options, generator)
+            text += piece
+            if ended or not piece:
+                break
+        yield Sample(seed, _trim(text, max(options.max_bytes, len(prompt))))
+
+
+def resolve_level(model: Zonkey, options: SamplingOptions) -> int:
+    """The level at which sampling starts; raises `ConfigError` for options out of range."""
+    top = len(model.levels) - 1 if options.level is None else options.level
+    if not 0 <= top < len(model.levels):
+        raise ConfigError(f"level must be between 0 and {len(model.levels) - 1}, not {top}")
+    if options.steps < 1:
+        raise ConfigError(f"steps must be at least 1, not {options.steps}")
+    if options.max_bytes < 1:
+        raise ConfigError(f"max-bytes must be at least 1, not {options.max_bytes}")
+    if not 0 <= options.temperature <= 10:
+        raise ConfigError(f"temperature must lie between 0 and 10, not {options.temperature}")
+    return top
+
+
+@torch.no_grad()
+def denoise(
+    level: Level, slots: Slots, *, steps: int, temperature: float, generator: torch.Generator
+) -> DenoisedSlots:
+    """Denoise a row of slots: data prediction, self-conditioning, part of the noise drawn anew at every step.
+
+    From noise level t to s the next latent is `alpha_s x^ + sqrt(sigma_s^2 - v) e^ + sqrt(v) noise` with the noise
+    e^ implied by the estimate x^ and the ancestral variance `v = (sigma_s/sigma_t)^2 (1 - (alpha_t/alpha_s)^2)`.
+    """
+    known = slots.known_mask
+    device = known.device
+    shape = slots.latents.shape
+
+    def fresh() -> Tensor:
+        return torch.randn(shape, generator=generator).to(device)
+
+    start = torch.full((1,), slots.noise_level, device=device)
+    noisy = level.schedule.add_noise(slots.latents, fresh(), start.expand(len(known)))
+    latents = torch.where(known.unsqueeze(-1), slots.latents, noisy)
+    document_mask = torch.zeros_like(known)
+    document_mask[0] = slots.starts_document
+    estimate = torch.zeros_like(latents) if slots.noise_level == 1 else slots.latents
+    existence = torch.ones_like(known, dtype=torch.float32)
+    times = torch.linspace(slots.noise_level, 0, steps + 1, device=device)
+    for now, following in zip(times[:-1], times[1:], strict=True):
+        reads = NoisySlots(
+            latents[None], torch.where(known, 0, now)[None], estimate[None], document_mask[None], torch.ones_like(known)[None]
+        )
+        guess = level.trunk(reads)
+        estimate = guess.latents[0]
+        existence = guess.existence_logits[0].sigmoid()
+        alpha, sigma = level.schedule.alpha(now), level.schedule.sigma(now)
+        next_alpha, next_sigma = level.schedule.alpha(following), level.schedule.sigma(following)
+        implied = (latents - alpha * estimate) / sigma.clamp(min=1e-6)
+        variance = (next_sigma / sigma).square() * (1 - (alpha / next_alpha).square())
+        kept = (next_sigma.square() - variance).clamp(min=0).sqrt()
+        moved = next_alpha * estimate + kept * implied + temperature * variance.clamp(min=0).sqrt() * fresh()
+        latents = torch.where(known.unsqueeze(-1), slots.latents, moved)
+    return DenoisedSlots(latents, existence.where(~known, 1.0))
+
+
+@torch.no_grad()
+def unfold(level: Level, slots: DenoisedSlots) -> Stitched:
+    """Decode a row of slots and stitch the windows: byte contents [L, 256], or latents of the level below [L, C]."""
+    symbols = level.readout.channels is None
+    decoded = level.decode(slots.latents)
+    contents = level.readout(decoded.states)
+    if symbols:
+        contents = functional.one_hot(contents.argmax(-1), BYTE_VALUES).float()
+    return stitch(contents, decoded.log_existence, slots.existence, symbols=symbols)
+
+
+def read_bytes(level: Level, slots: DenoisedSlots) -> bytes:
+    """The text of a row of level 0's slots."""
+    return bytes(unfold(level, slots).contents.argmax(-1).tolist()) if len(slots.latents) else b""
+
+
+def _continue_text(
+    model: Zonkey, text: bytes, room: int, top: int, options: SamplingOptions, generator: torch.Generator
+) -> tuple[bytes, bool]:
+    """Sample about `room` bytes after `text`; also says whether the document ended."""
+    context = text[-CONTEXT_BYTES:]
+    known = _known_latents(model, context, top)
+    whole = len(context) == len(text)
+    start: Tensor | None = None
+    ended = False
+    for index in range(top, -1, -1):
+        level = model.levels[index]
+        length = math.prod(below.segment_length for below in model.config.levels[: index + 1])
+        count = math.ceil(room / length * SPARE_SLOTS) if start is None else len(start)
+        opened = known[index].new_zeros(count, level.channels) if start is None else to_sphere(start)
+        noise = 1.0 if start is None else level.schedule.level_for_ratio(REFINING_RATIO)
+        steps = options.steps if start is None else max(1, options.steps // 2)
+        mask = torch.arange(len(known[index]) + count, device=opened.device) < len(known[index])
+        slots = Slots(torch.cat([known[index], opened]), mask, whole, noise)
+        result = denoise(level, slots, steps=steps, temperature=options.temperature, generator=generator)
+        fresh = DenoisedSlots(result.latents[len(known[index]) :], result.existence[len(known[index]) :])
+        fresh, stopped = _until_end(fresh)
+        ended = ended or stopped
+        if index == 0:
+            return read_bytes(level, fresh), ended
+        start = unfold(level, fresh).contents
+    raise AssertionError("the loop returns at level 0")
+
+
+def _until_end(slots: DenoisedSlots) -> tuple[DenoisedSlots, bool]:
+    """Drop everything from the first `END_RUN` empty slots on."""
+    empty = (slots.existence <= 0.5).float()
+    if len(empty) < END_RUN:
+        return slots, False
+    runs = empty.unfold(0, END_RUN, 1).amin(-1).nonzero().flatten()
+    if not len(runs):
+        return slots, False
+    end = int(runs[0])
+    return DenoisedSlots(slots.latents[:end], slots.existence[:end]), True
+
+
+def _known_latents(model: Zonkey, context: bytes, top: int) -> list[Tensor]:
+    """Latents of a text's segments at each level up to `top`; the last of an upper level is open and left out."""
+    if not context:
+        return [torch.zeros(0, level.channels, device=model.device) for level in model.levels]
+    views = model.ascend(text_sequence(context, device=model.device), top)
+    return [view.latents.float() if index == 0 else view.latents[:-1].float() for index, view in enumerate(views)]
+
+
+def _trim(text: bytes, limit: int) -> bytes:
+    """At most `limit` bytes, not ending inside a code point."""
+    if len(text) <= limit:
+        return text
+    end = limit
+    while end > limit - 3 and end > 0 and 0x80 <= text[end] < 0xC0:
+        end -= 1
+    return text[:end]

@@ -1,0 +1,104 @@
+"""Training: a curriculum of stages, run so that it can be stopped and taken up again without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from zonkey_core.checkpoint import CONFIG, MODEL, TrainingRecord, file_path, read_model_card, read_tensors
+from zonkey_core.config import Config
+from zonkey_core.data import SourceSpec
+from zonkey_core.errors import CheckpointError, ConfigError
+from zonkey_core.training.events import (
+    CheckpointEvent,
+    Event,
+    FiguresEvent,
+    SampleEvent,
+    SplitsEvent,
+    StageEvent,
+    StepEvent,
+)
+from zonkey_core.training.trainer import Trainer, TrainingOptions, TrainingResult
+
+METRICS = "metrics.jsonl"
+
+__all__ = [
+    "CheckpointEvent",
+    "Event",
+    "FiguresEvent",
+    "SampleEvent",
+    "SplitsEvent",
+    "StageEvent",
+    "StepEvent",
+    "TrainingOptions",
+    "TrainingResult",
+    "resume",
+    "train",
+]
+
+
+def train(
+    config: Config,
+    spec: SourceSpec,
+    options: TrainingOptions,
+    *,
+    start_from: Path | None = None,
+    on_event: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+) -> TrainingResult:
+    """Train a new model, or with `start_from` go on from another's weights on this data, into `options.out`.
+
+    Raises `CheckpointError` where the output folder holds a model already, `ConfigError` for a budget that is not
+    either steps or minutes, and what opening the data raises.
+    """
+    out = Path(options.out)
+    if file_path(out, CONFIG).exists():
+        raise CheckpointError(f"{out}: holds a model already; go on with --resume or choose another --out")
+    if (options.steps is None) == (options.minutes is None):
+        raise ConfigError("give either a number of steps or a number of minutes")
+    weights = None
+    if start_from is not None:
+        config = msgspec.structs.replace(config, model=read_model_card(start_from).config.model)
+        weights = read_tensors(start_from, MODEL)
+    record = TrainingRecord(
+        data=msgspec.to_builtins(spec),
+        options=msgspec.to_builtins(options),
+        parent=start_from.name if start_from else None,
+    )
+    trainer = Trainer(config, record)
+    if weights is not None and start_from is not None:
+        trainer.start_from(weights, start_from / MODEL)
+    return _run(trainer, on_event, should_stop)
+
+
+def resume(
+    directory: Path,
+    *,
+    on_event: Callable[[Event], None],
+    should_stop: Callable[[], bool],
+) -> TrainingResult:
+    """Go on with a run exactly where its last checkpoint left it; the folder may have been moved."""
+    card = read_model_card(directory)
+    if card.training is None:
+        raise CheckpointError(f"{directory}: has no training.json to resume from; start anew with --from {directory}")
+    card.training.options["out"] = str(directory)
+    trainer = Trainer(card.config, card.training)
+    trainer.restore()
+    return _run(trainer, on_event, should_stop)
+
+
+def _run(trainer: Trainer, on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> TrainingResult:
+    """Run with every event also written to the metrics file."""
+    encoder = msgspec.json.Encoder()
+    trainer.out.mkdir(parents=True, exist_ok=True)
+    with (trainer.out / METRICS).open("ab") as metrics:
+
+        def record(event: Event) -> None:
+            metrics.write(encoder.encode(event) + b"\n")
+            metrics.flush()
+            on_event(event)
+
+        return trainer.run(record, should_stop)
+

@@ -1,0 +1,45 @@
+"""The order in which a model learns.
+
+Level by level: its splitter, its autoencoder, its denoiser (which also adapts the decoder to what the trunk emits);
+then one joint phase from end to end. A naive joint start gives a poor model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from zonkey_core.config import ModelConfig, StageShares
+from zonkey_core.errors import ConfigError
+
+STAGES = ("splitter", "autoencoder", "denoiser", "joint")
+
+
+class Stage(NamedTuple):
+    """One stage: its name, the level it trains (None for all) and its share of the run, summing to 1."""
+
+    name: str
+    level: int | None
+    share: float
+
+
+def plan_stages(model: ModelConfig, shares: StageShares, only: str | None = None) -> list[Stage]:
+    """The curriculum of a model; with `only`, just the stages of that name."""
+    if only is not None and only not in STAGES:
+        raise ConfigError(f"unknown stage {only!r}; choose one of {', '.join(STAGES)}")
+    stages = [
+        Stage(name, level, _share(getattr(shares, name), level))
+        for level in range(len(model.levels))
+        for name in STAGES[:3]
+    ]
+    stages.append(Stage("joint", None, shares.joint))
+    stages = [stage for stage in stages if stage.share > 0 and only in (None, stage.name)]
+    total = sum(stage.share for stage in stages)
+    if not total:
+        raise ConfigError("training.shares leaves no stage with a share above 0")
+    return [stage._replace(share=stage.share / total) for stage in stages]
+
+
+def _share(shares: Sequence[float], level: int) -> float:
+    """A level's share; the last one given repeats for the levels above it."""
+    return shares[min(level, len(shares) - 1)] if shares else 0.0

@@ -1,0 +1,88 @@
+"""Optimisers: Muon for matrices inside the network, AdamW for everything else, both from torch.
+
+Muon reached the same loss in about a quarter of AdamW's steps here (docs/experiments.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from zonkey_core.bytes import SYMBOLS
+from zonkey_core.config import TrainingConfig
+from zonkey_core.errors import CheckpointError
+
+SMALLEST_MATRIX = 16
+"""Narrower matrices have too few directions for orthogonal updates."""
+
+
+def build_optimizers(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> list[Optimizer]:
+    """One optimiser for the matrices and one for the rest; either is left out when it would have nothing to do."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in parameters:
+        is_table = parameter.dim() == 2 and len(parameter) == SYMBOLS
+        inner = parameter.dim() == 2 and min(parameter.shape) >= SMALLEST_MATRIX and not is_table
+        (matrices if inner else others).append(parameter)
+    optimizers: list[Optimizer] = []
+    if matrices:
+        optimizers.append(
+            Muon(
+                matrices,
+                lr=config.matrix_learning_rate,
+                momentum=0.95,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    if others:
+        optimizers.append(
+            AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def learning_rate_factor(fraction: float, step: int, config: TrainingConfig) -> float:
+    """Share of the peak rate at a fraction of a stage: a short rise, then a straight fall to `final_rate`.
+
+    The rise takes `warmup` of the stage and never fewer than 20 steps, so that short stages start gently too.
+    """
+    rise = min(1.0, (step + 1) / 20, fraction / config.warmup if step else 1.0)
+    return max(rise, 0.05) * max(config.final_rate, 1 - fraction * (1 - config.final_rate))
+
+
+def set_learning_rates(optimizers: Iterable[Optimizer], factor: float) -> None:
+    """Scale every group's rate from its peak."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+
+
+def optimizer_tensors(optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+    """The optimisers' state as named tensors, for safetensors."""
+    return {
+        f"{which}.{index}.{key}": torch.as_tensor(value)
+        for which, optimizer in enumerate(optimizers)
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizers(optimizers: Iterable[Optimizer], tensors: dict[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    for which, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            owner, index, key = name.split(".", 2)
+            if int(owner) == which:
+                state.setdefault(int(index), {})[key] = tensor
+        try:
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"the optimizer state does not fit this model ({error})") from error

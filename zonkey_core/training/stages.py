@@ -1,0 +1,78 @@
+"""What a stage trains and what it minimises.
+
+In the stages of a single level everything below is fixed, and segments are those that the model is used with. In the
+joint stage every level's three objectives are added up, segmentations are drawn from the splitters so that the
+expected loss reaches them, and latents carry the upper level's gradient down, scaled by how far the stage is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from zonkey_core.level import Level
+from zonkey_core.model import Zonkey
+from zonkey_core.objectives import autoencoder_objective, denoiser_objective, splitter_objective
+from zonkey_core.positions import PositionSequence
+from zonkey_core.training.curriculum import Stage
+
+
+def stage_parameters(model: Zonkey, stage: Stage) -> list[nn.Parameter]:
+    """The parameters that a stage moves."""
+    if stage.level is None:
+        return list(model.parameters())
+    return list(_level_parameters(model.levels[stage.level], stage.name))
+
+
+def _level_parameters(level: Level, name: str) -> Iterator[nn.Parameter]:
+    if name == "splitter":
+        yield from level.splitter_parameters()
+    elif name == "autoencoder":
+        yield from level.autoencoder_parameters()
+    else:
+        for module in (level.trunk, level.decoder, level.readout):
+            yield from module.parameters()
+
+
+def stage_losses(
+    model: Zonkey, stage: Stage, sequence: PositionSequence, generator: torch.Generator, fraction: float
+) -> dict[str, Tensor]:
+    """Named losses of a batch of bytes, as `LEVEL/NAME`; their sum is what the stage minimises."""
+    if stage.level is None:
+        return joint_losses(model, sequence, generator, upper_gradient=min(1.0, 2 * fraction))
+    level = model.levels[stage.level]
+    if stage.level:
+        below = model.ascend(sequence, stage.level - 1)[-1]
+        sequence = model.levels[stage.level - 1].upper_sequence(below.latents, below.segmentation)
+    if stage.name == "splitter":
+        losses = splitter_objective(level, sequence, generator)
+    else:
+        with torch.no_grad():
+            segmentation = level.choose_starts(sequence, level.split(sequence).start_prob)
+        if stage.name == "autoencoder":
+            losses = autoencoder_objective(level, sequence, segmentation, generator).losses
+        else:
+            with torch.no_grad():
+                latents = level.encode(sequence, segmentation)
+            losses = denoiser_objective(level, sequence, segmentation, latents, generator)
+    return {f"{stage.level}/{name}": loss for name, loss in losses.items()}
+
+
+def joint_losses(
+    model: Zonkey, sequence: PositionSequence, generator: torch.Generator, *, upper_gradient: float
+) -> dict[str, Tensor]:
+    """Every objective of every level in one graph; `upper_gradient` scales what passes down through the latents."""
+    losses: dict[str, Tensor] = {}
+    for index, level in enumerate(model.levels):
+        splits = splitter_objective(level, sequence, generator)
+        start_prob = level.split(sequence).start_prob
+        segmentation = level.choose_starts(sequence, start_prob, generator=generator)
+        encoded = autoencoder_objective(level, sequence, segmentation, generator)
+        denoised = denoiser_objective(level, sequence, segmentation, encoded.latents, generator)
+        named = splits | encoded.losses | denoised
+        losses |= {f"{index}/{name}": loss for name, loss in named.items()}
+        passed = encoded.latents * upper_gradient + encoded.latents.detach() * (1 - upper_gradient)
+        sequence = level.upper_sequence(passed, segmentation)
+    return losses

@@ -1,0 +1,298 @@
+"""The training loop, with everything that is needed to stop and go on exactly where it was."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from zonkey_core.checkpoint import (
+    CONFIG,
+    MODEL,
+    OPTIMIZER,
+    TRAINING,
+    TrainingRecord,
+    describe,
+    fill_model,
+    pack_tensors,
+    read_tensors,
+    write_files,
+)
+from zonkey_core.config import Config
+from zonkey_core.data import SourceSpec, open_stream
+from zonkey_core.data.rows import Prefetcher, RowBatch, RowStream
+from zonkey_core.devices import autocast, choose_device, choose_precision
+from zonkey_core.errors import ZonkeyError
+from zonkey_core.evaluation import held_out_rows, quick_figures
+from zonkey_core.model import Zonkey, byte_sequence
+from zonkey_core.positions import PositionSequence
+from zonkey_core.training.curriculum import Stage, plan_stages
+from zonkey_core.training.events import CheckpointEvent, Event, FiguresEvent, StageEvent, StepEvent
+from zonkey_core.training.optimizers import (
+    build_optimizers,
+    learning_rate_factor,
+    optimizer_tensors,
+    restore_optimizers,
+    set_learning_rates,
+)
+from zonkey_core.training.preview import Preview
+from zonkey_core.training.stages import stage_losses, stage_parameters
+
+REPORT_SECONDS = 1.0
+
+
+class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """One run: where to, for how long and on what."""
+
+    out: str
+    steps: int | None = None
+    minutes: float | None = None
+    """The budget is either steps or minutes; exactly one of them is given."""
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    stage: str | None = None
+    """Only the stages of this name."""
+    checkpoint_minutes: float = 2.0
+
+
+class TrainingResult(NamedTuple):
+    """How a run ended."""
+
+    path: Path
+    stopped: bool
+    """True when it was asked to stop before its end."""
+    steps: int
+
+
+class Trainer:
+    """Holds a run's state; `run` goes on until the curriculum ends or it is asked to stop."""
+
+    def __init__(self, config: Config, record: TrainingRecord) -> None:
+        self.config = config
+        self.record = record
+        self.options = msgspec.convert(record.options, TrainingOptions)
+        self.spec = msgspec.convert(record.data, SourceSpec)
+        self.out = Path(self.options.out)
+        self.device = choose_device(self.options.device)
+        self.precision = choose_precision(self.options.precision, self.device)
+        self.stages = plan_stages(config.model, config.training.shares, self.options.stage)
+        self.generator = torch.Generator().manual_seed(self.options.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.options.seed)
+            self.model = Zonkey(config.model)
+            self.average = Zonkey(config.model)
+        self.average.load_state_dict(self.model.state_dict())
+        self.model.to(self.device)
+        self.average.to(self.device).requires_grad_(False)
+        self.optimizers: list[Optimizer] | None = None
+
+    def start_from(self, weights: dict[str, Tensor], origin: Path) -> None:
+        """Begin with the weights of another model of the same shape."""
+        fill_model(self.model, {name: tensor.float() for name, tensor in weights.items()}, origin=origin)
+        self.model.to(self.device)
+        self.average.load_state_dict(self.model.state_dict())
+
+    def restore(self) -> None:
+        """Take up the state that `save` left in the output folder."""
+        tensors = read_tensors(self.out, OPTIMIZER)
+        parts: dict[str, dict[str, Tensor]] = {"live": {}, "average": {}, "state": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        fill_model(self.model, parts["live"], origin=self.out / OPTIMIZER)
+        fill_model(self.average, parts["average"], origin=self.out / OPTIMIZER)
+        self.model.to(self.device)
+        self.average.to(self.device).requires_grad_(False)
+        state = torch.frombuffer(bytearray(base64.b64decode(self.record.random_state)), dtype=torch.uint8)
+        self.generator.set_state(state)
+        if self.record.stage_step and self.record.stage < len(self.stages):
+            self.optimizers = self._stage_optimizers(self.stages[self.record.stage])
+            restore_optimizers(self.optimizers, parts["state"])
+
+    def save(self, data_state: dict[str, object], on_event: Callable[[Event], None]) -> None:
+        """Write the checkpoint whole."""
+        record = self.record
+        record.data_state = data_state
+        record.random_state = base64.b64encode(self.generator.get_state().numpy().tobytes()).decode()
+        record.torch_version = str(torch.__version__)
+        average = self.average.state_dict()
+        resumable = {f"live.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        resumable |= {f"average.{name}": tensor for name, tensor in average.items()}
+        resumable |= {f"state.{name}": tensor for name, tensor in optimizer_tensors(self.optimizers or []).items()}
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        write_files(
+            self.out,
+            {
+                MODEL: pack_tensors(average, half=True),
+                OPTIMIZER: pack_tensors(resumable),
+                CONFIG: describe(self.config, parameters),
+                TRAINING: msgspec.json.format(msgspec.json.encode(record), indent=2),
+            },
+        )
+        on_event(CheckpointEvent(str(self.out), record.steps))
+
+    def run(self, on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> TrainingResult:
+        """Train to the end of the curriculum, or until `should_stop` says so; either way the state is saved."""
+        training = self.config.training
+        documents = open_stream(
+            self.spec,
+            seed=self.options.seed,
+            shuffle_documents=training.shuffle_documents,
+            state=self.record.data_state.get("documents"),
+        )
+        rows = RowStream(documents, training.row_bytes, training.batch_rows, self.record.data_state or None)
+        stopped = False
+        preview = Preview(self, on_event)
+        with Prefetcher(rows) as batches:
+            while self.record.stage < len(self.stages) and not stopped:
+                stopped = not self._run_stage(batches, on_event, should_stop, preview)
+            if not stopped:
+                self._measure(on_event)
+            self.save(batches.state(), on_event)
+        return TrainingResult(self.out, stopped, self.record.steps)
+
+    def stage_fraction(self) -> float:
+        """How much of the current stage is done, 0 to 1."""
+        share = self.stages[self.record.stage].share
+        if self.options.steps is not None:
+            return min(1.0, self.record.stage_step / max(1, round(share * self.options.steps)))
+        assert self.options.minutes is not None
+        return min(1.0, self.record.stage_seconds / max(1e-9, share * self.options.minutes * 60))
+
+    def run_fraction(self) -> float:
+        """How much of the whole run is done, 0 to 1."""
+        done = sum(stage.share for stage in self.stages[: self.record.stage])
+        if self.record.stage == len(self.stages):
+            return 1.0
+        return min(1.0, done + self.stages[self.record.stage].share * self.stage_fraction())
+
+    def _run_stage(
+        self,
+        batches: Prefetcher,
+        on_event: Callable[[Event], None],
+        should_stop: Callable[[], bool],
+        preview: Preview,
+    ) -> bool:
+        """Run the current stage to its end; returns False when asked to stop before that."""
+        record, stage = self.record, self.stages[self.record.stage]
+        parameters = stage_parameters(self.model, stage)
+        if self.optimizers is None:
+            self.optimizers = self._stage_optimizers(stage)
+        self._train_only(parameters)
+        on_event(StageEvent(stage.name, stage.level))
+        last = reported = saved = time.monotonic()
+        bytes_before, seconds_before = record.bytes_seen, record.stage_seconds
+        while self.stage_fraction() < 1:
+            batch = batches.next_batch()
+            losses = self._step(batch, stage, parameters)
+            now = time.monotonic()
+            record.stage_seconds += now - last
+            record.seconds += now - last
+            last = now
+            if now - reported >= REPORT_SECONDS or self.stage_fraction() >= 1:
+                speed = (record.bytes_seen - bytes_before) / max(1e-9, record.stage_seconds - seconds_before)
+                self._report(stage, losses, speed, on_event)
+                preview.show(stage)
+                reported = now
+            if should_stop():
+                return False
+            if now - saved >= self.options.checkpoint_minutes * 60:
+                self.save(batches.state(), on_event)
+                saved = time.monotonic()
+        self._finish_stage(parameters)
+        self.save(batches.state(), on_event)
+        return True
+
+    def _step(self, batch: RowBatch, stage: Stage, parameters: list[nn.Parameter]) -> dict[str, Tensor]:
+        """One update from one batch; returns its losses."""
+        training, record = self.config.training, self.record
+        assert self.optimizers is not None
+        sequence = self._sequence(batch)
+        fraction = self.stage_fraction()
+        set_learning_rates(self.optimizers, learning_rate_factor(fraction, record.stage_step, training))
+        with autocast(self.device, self.precision):
+            losses = stage_losses(self.model, stage, sequence, self.generator, fraction)
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(parameters, training.gradient_clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        record.stage_step += 1
+        record.steps += 1
+        record.bytes_seen += batch.bytes.size
+        decay = min(training.average_decay, (1 + record.stage_step) / (10 + record.stage_step))
+        averages = self._averages_of(parameters)
+        torch._foreach_lerp_(averages, [parameter.detach() for parameter in parameters], 1 - decay)
+        return losses
+
+    def _sequence(self, batch: RowBatch) -> PositionSequence:
+        values = torch.from_numpy(batch.bytes).to(self.device, non_blocking=True)
+        return byte_sequence(values, torch.from_numpy(batch.document_starts).to(self.device, non_blocking=True))
+
+    def _stage_optimizers(self, stage: Stage) -> list[Optimizer]:
+        return build_optimizers(stage_parameters(self.model, stage), self.config.training)
+
+    def _train_only(self, parameters: list[nn.Parameter]) -> None:
+        """Let gradients flow to these parameters alone, and pair each with its average."""
+        self.model.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        averages = dict(zip(self.model.parameters(), self.average.parameters(), strict=True))
+        self._pairs = {parameter: averages[parameter] for parameter in parameters}
+
+    def _averages_of(self, parameters: list[nn.Parameter]) -> list[Tensor]:
+        return [self._pairs[parameter] for parameter in parameters]
+
+    def _finish_stage(self, parameters: list[nn.Parameter]) -> None:
+        """Go on from the averaged weights, with fresh optimisers."""
+        with torch.no_grad():
+            for parameter, average in zip(parameters, self._averages_of(parameters), strict=True):
+                parameter.copy_(average)
+        self.optimizers = None
+        self.record.stage += 1
+        self.record.stage_step, self.record.stage_seconds = 0, 0.0
+
+    def _report(
+        self, stage: Stage, losses: dict[str, Tensor], speed: float, on_event: Callable[[Event], None]
+    ) -> None:
+        """Send a `StepEvent`; a loss that is no longer a number ends the run."""
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        broken = [name for name, value in values.items() if value != value]
+        if broken:
+            raise ZonkeyError(
+                f"training diverged at step {self.record.steps} (loss {broken[0]}); lower training.learning_rate "
+                f"and training.matrix_learning_rate and go on from the last checkpoint with --resume"
+            )
+        done = self.run_fraction()
+        assert self.optimizers is not None
+        on_event(
+            StepEvent(
+                stage=stage.name,
+                level=stage.level,
+                step=self.record.steps,
+                fraction=done,
+                losses=values,
+                bytes_per_second=speed,
+                bytes_seen=self.record.bytes_seen,
+                seconds=self.record.seconds,
+                seconds_left=self.record.seconds * (1 - done) / max(done, 1e-6),
+                learning_rate=self.optimizers[0].param_groups[0]["lr"],
+            )
+        )
+
+    def _measure(self, on_event: Callable[[Event], None]) -> None:
+        """Measure the averaged model on held-out text, where the source has any."""
+        rows = held_out_rows(self.spec, self.config.training.row_bytes)
+        if rows is not None:
+            self.average.eval()
+            with autocast(self.device, self.precision):
+                self.record.figures = quick_figures(self.average, rows)
+            on_event(FiguresEvent(self.record.figures))
