@@ -9,6 +9,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "zonkey_cli")
-TRAINING_STEPS = 40
+QUICK_TRAINING = ("--preset", "tiny", "--set", "training.batch_rows=2", "--set", "training.row_bytes=512")
+"""Options of a run that learns next to nothing in seconds."""
 
 
 def clean_environment(home: Path, **variables: str) -> dict[str, str]:
@@ -89,6 +91,35 @@ class Zonkey:
         return [*COMMAND, *map(str, arguments)]
 
 
+class Feeder:
+    """Writes to a process's standard input beside the test, and leaves it open until it is told to end it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], data: bytes) -> None:
+        self._process = process
+        self._end = threading.Event()
+        self._last = b""
+        self._thread = threading.Thread(target=self._feed, args=(data,), daemon=True)
+        self._thread.start()
+
+    def end(self, last: bytes = b"") -> None:
+        """Let `last` follow, and close."""
+        self._last = last
+        self._end.set()
+
+    def _feed(self, data: bytes) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
+            stdin.write(data)
+            stdin.flush()
+            self._end.wait()
+            stdin.write(self._last)
+
+    def join(self) -> None:
+        """Wait until all was written, or the reader is gone."""
+        self._end.set()
+        self._thread.join(60)
+
+
 @pytest.fixture
 def zonkey(tmp_path: Path) -> Iterator[Zonkey]:
     """The program, to be run in an empty folder."""
@@ -104,8 +135,8 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(ready).resolve()
     folder = tmp_path_factory.mktemp("tiny")
     done = Zonkey(folder).run(
-        "train", "--data", "sample", "--preset", "tiny", "--steps", str(TRAINING_STEPS), "--device", "cpu",
-        "--out", folder / "model", "--seed", "1", timeout=300,
+        "train", "--data", "sample", *QUICK_TRAINING, "--steps", "10", "--device", "cpu", "--seed", "1",
+        "--out", folder / "model",
     )
     assert done.returncode == 0, done.stderr.decode()
     return folder / "model"

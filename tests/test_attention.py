@@ -51,7 +51,8 @@ def test_existence_of_one_or_zero_is_a_hard_mask(length: int, existing: int) -> 
     mask = torch.where(torch.arange(length) < existing, 0.0, -torch.inf).double().expand(2, 1, length, length)
     soft = attend(*inputs, window_bias(exists.log()))[:, :, :existing]
     assert torch.equal(soft, attend(*inputs, mask)[:, :, :existing])
-    expected = masked_softmax(*(part[:, :, :existing] for part in inputs), torch.tensor(True))
+    queries, keys, values = (part[:, :, :existing] for part in inputs)
+    expected = masked_softmax(queries, keys, values, torch.tensor(True))
     torch.testing.assert_close(soft, expected)
     reference = attend_reference(*inputs, window_ratio(exists))[:, :, :existing]
     torch.testing.assert_close(reference, expected)
@@ -79,9 +80,12 @@ def test_positions_that_do_not_exist_have_no_influence_at_all(existing: int, see
     other_keys, other_values = keys.clone(), values.clone()
     other_keys[:, :, existing:] = 3 * normal(2, 2, length - existing, 4, seed=seed + 7)
     other_values[:, :, existing:] = -5
-    for path, weight in ((attend, window_bias(exists.log())), (attend_reference, window_ratio(exists))):
-        before = path(queries, keys, values, weight)[:, :, :existing]
-        assert torch.equal(before, path(queries, other_keys, other_values, weight)[:, :, :existing])
+    ratio, bias = window_ratio(exists), window_bias(exists.log())
+    before = attend_reference(queries, keys, values, ratio)[:, :, :existing]
+    assert torch.equal(before, attend_reference(queries, other_keys, other_values, ratio)[:, :, :existing])
+    before = attend(queries, keys, values, bias)[:, :, :existing]
+    after = attend(queries, other_keys, other_values, bias)[:, :, :existing]
+    torch.testing.assert_close(after, before, atol=1e-12, rtol=0)
 
 
 @BOTH_BRANCHES
@@ -104,7 +108,7 @@ def test_a_vanishing_tail_leaves_the_rest_as_it_is(seed: int, appended: int) -> 
     length = 6
     queries, keys, values = heads(length + appended, seed)
     exists = falling_existence(length, seed)
-    kept = [part[:, :, :length] for part in (queries, keys, values)]
+    kept = queries[:, :, :length], keys[:, :, :length], values[:, :, :length]
     alone = attend(*kept, window_bias(exists.log()))
     torch.testing.assert_close(attend_reference(*kept, window_ratio(exists)), alone)
     errors = []
@@ -135,14 +139,18 @@ def test_document_positions_count_as_much_as_they_share_a_segment() -> None:
 
 
 def test_reference_gradients_are_right() -> None:
-    inputs = [part[:1, :1, :4].requires_grad_() for part in heads(4, seed=3)]
+    inputs = [part[:1, :1].requires_grad_() for part in heads(4, seed=3)]
     exists = falling_existence(4, seed=3)[:1].requires_grad_()
-    assert torch.autograd.gradcheck(lambda e, *x: attend_reference(*x, window_ratio(e)), (exists, *inputs))
+
+    def window(exists: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return attend_reference(queries, keys, values, window_ratio(exists))
+
+    assert torch.autograd.gradcheck(window, (exists, *inputs))
     probs = start_probs(4, seed=3)[:, 1:].requires_grad_()
 
-    def document(inner: Tensor, *parts: Tensor) -> Tensor:
+    def document(inner: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         starts = torch.cat([torch.ones(1, 1, dtype=torch.float64), inner], 1)
-        return attend_reference(*parts, document_bias(cumulative_log_continue(starts)).exp())
+        return attend_reference(queries, keys, values, document_bias(cumulative_log_continue(starts)).exp())
 
     assert torch.autograd.gradcheck(document, (probs, *inputs))
 
@@ -177,7 +185,7 @@ def test_fast_path_equals_reference_where_existence_is_zero() -> None:
 @BOTH_BRANCHES
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_no_nan_at_zero_existence_forward_or_backward(length: int, dtype: torch.dtype) -> None:
-    inputs = [part.requires_grad_() for part in heads(length, seed=7, dtype=dtype)]
+    queries, keys, values = inputs = [part.requires_grad_() for part in heads(length, seed=7, dtype=dtype)]
     starts = torch.full((2, length), 0.3)
     starts[:, ::5] = 1
     starts[:, 1::5] = 0
@@ -189,7 +197,7 @@ def test_no_nan_at_zero_existence_forward_or_backward(length: int, dtype: torch.
         (starts, window_bias(cumulative - cumulative[:, :1])),
         (ended, window_bias(ended)),
     ):
-        mixed = attend(*inputs, bias)
+        mixed = attend(queries, keys, values, bias)
         assert mixed.dtype == dtype and mixed.isfinite().all()
         gradients = torch.autograd.grad(mixed.float().square().sum(), [*inputs, leaf], retain_graph=True)
         assert all(gradient.isfinite().all() and (gradient != 0).any() for gradient in gradients)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -157,7 +158,7 @@ def test_limited_segments_fit_the_window(data: st.DataObject) -> None:
     before[:, 0] = True
     after = limit_segment_length(before, allowed, window)
     starts = [*after[0].nonzero().flatten().tolist(), allowed.shape[1]]
-    assert all(later - earlier <= window for earlier, later in zip(starts, starts[1:], strict=False))
+    assert all(later - earlier <= window for earlier, later in itertools.pairwise(starts))
     assert (after | ~before).all() and (allowed | ~after).all()
     for start in (after & ~before)[0].nonzero().flatten().tolist():
         earlier = max(place for place in starts if place < start)
@@ -171,3 +172,12 @@ def test_a_window_without_a_permitted_place_is_cut_at_its_end() -> None:
     start_mask[:, 0] = True
     after = limit_segment_length(start_mask, start_mask, 4)
     assert after[0].nonzero().flatten().tolist() == [0, 4, 8]
+
+
+@pytest.mark.parametrize("length", range(1, 14))
+def test_one_long_segment_is_cut_into_full_windows(length: int) -> None:
+    start_mask = torch.zeros(2, length, dtype=torch.bool)
+    start_mask[:, 0] = True
+    after = limit_segment_length(start_mask, torch.ones_like(start_mask), 4)
+    assert after.tolist() == [[place % 4 == 0 for place in range(length)]] * 2
+    assert start_mask.sum() == 2

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.model_helpers import (
-    TEXT,
     byte_rows,
     chance,
     few,
@@ -60,9 +59,9 @@ def inside_code_points(data: bytes) -> set[int]:
     return inside
 
 
-def with_biased_splitter(bias: float, **changes: object) -> Level:
+def with_biased_splitter(bias: float) -> Level:
     """A level whose splitter wants cuts everywhere, or nowhere."""
-    level = small_model(1, **changes).levels[0]
+    level = small_model(1).levels[0]
     torch.nn.init.constant_(level.splitter.head.bias, bias)
     return level
 
@@ -130,6 +129,23 @@ def test_cuts_are_allowed_around_every_character_and_never_inside(data: bytes) -
     assert {place for place, flag in enumerate(allowed) if not flag} == inside_code_points(data)
 
 
+@pytest.mark.parametrize(
+    ("data", "inside"),
+    [
+        (b"\xc3\xa9\xa9", {1}),
+        (b"\xe6\x97\xa5\xa5", {1, 2}),
+        (b"\xf0\x9f\xa6\xa2\xa2", {1, 2, 3}),
+        (b"\xf0a\x9f\xa6", set()),
+        (b"\xf0\x9fa\xa6", {1}),
+        (b"\xf0\xc3\xa9\xa6", {2}),
+        (b"\x80\x80", set()),
+    ],
+)
+def test_a_lead_byte_claims_no_more_than_follows_it_unbroken(data: bytes, inside: set[int]) -> None:
+    allowed = cut_allowed_mask(torch.tensor([list(data)]))[0].tolist()
+    assert {place for place, flag in enumerate(allowed) if not flag} == inside
+
+
 @law
 @given(st.binary(min_size=1, max_size=60))
 def test_random_bytes_are_never_uncuttable_for_long(data: bytes) -> None:
@@ -181,6 +197,9 @@ def test_padding_belongs_to_no_segment() -> None:
     for generator in (None, chance(1)):
         segmentation = level.choose_starts(rows, splits.start_prob, generator=generator)
         assert segmentation.starts[0][segmentation.slot_mask[0]].max() < 5
+    unaware = level.choose_starts(latent_rows(level, [7, 30], seed=4), torch.zeros(2, 30))
+    assert unaware.starts.tolist() == [[0, 0, 0, 0], [0, 8, 16, 24]]
+    assert unaware.slot_mask.sum(1).tolist() == [1, 4]
 
 
 @pytest.mark.parametrize(("kernel", "layers"), [(3, 1), (5, 2), (7, 3)])
@@ -250,4 +269,3 @@ def test_the_reader_sees_further_the_less_likely_a_cut_is() -> None:
 def test_a_segment_length_sets_the_splitters_first_rate() -> None:
     level = Level(level_config(segment_length=4.0, window=16), None)
     assert level.splitter.head.bias.sigmoid().item() == pytest.approx(0.25)
-    assert len(TEXT.encode()) > len(TEXT)

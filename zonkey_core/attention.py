@@ -10,13 +10,21 @@ Shapes: queries, keys, values [B, H, L, D/H]; log existence [B, L]; biases [B, 1
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.attention.flex_attention import flex_attention
 
 from zonkey_core.existence import LOG_FLOOR
 
 PLAIN_LENGTH = 192
+"""Keys up to which plain matrix products are the faster path on a CPU."""
+FLEX_LENGTH = 1024
+"""Positions from which a GPU computes document biases inside the attention kernel instead of storing them."""
 
 
 def window_bias(log_existence: Tensor) -> Tensor:
@@ -26,22 +34,70 @@ def window_bias(log_existence: Tensor) -> Tensor:
     return ratio.triu(1).clamp(max=0).unsqueeze(1)
 
 
+class DocumentBias(NamedTuple):
+    """Bias between the positions of a document, "in the same segment", `-|C_q - C_k|`, not yet spelled out."""
+
+    cumulative: Tensor
+    """[B, L] values of `C`."""
+    absent: Tensor | None = None
+    """[B, L] `LOG_FLOOR` where there is no position to attend to, else 0."""
+
+    def dense(self) -> Tensor:
+        """The bias as [B, 1, L, L]."""
+        bias = document_bias(self.cumulative)
+        return bias if self.absent is None else bias + self.absent[:, None, None, :]
+
+
 def document_bias(cumulative: Tensor) -> Tensor:
-    """Bias between the positions of a document, "in the same segment": [B, L] values of `C` to [B, 1, L, L]."""
+    """[B, L] values of `C` to the bias [B, 1, L, L]."""
     return -(cumulative.unsqueeze(-2) - cumulative.unsqueeze(-1)).abs().unsqueeze(1)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+def attend_document(
+    queries: Tensor, keys: Tensor, values: Tensor, bias: DocumentBias, kernel: Callable[..., Tensor] = flex_attention
+) -> Tensor:
+    """Attention that computes a document's bias as it goes, so that nothing of size L x L is stored."""
+    cumulative, absent = bias
+
+    def score(logit: Tensor, batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        biased = logit - (cumulative[batch, query] - cumulative[batch, key]).abs()
+        return biased if absent is None else biased + absent[batch, key]
+
+    return kernel(queries, keys, values, score_mod=score)
+
+
+@functools.cache
+def compiled_flex_attention() -> Callable[..., Tensor]:
+    """The fused kernel, compiled when it is first needed."""
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=True)
+    return compiled
+
+
+def prepare_bias(bias: Tensor | DocumentBias | None, states: Tensor) -> Tensor | DocumentBias | None:
+    """A bias in the form and dtype that `attend` takes fastest for these states [B, L, D], once for all layers."""
+    if isinstance(bias, DocumentBias):
+        if states.device.type == "cuda" and states.shape[1] >= FLEX_LENGTH:
+            return bias
+        bias = bias.dense()
+    if bias is not None and torch.is_autocast_enabled(states.device.type):
+        bias = bias.to(torch.get_autocast_dtype(states.device.type))
+    return bias
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | DocumentBias | None) -> Tensor:
     """The fast path: attention with an additive bias [B, 1 or H, L, L], in the dtype of the queries.
 
     On a CPU, plain matrix products beat the fused kernel up to `PLAIN_LENGTH` keys (3 times at 12 keys, bfloat16);
-    elsewhere the fused kernel is used.
+    elsewhere the fused kernel is used, and for a `DocumentBias` one that computes the bias itself.
     """
+    if isinstance(bias, DocumentBias):
+        return attend_document(queries, keys, values, bias, compiled_flex_attention())
     mask = None if bias is None else bias.to(queries.dtype)
     if queries.device.type != "cpu" or keys.shape[-2] > PLAIN_LENGTH:
         return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
     logits = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-    return (logits if mask is None else logits + mask).softmax(-1) @ values
+    mixed: Tensor = (logits if mask is None else logits + mask).softmax(-1) @ values
+    return mixed
 
 
 def attend_reference(queries: Tensor, keys: Tensor, values: Tensor, existence_ratio: Tensor) -> Tensor:

@@ -90,6 +90,8 @@ class TrainingConfig(_Struct, frozen=True):
     """Share of a stage over which its learning rate rises."""
     final_rate: float = 0.05
     """Learning rate at the end of a stage as a share of its peak."""
+    joint_rate: float = 0.2
+    """Peak rate of the joint stage as a share of the other stages'."""
     gradient_clip: float = 1.0
     average_decay: float = 0.998
     """Decay per step of the averaged weights, which are the ones that a model is used with."""

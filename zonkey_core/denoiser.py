@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zonkey_core.attention import document_bias, window_bias
+from zonkey_core.attention import DocumentBias, window_bias
 from zonkey_core.existence import LOG_FLOOR, cumulative_log_continue, decoded_log_existence
 from zonkey_core.noise_schedule import NoiseSchedule
 from zonkey_core.transformer import Transformer
@@ -80,8 +80,9 @@ class Trunk(nn.Module):
         states = self.latent_in(torch.cat([slots.latents, slots.estimate], -1))
         states = states + self.noise_in(torch.cat([level, alpha, sigma, (level == 0).float()], -1))
         states = states + self.document_start * slots.document_mask.unsqueeze(-1)
-        bias = document_bias(cumulative_log_continue(slots.document_mask.float()))
-        bias = bias + (~slots.slot_mask).float().mul(LOG_FLOOR)[:, None, None, :]
+        bias = DocumentBias(
+            cumulative_log_continue(slots.document_mask.float()), (~slots.slot_mask).float() * LOG_FLOOR
+        )
         states = self.norm(self.transformer(states, bias))
         change = self.latent_out(states).float()
         estimate = alpha * slots.latents.float() + sigma * change

@@ -9,4 +9,5 @@ from torch.nn import functional
 def to_sphere(latents: Tensor) -> Tensor:
     """Scale [..., C] vectors to the radius sqrt(C), in float32."""
     wide = latents.float()
-    return functional.normalize(wide, dim=-1, eps=1e-6) * wide.shape[-1] ** 0.5
+    scaled: Tensor = functional.normalize(wide, dim=-1, eps=1e-6) * wide.shape[-1] ** 0.5
+    return scaled

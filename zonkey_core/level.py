@@ -48,7 +48,7 @@ class Segmentation(NamedTuple):
 class Windows(NamedTuple):
     """Windows of K segments, all of one length S."""
 
-    index: Tensor
+    segments: Tensor
     """[K] which of the batch's existing segments these are."""
     values: Tensor
     """[K, S] or [K, S, C]."""
@@ -67,11 +67,11 @@ class Level(nn.Module):
         self.channels = config.latents * config.width
         self.schedule = NoiseSchedule(config.noise_scale)
         splitter_width = config.splitter_width
-        self.splitter_embedding = PositionEmbedding(channels_below, splitter_width)
+        self.splitter_embedding = PositionEmbedding(channels_below, splitter_width, hides=True)
         self.splitter = SegmentSplitter(
             splitter_width, config.splitter_kernel, config.splitter_layers, config.segment_length
         )
-        self.reader_embedding = PositionEmbedding(channels_below, splitter_width)
+        self.reader_embedding = PositionEmbedding(channels_below, splitter_width, hides=True)
         self.reader = SegmentReader(splitter_width, config.heads, config.reader_layers, config.reader_span)
         self.reader_readout = PositionReadout(channels_below, splitter_width)
         self.embedding = PositionEmbedding(channels_below, config.width)
@@ -101,7 +101,8 @@ class Level(nn.Module):
         forced[:, 0] = True
         embedded = self.splitter_embedding(sequence.values, hidden_mask)
         allowed = sequence.cut_allowed(hidden_mask)
-        return self.splitter(embedded, sequence.exists_mask, allowed_mask=allowed, forced_mask=forced)
+        splits: Splits = self.splitter(embedded, sequence.exists_mask, allowed_mask=allowed, forced_mask=forced)
+        return splits
 
     def choose_starts(
         self, sequence: PositionSequence, start_prob: Tensor, *, generator: torch.Generator | None = None
@@ -127,8 +128,10 @@ class Level(nn.Module):
         documents = sequence.document_mask.gather(1, starts) & slot_mask
         return Segmentation(starts, slot_mask, documents, start_prob)
 
-    def windows(self, sequence: PositionSequence, segmentation: Segmentation) -> Iterator[Windows]:
-        """The windows of all existing segments, in groups of similar length."""
+    def windows(
+        self, sequence: PositionSequence, segmentation: Segmentation, chosen: Tensor | None = None
+    ) -> Iterator[Windows]:
+        """The windows of the existing segments, or of those in the mask `chosen` [K], in groups of similar length."""
         longest = self.config.window
         start_prob = segmentation.start_prob * sequence.exists_mask + (~sequence.exists_mask).float()
         log_existence = window_log_existence(cumulative_log_continue(start_prob), segmentation.starts, longest)
@@ -137,6 +140,8 @@ class Level(nn.Module):
         rows = rows.unsqueeze(1).expand_as(segmentation.starts)[segmentation.slot_mask]
         starts = segmentation.starts[segmentation.slot_mask]
         useful = (log_existence.detach().exp() > NEGLIGIBLE_EXISTENCE).sum(-1)
+        if chosen is not None:
+            useful = useful.where(chosen, 0)
         lower = 0
         for length in sorted({min(step, longest) for step in (*WINDOW_STEPS, longest)}):
             index = ((useful > lower) & (useful <= length)).nonzero().flatten()
@@ -158,7 +163,7 @@ class Level(nn.Module):
         """Latents [K, C] of all existing segments, in order."""
         latents = segmentation.start_prob.new_zeros(int(segmentation.slot_mask.sum()), self.channels)
         for windows in self.windows(sequence, segmentation):
-            latents = latents.index_copy(0, windows.index, self.compress(windows.values, windows.log_existence))
+            latents = latents.index_copy(0, windows.segments, self.compress(windows.values, windows.log_existence))
         return latents
 
     def recompress(self, decoded: DecodedWindows) -> Tensor:

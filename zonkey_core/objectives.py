@@ -63,16 +63,19 @@ def window_losses(
 ) -> tuple[Tensor, Tensor]:
     """Loss of decoded positions, expected over segmentations, and of their predicted starts.
 
-    parts: all windows of the batch, in groups of one length; start_prob [K] of its existing segments.
+    parts: all windows of the batch, in groups of one length; start_prob [K] of its existing segments. What lies
+    behind a certain start or the end of a row is left out, so that it is no wrong answer to any choice either.
     """
     losses, log_existences, drawn, asked, starts, start_logits = [], [], [], [], [], []
     for windows, decoded in parts:
-        shape = windows.log_existence.shape
-        loss = level.readout.loss(decoded.states.flatten(0, 1), windows.values.flatten(0, 1)).view(shape)
-        beyond = (0, level.config.window - shape[1])
+        possible = windows.log_existence.detach() > LOG_FLOOR / 2
+        loss = torch.zeros_like(windows.log_existence).masked_scatter(
+            possible, level.readout.loss(decoded.states[possible], windows.values[possible])
+        )
+        beyond = (0, level.config.window - possible.shape[1])
         losses.append(functional.pad(loss, beyond))
         log_existences.append(functional.pad(windows.log_existence, beyond, value=LOG_FLOOR))
-        drawn.append(start_prob[windows.index])
+        drawn.append(start_prob[windows.segments])
         asked.append(windows.log_existence.detach().exp()[:, :-1].flatten())
         starts.append(windows.start_prob.detach()[:, 1:].flatten())
         start_logits.append(decoded.start_logits[:, 1:].flatten())
@@ -91,7 +94,7 @@ def autoencoder_objective(
     parts = []
     for windows in level.windows(sequence, segmentation):
         clean = level.compress(windows.values, windows.log_existence)
-        latents = latents.index_copy(0, windows.index, clean)
+        latents = latents.index_copy(0, windows.segments, clean)
         ratio = DECODER_NOISE * torch.rand(len(clean), generator=generator).mul(2).sub(1).clamp(min=0)
         noise = torch.randn(clean.shape, generator=generator) * ratio.unsqueeze(-1)
         parts.append((windows, level.decode(clean + noise.to(clean.device), windows.values.shape[1])))
@@ -110,30 +113,19 @@ def denoiser_objective(
 ) -> dict[str, Tensor]:
     """Rebuild clean latents, and the windows that they stand for, from slots that each have their own noise level.
 
-    Rows take one of three passes, drawn at random: noised; noised with self-conditioning on the level's own
-    recompressed estimate; and *dirty*, where that estimate itself is what is noised and refined. Known slots, at
-    noise level 0, are the clean pass. `decoded_share` of the segments are decoded as well.
+    Rows take one of three passes, drawn at random: half are noised; a quarter are noised and read beside the trunk's
+    own first estimate (self-conditioning); a quarter are *dirty*, where that estimate, decoded and compressed again,
+    is itself noised and refined. Known slots, at noise level 0, are the clean pass. `decoded_share` of the segments
+    are decoded as well.
     """
     slots = open_slots(level.upper_sequence(latents, segmentation), generator)
     noise_level = draw_noise_levels(slots, level.schedule, generator)
     clean = slots.latents
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     noisy = level.schedule.add_noise(clean, noise, noise_level)
-    blank = torch.zeros_like(clean)
-    first = NoisySlots(noisy, noise_level, blank, slots.document_mask, slots.slot_mask)
-    passes = torch.rand(len(clean), 1, 1, generator=generator).to(clean.device)
-    with torch.no_grad():
-        rebuilt = _recompressed(level, sequence, segmentation, slots, level.trunk(first).latents)
-        lower = noise_level * torch.rand(len(clean), 1, generator=generator).to(clean.device)
-        dirty = level.schedule.add_noise(rebuilt, noise, lower)
-    is_dirty = (passes[..., 0] > 0.75) & (noise_level > 0)
-    reads = NoisySlots(
-        torch.where(is_dirty.unsqueeze(-1), dirty, noisy),
-        torch.where(is_dirty, lower, noise_level),
-        torch.where(passes > 0.5, rebuilt, blank),
-        slots.document_mask,
-        slots.slot_mask,
-    )
+    reads = NoisySlots(noisy, noise_level, torch.zeros_like(clean), slots.document_mask, slots.slot_mask)
+    passes = torch.rand(len(clean), generator=generator).to(clean.device)
+    reads = _read_again(level, sequence, segmentation, slots, reads, noise, passes, generator)
     estimate = level.trunk(reads)
     unknown = slots.slot_mask & (noise_level > 0)
     asked = unknown & slots.exists_mask
@@ -210,23 +202,44 @@ def draw_noise_levels(slots: OpenSlots, schedule: NoiseSchedule, generator: torc
     level = separate.where((mode > 0.25) & (mode < 0.5), shared)
     scattered = torch.rand(batch, count, generator=generator) < torch.rand(batch, 1, generator=generator)
     position = torch.arange(count) / count
-    low, high = torch.rand(batch, 2, generator=generator).sort(1).values.split(1, 1)
+    low, high = torch.split(torch.rand(batch, 2, generator=generator).sort(1).values, 1, 1)
     high = high.where(torch.rand(batch, 1, generator=generator) < 0.5, 1.0)
     outside = (position < low) | (position >= high)
     known = torch.where(mode < 0.75, scattered, outside) & (mode >= 0.5)
     return level.to(slots.latents.device).masked_fill(known.to(slots.latents.device) & slots.exists_mask, 0.0)
 
 
-def _recompressed(
-    level: Level, sequence: PositionSequence, segmentation: Segmentation, slots: OpenSlots, latents: Tensor
-) -> Tensor:
-    """Decode estimates [B, M, C] of existing slots and compress the windows again; zero elsewhere."""
-    flat = latents[slots.exists_mask]
-    rebuilt = torch.zeros_like(flat)
-    for windows in level.windows(sequence, segmentation):
-        decoded = level.decode(flat[windows.index], windows.values.shape[1])
-        rebuilt = rebuilt.index_copy(0, windows.index, level.recompress(decoded))
-    return torch.zeros_like(latents).masked_scatter(slots.exists_mask.unsqueeze(-1), rebuilt)
+@torch.no_grad()
+def _read_again(
+    level: Level,
+    sequence: PositionSequence,
+    segmentation: Segmentation,
+    slots: OpenSlots,
+    reads: NoisySlots,
+    noise: Tensor,
+    passes: Tensor,
+    generator: torch.Generator,
+) -> NoisySlots:
+    """Give half of the rows an earlier estimate, by the passes [B] drawn in [0, 1): self-conditioned or dirty."""
+    again = passes > 0.5
+    dirty = (passes > 0.75).unsqueeze(1)
+    first = torch.zeros_like(reads.latents)
+    if again.any():
+        first[again] = level.trunk(NoisySlots(*(field[again] for field in reads))).latents
+    flat = first[slots.exists_mask]
+    rebuilt = flat.clone()
+    for windows in level.windows(sequence, segmentation, dirty.expand_as(slots.exists_mask)[slots.exists_mask]):
+        decoded = level.decode(flat[windows.segments], windows.values.shape[1])
+        rebuilt[windows.segments] = level.recompress(decoded)
+    estimate = first.masked_scatter(slots.exists_mask.unsqueeze(-1), rebuilt)
+    lower = reads.noise_level * torch.rand(len(first), 1, generator=generator).to(first.device)
+    unclean = dirty & (reads.noise_level > 0)
+    noised = level.schedule.add_noise(estimate, noise, lower)
+    return reads._replace(
+        latents=torch.where(unclean.unsqueeze(-1), noised, reads.latents),
+        noise_level=torch.where(unclean, lower, reads.noise_level),
+        estimate=estimate,
+    )
 
 
 def _decoding_losses(
@@ -241,9 +254,9 @@ def _decoding_losses(
     start_prob = segmentation.start_prob.gather(1, segmentation.starts)[segmentation.slot_mask]
     parts = []
     for windows in level.windows(sequence, segmentation):
-        keep = torch.rand(len(windows.index), generator=generator).to(flat.device) < share
+        keep = torch.rand(len(windows.segments), generator=generator).to(flat.device) < share
         part = Windows(*(field[keep] for field in windows))
-        if len(part.index):
-            parts.append((part, level.decode(flat[part.index], part.values.shape[1])))
+        if len(part.segments):
+            parts.append((part, level.decode(flat[part.segments], part.values.shape[1])))
     positions, existence = window_losses(level, parts, start_prob)
     return {"decoded": positions, "decoded_existence": existence}

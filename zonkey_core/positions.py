@@ -42,16 +42,16 @@ class PositionSequence(NamedTuple):
 
 
 class PositionEmbedding(nn.Module):
-    """Values to vectors of `width`; `channels` is None for bytes."""
+    """Values to vectors of `width`; `channels` is None for bytes. Only one that `hides` can embed hidden latents."""
 
-    def __init__(self, channels: int | None, width: int) -> None:
+    def __init__(self, channels: int | None, width: int, *, hides: bool = False) -> None:
         super().__init__()
         self.channels = channels
         if channels is None:
             self.table = nn.Embedding(SYMBOLS, width)
         else:
             self.linear = nn.Linear(channels, width)
-            self.hidden = nn.Parameter(torch.randn(width))
+            self.hidden = nn.Parameter(torch.randn(width)) if hides else None
 
     def forward(self, values: Tensor, hidden_mask: Tensor | None = None) -> Tensor:
         """Embed true values; positions in `hidden_mask` look like nothing but hidden ones."""
@@ -62,6 +62,7 @@ class PositionEmbedding(nn.Module):
         embedded = self.linear(values)
         if hidden_mask is None:
             return embedded
+        assert self.hidden is not None
         return torch.where(hidden_mask.unsqueeze(-1), self.hidden.to(embedded.dtype), embedded)
 
     def embed_soft(self, soft: Tensor) -> Tensor:
@@ -82,12 +83,13 @@ class PositionReadout(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         """Soft values in float32: byte probabilities, or latents on their sphere."""
-        raw = self.linear(states).float()
+        raw: Tensor = self.linear(states).float()
         return raw.softmax(-1) if self.channels is None else to_sphere(raw)
 
     def log_prob(self, states: Tensor) -> Tensor:
         """Byte log-probabilities [..., 256] in float32; bytes only."""
-        return self.linear(states).float().log_softmax(-1)
+        log_prob: Tensor = self.linear(states).float().log_softmax(-1)
+        return log_prob
 
     def loss(self, states: Tensor, values: Tensor) -> Tensor:
         """Per position, in nats: cross-entropy of bytes; for latents `2 (1 - cos)` plus the contrastive loss.
@@ -99,11 +101,9 @@ class PositionReadout(nn.Module):
         if self.channels is None:
             return functional.cross_entropy(raw.float(), values, reduction="none")
         parts = []
-        for estimate, target in zip(raw.split(LARGEST_BANK), values.detach().split(LARGEST_BANK), strict=True):
+        for estimate, target in zip(
+            torch.split(raw, LARGEST_BANK), torch.split(values.detach(), LARGEST_BANK), strict=True
+        ):
             distance = 2 * (1 - functional.cosine_similarity(estimate.float(), target.float(), dim=-1))
             parts.append(distance + contrastive_loss(estimate, target, target))
         return torch.cat(parts) if parts else raw.new_zeros(0)
-
-    def harden(self, soft: Tensor) -> Tensor:
-        """Soft values to values: the likeliest byte, or the latent itself."""
-        return soft.argmax(-1) if self.channels is None else soft

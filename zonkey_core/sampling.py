@@ -7,6 +7,7 @@ few steps; and so on to bytes. Text longer than the model's rows continues from 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -134,10 +135,10 @@ def denoise(
     estimate = torch.zeros_like(latents) if slots.noise_level == 1 else slots.latents
     existence = torch.ones_like(known, dtype=torch.float32)
     times = torch.linspace(slots.noise_level, 0, steps + 1, device=device)
-    for now, following in zip(times[:-1], times[1:], strict=True):
-        reads = NoisySlots(
-            latents[None], torch.where(known, 0, now)[None], estimate[None], document_mask[None], torch.ones_like(known)[None]
-        )
+    everywhere = torch.ones_like(known)
+    for now, following in itertools.pairwise(times):
+        level_now = torch.where(known, 0, now)
+        reads = NoisySlots(*(field[None] for field in (latents, level_now, estimate, document_mask, everywhere)))
         guess = level.trunk(reads)
         estimate = guess.latents[0]
         existence = guess.existence_logits[0].sigmoid()
@@ -172,26 +173,33 @@ def _continue_text(
 ) -> tuple[bytes, bool]:
     """Sample about `room` bytes after `text`; also says whether the document ended."""
     context = text[-CONTEXT_BYTES:]
-    known = _known_latents(model, context, top)
+    before = _read_context(model, context, top)
     whole = len(context) == len(text)
     start: Tensor | None = None
     ended = False
     for index in range(top, -1, -1):
-        level = model.levels[index]
-        length = math.prod(below.segment_length for below in model.config.levels[: index + 1])
-        count = math.ceil(room / length * SPARE_SLOTS) if start is None else len(start)
-        opened = known[index].new_zeros(count, level.channels) if start is None else to_sphere(start)
-        noise = 1.0 if start is None else level.schedule.level_for_ratio(REFINING_RATIO)
-        steps = options.steps if start is None else max(1, options.steps // 2)
-        mask = torch.arange(len(known[index]) + count, device=opened.device) < len(known[index])
-        slots = Slots(torch.cat([known[index], opened]), mask, whole, noise)
-        result = denoise(level, slots, steps=steps, temperature=options.temperature, generator=generator)
-        fresh = DenoisedSlots(result.latents[len(known[index]) :], result.existence[len(known[index]) :])
-        fresh, stopped = _until_end(fresh)
+        level, known = model.levels[index], before[index].latents
+        if start is None:
+            length = math.prod(below.segment_length for below in model.config.levels[: index + 1])
+            opened = known.new_zeros(math.ceil(room / length * SPARE_SLOTS), level.channels)
+            noise, steps = 1.0, options.steps
+        else:
+            opened = to_sphere(start)
+            noise, steps = level.schedule.level_for_ratio(REFINING_RATIO), max(1, options.steps // 2)
+        mask = torch.arange(len(known) + len(opened), device=known.device) < len(known)
+        result = denoise(
+            level,
+            Slots(torch.cat([known, opened]), mask, whole, noise),
+            steps=steps,
+            temperature=options.temperature,
+            generator=generator,
+        )
+        fresh, stopped = _until_end(DenoisedSlots(result.latents[len(known) :], result.existence[len(known) :]))
         ended = ended or stopped
         if index == 0:
             return read_bytes(level, fresh), ended
-        start = unfold(level, fresh).contents
+        unfolded = unfold(level, fresh).contents[before[index].written :]
+        start = unfolded if len(unfolded) else None
     raise AssertionError("the loop returns at level 0")
 
 
@@ -207,12 +215,25 @@ def _until_end(slots: DenoisedSlots) -> tuple[DenoisedSlots, bool]:
     return DenoisedSlots(slots.latents[:end], slots.existence[:end]), True
 
 
-def _known_latents(model: Zonkey, context: bytes, top: int) -> list[Tensor]:
-    """Latents of a text's segments at each level up to `top`; the last of an upper level is open and left out."""
+class _Context(NamedTuple):
+    """What a level knows of the text so far."""
+
+    latents: Tensor
+    """[M, C] of its closed segments; above level 0 the last segment may go on, so it is open and left out."""
+    written: int
+    """Known positions of the level below that belong to the open segment."""
+
+
+def _read_context(model: Zonkey, context: bytes, top: int) -> list[_Context]:
+    """The text so far as seen by each level up to `top`."""
     if not context:
-        return [torch.zeros(0, level.channels, device=model.device) for level in model.levels]
+        return [_Context(torch.zeros(0, level.channels, device=model.device), 0) for level in model.levels]
     views = model.ascend(text_sequence(context, device=model.device), top)
-    return [view.latents.float() if index == 0 else view.latents[:-1].float() for index, view in enumerate(views)]
+    result = [_Context(views[0].latents.float(), 0)]
+    for view in views[1:]:
+        written = len(result[-1].latents) - int(view.segmentation.starts[0, -1])
+        result.append(_Context(view.latents[:-1].float(), max(0, written)))
+    return result
 
 
 def _trim(text: bytes, limit: int) -> bytes:

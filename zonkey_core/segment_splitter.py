@@ -11,13 +11,14 @@ Shapes: positions [B, L, width] embedded by the level; `p` [B, L].
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.attention import document_bias
+from zonkey_core.attention import DocumentBias
 from zonkey_core.existence import cumulative_log_continue
 from zonkey_core.transformer import Transformer
 
@@ -42,7 +43,7 @@ class SegmentSplitter(nn.Module):
         self.reach = layers * (kernel // 2)
         """Positions on either side that a probability depends on."""
         nn.init.normal_(self.head.weight, std=0.02)
-        nn.init.constant_(self.head.bias, -torch.log(torch.tensor(segment_length - 1.0)).item())
+        nn.init.constant_(self.head.bias, -math.log(segment_length - 1))
 
     def forward(
         self, embedded: Tensor, exists_mask: Tensor, *, allowed_mask: Tensor, forced_mask: Tensor
@@ -73,8 +74,8 @@ class SegmentReader(nn.Module):
         padding = -length % span
         embedded = functional.pad(embedded, (0, 0, 0, padding)).view(-1, span, width)
         start_prob = functional.pad(start_prob, (0, padding), value=1.0).view(-1, span)
-        bias = document_bias(cumulative_log_continue(start_prob))
-        states = self.norm(self.transformer(embedded, bias))
+        bias = DocumentBias(cumulative_log_continue(start_prob))
+        states: Tensor = self.norm(self.transformer(embedded, bias))
         return states.view(batch, length + padding, width)[:, :length]
 
 

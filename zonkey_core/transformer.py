@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.attention import attend
+from zonkey_core.attention import DocumentBias, attend, prepare_bias
 
 
 def rotary_phases(length: int, head_width: int, *, device: torch.device, base: float = 1000.0) -> Tensor:
@@ -41,7 +41,9 @@ class Block(nn.Module):
         self.feedforward_in = nn.Linear(width, expansion * width)
         self.feedforward_out = nn.Linear(expansion * width, width)
 
-    def forward(self, states: Tensor, bias: Tensor | None, phases: Tensor | None = None) -> Tensor:
+    def forward(
+        self, states: Tensor, bias: Tensor | DocumentBias | None, phases: Tensor | None = None
+    ) -> Tensor:
         batch, length, width = states.shape
         joint = self.attention_in(self.attention_norm(states))
         queries, keys, values = joint.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -50,7 +52,8 @@ class Block(nn.Module):
         mixed = attend(queries, keys, values, bias).transpose(1, 2).reshape(batch, length, width)
         states = states + self.attention_out(mixed)
         hidden = functional.silu(self.feedforward_in(self.feedforward_norm(states)))
-        return states + self.feedforward_out(hidden)
+        result: Tensor = states + self.feedforward_out(hidden)
+        return result
 
 
 class Transformer(nn.Module):
@@ -66,12 +69,11 @@ class Transformer(nn.Module):
             for layer in (block.attention_out, block.feedforward_out):
                 nn.init.normal_(layer.weight, std=(2 * layers * layer.in_features) ** -0.5)
 
-    def forward(self, states: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(self, states: Tensor, bias: Tensor | DocumentBias | None) -> Tensor:
         phases = None
         if self.rotary:
             phases = rotary_phases(states.shape[1], self.head_width, device=states.device)
-        if bias is not None and torch.is_autocast_enabled(states.device.type):
-            bias = bias.to(torch.get_autocast_dtype(states.device.type))
+        bias = prepare_bias(bias, states)
         for block in self.blocks:
             states = block(states, bias, phases)
         return states

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Zonkey
+from tests.conftest import Feeder, Zonkey
 
 
 def closed_pipe() -> int:
@@ -115,14 +115,15 @@ def test_closed_standard_output_is_one_line(zonkey: Zonkey, tiny_model: Path) ->
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals(zonkey: Zonkey, tiny_model: Path, number: signal.Signals, code: int) -> None:
     process = zonkey.start("segment", "-m", tiny_model)
-    assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(b"These words are here so that the first segments come out.\n" * 200)
-    process.stdin.flush()
-    assert process.stdout.readline()  # at work now, and waiting for more
+    assert process.stderr is not None
+    feeder = Feeder(process, b"These words are here so that the first segments come out.\n" * 4000)
+    assert process.stdout.readline()  # at work now, or waiting for more
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (code, b"")
+    process.stdout.read()
+    errors = process.stderr.read()
+    feeder.join()
+    assert (process.wait(60), errors) == (code, b"")
 
 
 def test_unexpected_error_is_one_line_unless_debugged(zonkey: Zonkey) -> None:

@@ -7,7 +7,7 @@ import os
 import pty
 from pathlib import Path
 
-from tests.conftest import Zonkey
+from tests.conftest import QUICK_TRAINING, Zonkey
 
 CYAN, YELLOW, RESET = b"\x1b[36m", b"\x1b[33m", b"\x1b[0m"
 
@@ -70,7 +70,8 @@ def test_progress_is_for_terminals_that_want_it(zonkey: Zonkey, tiny_model: Path
 
 def test_live_view_of_training(zonkey: Zonkey) -> None:
     seen = on_terminal(
-        zonkey, "stderr", "train", "--data", "sample", "--device", "cpu", "--steps", "20", "--out", "model"
+        zonkey, "stderr", "train", "--data", "sample", "--device", "cpu", *QUICK_TRAINING, "--steps", "7",
+        "--out", "model",
     )
     assert b"level 0 splitter" in seen
     assert b"saved in model" in seen

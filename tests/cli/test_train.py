@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Zonkey
+from tests.conftest import QUICK_TRAINING, Zonkey
 from zonkey_cli.commands import generate, infill, train
 from zonkey_cli.options import DEVICES
 
-SHORT = ("--data", "sample", "--device", "cpu", "--preset", "tiny")
+SHORT = ("--data", "sample", "--device", "cpu", *QUICK_TRAINING)
 CHECKPOINT = {"config.json", "model.safetensors", "optimizer.safetensors", "training.json"}
 
 
 def test_only_the_path_goes_to_standard_output(zonkey: Zonkey) -> None:
-    done = zonkey.run("train", *SHORT, "--steps", "8", "--out", "model")
+    done = zonkey.run("train", *SHORT, "--steps", "7", "--out", "model")
     assert (done.returncode, done.stdout) == (0, b"model\n")
     assert b"stage: level 0 splitter" in done.stderr
     assert b"\x1b" not in done.stderr
@@ -70,7 +70,7 @@ def test_missing_data_is_one_line(zonkey: Zonkey) -> None:
 
 def test_data_from_a_pipe(zonkey: Zonkey) -> None:
     text = b"\n\n".join(b"The town of number %d lies by the river and has a mill." % index for index in range(2000))
-    done = zonkey.run("train", "--data", "-", "--device", "cpu", "--steps", "5", "-q", stdin=text)
+    done = zonkey.run("train", "--data", "-", "--device", "cpu", *QUICK_TRAINING, "--steps", "5", "-q", stdin=text)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"zonkey-model\n", b"")
 
 
@@ -89,6 +89,7 @@ def test_a_signal_saves_and_says_where(zonkey: Zonkey, number: signal.Signals, c
     assert (used.returncode, used.stdout) == (0, b"It can be used.")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_resumed_to_its_end(zonkey: Zonkey) -> None:
     process = zonkey.start("train", *SHORT, "--steps", "30", "--out", "model")
     assert process.stderr is not None
@@ -101,6 +102,7 @@ def test_a_stopped_run_is_resumed_to_its_end(zonkey: Zonkey) -> None:
     assert re.fullmatch(r"done after \d+ steps; saved in model", done.stderr.decode().splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_training_from_another_model(zonkey: Zonkey, tiny_model: Path) -> None:
     done = zonkey.run(
         "train", "--data", "sample", "--device", "cpu", "--from", tiny_model, "--stage", "splitter", "--steps", "3",

@@ -85,7 +85,7 @@ def rebuild(level: Level, sequence: PositionSequence) -> Rebuilt:
         window = windows.values.shape[1]
         exists = decoded.log_existence.exp() > 0.5
         correct = _correct(level, decoded.states[:, :window], windows.values) & exists[:, :window]
-        length = lengths[windows.index]
+        length = lengths[windows.segments]
         inside = torch.arange(window, device=length.device) < length.unsqueeze(1)
         decoded_length = exists.sum(1)
         right = right + (correct & inside).sum()
@@ -99,10 +99,10 @@ def rebuild(level: Level, sequence: PositionSequence) -> Rebuilt:
 
 def _correct(level: Level, states: Tensor, values: Tensor) -> Tensor:
     """Which decoded positions are right: the likeliest byte is the true one, or the latent is close to it."""
-    soft = level.readout(states)
+    soft: Tensor = level.readout(states)
     if values.dim() == 2:
         return soft.argmax(-1) == values
-    return torch.nn.functional.cosine_similarity(soft, values.float(), dim=-1) > LATENT_MATCH
+    return torch.nn.functional.cosine_similarity(soft, values, dim=-1).gt(LATENT_MATCH)
 
 
 def whitespace_scores(values: Tensor, starts: Tensor, slot_mask: Tensor) -> Scores:

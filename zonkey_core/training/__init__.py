@@ -50,6 +50,8 @@ def train(
 ) -> TrainingResult:
     """Train a new model, or with `start_from` go on from another's weights on this data, into `options.out`.
 
+    With `start_from`, `config.model` must have the shape of that model.
+
     Raises `CheckpointError` where the output folder holds a model already, `ConfigError` for a budget that is not
     either steps or minutes, and what opening the data raises.
     """
@@ -60,7 +62,6 @@ def train(
         raise ConfigError("give either a number of steps or a number of minutes")
     weights = None
     if start_from is not None:
-        config = msgspec.structs.replace(config, model=read_model_card(start_from).config.model)
         weights = read_tensors(start_from, MODEL)
     record = TrainingRecord(
         data=msgspec.to_builtins(spec),

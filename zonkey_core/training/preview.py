@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -52,7 +53,7 @@ class Preview:
             level = model.levels[0]
             segmentation = level.choose_starts(sequence, level.split(sequence).start_prob)
         starts = [*segmentation.starts[0].tolist(), len(line)]
-        return [line[a:b].decode() for a, b in zip(starts, starts[1:], strict=False)]
+        return [line[a:b].decode() for a, b in itertools.pairwise(starts)]
 
     def _sample(self, stage: Stage) -> str:
         top = len(self.trainer.model.levels) - 1 if stage.level is None else stage.level

@@ -217,10 +217,11 @@ class Trainer:
         assert self.optimizers is not None
         sequence = self._sequence(batch)
         fraction = self.stage_fraction()
-        set_learning_rates(self.optimizers, learning_rate_factor(fraction, record.stage_step, training))
+        factor = learning_rate_factor(fraction, record.stage_step, training)
+        set_learning_rates(self.optimizers, factor * (training.joint_rate if stage.level is None else 1.0))
         with autocast(self.device, self.precision):
             losses = stage_losses(self.model, stage, sequence, self.generator, fraction)
-        torch.stack(list(losses.values())).sum().backward()
+        torch.autograd.backward(torch.stack(list(losses.values())).sum())
         nn.utils.clip_grad_norm_(parameters, training.gradient_clip)
         for optimizer in self.optimizers:
             optimizer.step()
