@@ -109,13 +109,14 @@ class Level(nn.Module):
     ) -> Segmentation:
         """A segmentation: drawn from `start_prob` with a generator, else its starts above one half.
 
-        The latter is the one that a model is used with, so no segment of it is longer than the window.
+        The latter is the one that a model is used with, so no segment of it is longer than the window, and the cuts
+        that this takes are certain ones.
         """
         if generator is None:
-            mask = start_prob > 0.5
-            mask[:, 0] = True
-            padded = mask | ~sequence.exists_mask
-            mask = limit_segment_length(padded, sequence.cut_allowed(), self.config.window)
+            likely = (start_prob > 0.5) | ~sequence.exists_mask
+            likely[:, 0] = True
+            mask = limit_segment_length(likely, sequence.cut_allowed(), self.config.window)
+            start_prob = start_prob.masked_fill(mask & ~likely, 1.0)
         else:
             mask = sample_starts(start_prob.detach(), generator)
         mask = mask & sequence.exists_mask

@@ -94,7 +94,7 @@ def generate(
             text += piece
             if ended or not piece:
                 break
-        yield Sample(seed, _trim(text, max(options.max_bytes, len(prompt))))
+        yield Sample(seed, _trim(text, options.max_bytes, kept=len(prompt)))
 
 
 def resolve_level(model: Zonkey, options: SamplingOptions) -> int:
@@ -198,6 +198,8 @@ def _continue_text(
         ended = ended or stopped
         if index == 0:
             return read_bytes(level, fresh), ended
+        if not (fresh.existence > 0.5).any():
+            return b"", True
         unfolded = unfold(level, fresh).contents[before[index].written :]
         start = unfolded if len(unfolded) else None
     raise AssertionError("the loop returns at level 0")
@@ -236,11 +238,11 @@ def _read_context(model: Zonkey, context: bytes, top: int) -> list[_Context]:
     return result
 
 
-def _trim(text: bytes, limit: int) -> bytes:
-    """At most `limit` bytes, not ending inside a code point."""
-    if len(text) <= limit:
+def _trim(text: bytes, limit: int, *, kept: int) -> bytes:
+    """At most `limit` bytes, not ending inside a code point; the first `kept` bytes stay in any case."""
+    if len(text) <= max(limit, kept):
         return text
     end = limit
-    while end > limit - 3 and end > 0 and 0x80 <= text[end] < 0xC0:
+    while end > max(limit - 3, kept) and 0x80 <= text[end] < 0xC0:
         end -= 1
     return text[:end]

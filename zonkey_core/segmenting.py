@@ -95,9 +95,10 @@ class LevelCutter:
         probs = torch.cat([inner, tail])[: count + self.level.config.window]
         if self.done == 0:
             probs[0] = 1.0
-        known = probs[:count].cpu().numpy()
+        known = probs[:count].cpu().numpy().copy()
         starts = self._limit((known > 0.5).nonzero()[0] + self.done, known, self.done + count)
         at = torch.from_numpy(starts - self.done)
+        probs[at[torch.from_numpy(known[starts - self.done] <= 0.5)].to(probs.device)] = 1.0
         latents = self._latents(count, probs, at) if self.keep_latents and len(starts) else None
         cuts = Cuts(self.offsets[starts - self.base], known[starts - self.done], latents)
         self.done += count

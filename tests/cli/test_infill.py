@@ -23,7 +23,6 @@ def test_every_byte_outside_the_gaps_stays(zonkey: Zonkey, tiny_model: Path) -> 
     assert (done.returncode, done.stderr) == (0, b"")
     assert done.stdout != TEXT
     assert pieces_outside(done.stdout)
-    assert zonkey.run("infill", "-m", tiny_model, *QUICK, stdin=TEXT).stdout == done.stdout
 
 
 def test_json_tells_what_went_where(zonkey: Zonkey, tiny_model: Path) -> None:
@@ -56,7 +55,7 @@ def test_in_place_with_and_without_a_copy(zonkey: Zonkey, tiny_model: Path) -> N
         path.chmod(0o600)
     without.write_bytes(b"no gap\n")
     before = without.stat()
-    done = zonkey.run("infill", "-m", tiny_model, *QUICK, "-i", plain, without)
+    done = zonkey.run("infill", "-m", tiny_model, *QUICK, "-qi", plain, without)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     done = zonkey.run("infill", "-m", tiny_model, *QUICK, "-i.orig", kept)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
@@ -64,7 +63,7 @@ def test_in_place_with_and_without_a_copy(zonkey: Zonkey, tiny_model: Path) -> N
     assert plain.read_bytes() == kept.read_bytes() != TEXT
     assert (zonkey.folder / "kept.orig").read_bytes() == TEXT
     assert plain.stat().st_mode & 0o777 == 0o600
-    assert without.stat() == before
+    assert (without.stat().st_ino, without.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert sorted(path.name for path in zonkey.folder.iterdir()) == ["kept", "kept.orig", "plain", "without"]
 
 

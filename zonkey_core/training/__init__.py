@@ -7,10 +7,10 @@ from pathlib import Path
 
 import msgspec
 
-from zonkey_core.checkpoint import CONFIG, MODEL, TrainingRecord, file_path, read_model_card, read_tensors
+from zonkey_core.checkpoint import CONFIG, MODEL, TRAINING, TrainingRecord, file_path, read_model_card, read_tensors
 from zonkey_core.config import Config
 from zonkey_core.data import SourceSpec
-from zonkey_core.errors import CheckpointError, ConfigError
+from zonkey_core.errors import CheckpointError
 from zonkey_core.training.events import (
     CheckpointEvent,
     Event,
@@ -58,8 +58,6 @@ def train(
     out = Path(options.out)
     if file_path(out, CONFIG).exists():
         raise CheckpointError(f"{out}: holds a model already; go on with --resume or choose another --out")
-    if (options.steps is None) == (options.minutes is None):
-        raise ConfigError("give either a number of steps or a number of minutes")
     weights = None
     if start_from is not None:
         weights = read_tensors(start_from, MODEL)
@@ -85,7 +83,10 @@ def resume(
     if card.training is None:
         raise CheckpointError(f"{directory}: has no training.json to resume from; start anew with --from {directory}")
     card.training.options["out"] = str(directory)
-    trainer = Trainer(card.config, card.training)
+    try:
+        trainer = Trainer(card.config, card.training)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{directory / TRAINING}: damaged ({error}); start anew with --from {directory}") from error
     trainer.restore()
     return _run(trainer, on_event, should_stop)
 

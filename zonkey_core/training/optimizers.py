@@ -53,7 +53,7 @@ def learning_rate_factor(fraction: float, step: int, config: TrainingConfig) -> 
 
     The rise takes `warmup` of the stage and never fewer than 20 steps, so that short stages start gently too.
     """
-    rise = min(1.0, (step + 1) / 20, fraction / config.warmup if step else 1.0)
+    rise = min(1.0, (step + 1) / 20, fraction / config.warmup if step and config.warmup else 1.0)
     return max(rise, 0.05) * max(config.final_rate, 1 - fraction * (1 - config.final_rate))
 
 
@@ -78,11 +78,11 @@ def restore_optimizers(optimizers: Iterable[Optimizer], tensors: dict[str, Tenso
     """Put back what `optimizer_tensors` gave."""
     for which, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            owner, index, key = name.split(".", 2)
-            if int(owner) == which:
-                state.setdefault(int(index), {})[key] = tensor
         try:
+            for name, tensor in tensors.items():
+                owner, index, key = name.split(".", 2)
+                if int(owner) == which:
+                    state.setdefault(int(index), {})[key] = tensor
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"the optimizer state does not fit this model ({error})") from error

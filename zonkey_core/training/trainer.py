@@ -29,7 +29,7 @@ from zonkey_core.config import Config
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import Prefetcher, RowBatch, RowStream
 from zonkey_core.devices import autocast, choose_device, choose_precision
-from zonkey_core.errors import ZonkeyError
+from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
 from zonkey_core.evaluation import held_out_rows, quick_figures
 from zonkey_core.model import Zonkey, byte_sequence
 from zonkey_core.positions import PositionSequence
@@ -79,6 +79,8 @@ class Trainer:
         self.config = config
         self.record = record
         self.options = msgspec.convert(record.options, TrainingOptions)
+        if (self.options.steps is None) == (self.options.minutes is None):
+            raise ConfigError("give either a number of steps or a number of minutes")
         self.spec = msgspec.convert(record.data, SourceSpec)
         self.out = Path(self.options.out)
         self.device = choose_device(self.options.device)
@@ -106,20 +108,30 @@ class Trainer:
         parts: dict[str, dict[str, Tensor]] = {"live": {}, "average": {}, "state": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
-            parts[part][rest] = tensor
+            parts.setdefault(part, {})[rest] = tensor
         fill_model(self.model, parts["live"], origin=self.out / OPTIMIZER)
         fill_model(self.average, parts["average"], origin=self.out / OPTIMIZER)
         self.model.to(self.device)
         self.average.to(self.device).requires_grad_(False)
-        state = torch.frombuffer(bytearray(base64.b64decode(self.record.random_state)), dtype=torch.uint8)
-        self.generator.set_state(state)
+        try:
+            state = torch.frombuffer(bytearray(base64.b64decode(self.record.random_state)), dtype=torch.uint8)
+            self.generator.set_state(state)
+        except (ValueError, RuntimeError) as error:
+            raise self._damaged("random_state") from error
+        if not 0 <= self.record.stage <= len(self.stages):
+            raise self._damaged("stage")
         if self.record.stage_step and self.record.stage < len(self.stages):
             self.optimizers = self._stage_optimizers(self.stages[self.record.stage])
             restore_optimizers(self.optimizers, parts["state"])
 
+    def _damaged(self, field: str) -> CheckpointError:
+        return CheckpointError(f"{self.out / TRAINING}: damaged ({field}); start anew with --from {self.out}")
+
     def save(self, data_state: dict[str, object], on_event: Callable[[Event], None]) -> None:
-        """Write the checkpoint whole."""
+        """Write the checkpoint whole; weights that are no longer numbers end the run instead."""
         record = self.record
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise self._diverged("the weights")
         record.data_state = data_state
         record.random_state = base64.b64encode(self.generator.get_state().numpy().tobytes()).decode()
         record.torch_version = str(torch.__version__)
@@ -268,10 +280,7 @@ class Trainer:
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         broken = [name for name, value in values.items() if value != value]
         if broken:
-            raise ZonkeyError(
-                f"training diverged at step {self.record.steps} (loss {broken[0]}); lower training.learning_rate "
-                f"and training.matrix_learning_rate and go on from the last checkpoint with --resume"
-            )
+            raise self._diverged(f"loss {broken[0]}")
         done = self.run_fraction()
         assert self.optimizers is not None
         on_event(
@@ -287,6 +296,12 @@ class Trainer:
                 seconds_left=self.record.seconds * (1 - done) / max(done, 1e-6),
                 learning_rate=self.optimizers[0].param_groups[0]["lr"],
             )
+        )
+
+    def _diverged(self, what: str) -> ZonkeyError:
+        return ZonkeyError(
+            f"training diverged at step {self.record.steps} ({what}); lower training.learning_rate "
+            f"and training.matrix_learning_rate and go on from the last checkpoint with --resume"
         )
 
     def _measure(self, on_event: Callable[[Event], None]) -> None:

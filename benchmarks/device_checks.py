@@ -1,0 +1,325 @@
+"""The comparison of a device with the CPU's float32, part by part; `gpu.py` runs it.
+
+A *probe* computes named lists of tensors on a *side*: a model on a device under a precision. Its inputs are drawn on
+the CPU beforehand and copied to each side. The error of a check is `|out - ref| / |ref|`, the largest over its tensors,
+and NaN fails.
+
+Models are untrained, but their splitters cut unevenly. Where a choice has no half-way, at cuts and drawn starts, the
+device is held to the CPU's choices, lest one probability that crosses a threshold hide everything behind it; how far
+its own choices differ is the check named "cuts".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+from unittest import mock
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from zonkey_core.attention import FLEX_LENGTH, PLAIN_LENGTH, DocumentBias, attend, prepare_bias, window_bias
+from zonkey_core.config import Config
+from zonkey_core.denoiser import NoisySlots
+from zonkey_core.devices import autocast
+from zonkey_core.existence import cumulative_log_continue, decoded_log_existence
+from zonkey_core.latents import to_sphere
+from zonkey_core.level import Level, Segmentation
+from zonkey_core.model import Ascent, Zonkey
+from zonkey_core.objectives import autoencoder_objective, denoiser_objective, splitter_objective
+from zonkey_core.positions import PositionSequence
+from zonkey_core.sampling import Slots, denoise
+from zonkey_core.stitcher import stitch
+from zonkey_core.training.optimizers import build_optimizers
+from zonkey_core.training.stages import joint_losses
+
+TOLERANCES = {
+    "output": (0.03, 1e-4),
+    "losses": (0.05, 1e-3),
+    "gradient": (0.15, 3e-3),
+    "latents": (0.05, 1e-3),
+    "cuts": (0.25, 0.05),
+    "Muon": (0.05, 0.05),
+    "AdamW": (1e-4, 1e-4),
+}
+"""Largest error by what a check compares, in bfloat16 and in float32. An error of cuts is the root of their share that
+differs. Muon computes in bfloat16 whatever the precision."""
+COMPARED_ROWS = 2
+T = TypeVar("T")
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One comparison."""
+
+    name: str
+    precision: str
+    error: float
+    tolerance: float
+    passed: bool
+    note: str = ""
+
+
+class Side(NamedTuple):
+    """One of the two that are compared."""
+
+    model: Zonkey
+    device: torch.device
+    precision: torch.dtype
+
+    def put(self, value: T) -> T:
+        """A copy of tensors, or named tuples of them, on this side's device."""
+        result: Any = value
+        if isinstance(value, Tensor):
+            result = value.to(self.device, copy=True)
+        elif isinstance(value, tuple):
+            result = type(value)(*(self.put(field) for field in value))
+        return result  # type: ignore[no-any-return]
+
+    def computing(self) -> torch.autocast:
+        """The context in which this side's model runs."""
+        return autocast(self.device, self.precision)
+
+
+Probe = Callable[[Side], dict[str, Sequence[Tensor]]]
+Objective = Callable[[Side, torch.Generator], dict[str, Tensor]]
+
+
+class Choices:
+    """Keeps the segmentations of the first run and holds later ones to them, with gradients to their own starts."""
+
+    def __init__(self) -> None:
+        self.held: list[Segmentation] = []
+        self.own: list[Tensor] = []
+
+    @contextlib.contextmanager
+    def pinned(self, side: Side) -> Iterator[None]:
+        """Within, a level chooses as in the first run; `own` becomes the starts that it would have chosen."""
+        choose = Level.choose_starts
+        first, held = not self.held, iter(tuple(self.held))
+        self.own = []
+
+        def hold(
+            level: Level, sequence: PositionSequence, start_prob: Tensor, *, generator: torch.Generator | None = None
+        ) -> Segmentation:
+            found = choose(level, sequence, start_prob, generator=generator)
+            mask = torch.zeros_like(sequence.exists_mask)
+            self.own.append(mask.scatter(1, found.starts, found.slot_mask) | mask.scatter(1, found.starts[:, :1], True))
+            if first:
+                self.held.append(found._replace(start_prob=start_prob.detach()))
+                return found
+            kept = side.put(next(held))
+            return kept._replace(start_prob=start_prob + (kept.start_prob - start_prob).detach())
+
+        with mock.patch.object(Level, "choose_starts", hold):
+            yield
+
+
+def attention_probe(length: int, *, window: bool, generator: torch.Generator) -> Probe:
+    """Attention with gradients to queries, keys, values and starts; the length decides which branch is taken."""
+    inputs = torch.randn(4, 2, 4, length, 32, generator=generator)
+    starts = 0.05 + 0.9 * torch.rand(2, length, generator=generator)
+
+    def probe(side: Side) -> dict[str, Sequence[Tensor]]:
+        *heads, direction = side.put(inputs)
+        leaves = [leaf.requires_grad_() for leaf in (*heads, side.put(starts))]
+        with side.computing():
+            cumulative = cumulative_log_continue(leaves[3])
+            bias = window_bias(cumulative - cumulative[:, :1]) if window else DocumentBias(cumulative)
+            queries, keys, values = (leaf.to(side.precision) for leaf in leaves[:3])
+            mixed = attend(queries, keys, values, prepare_bias(bias, queries[:, 0]))
+        return {"output": [mixed], "gradient": torch.autograd.grad((mixed.float() * direction).sum(), leaves)}
+
+    return probe
+
+
+def component_probes(index: int, level: Level, view: Ascent, generator: torch.Generator) -> dict[str, Probe]:
+    """The parts of one level, each on inputs of its own."""
+    config, channels = level.config, level.channels
+    below = level.readout.channels
+    hidden = torch.rand(view.sequence.exists_mask.shape, generator=generator) < config.mask_rate
+    shape = (48, config.window)
+    values = torch.randint(256, shape, generator=generator)
+    if below is not None:
+        values = to_sphere(torch.randn(*shape, below, generator=generator))
+    existence = decoded_log_existence(torch.randn(shape, generator=generator) - 2)
+    contents = torch.randn(*shape, below or 256, generator=generator)
+    contents = contents.mul(3).softmax(-1) if below is None else to_sphere(contents)
+    kept = torch.rand(shape[0], generator=generator) + 0.1
+    latents = to_sphere(torch.randn(2, 96, channels, generator=generator))
+    noise_level = (1.5 * torch.rand(2, 96, generator=generator) - 0.25).clamp(0, 1)
+    documents = torch.rand(2, 96, generator=generator) < 0.05
+    present = torch.arange(96) < torch.tensor([[96], [70]])
+    slots = NoisySlots(latents, noise_level, 0.5 * latents.flip(1), documents, present)
+    row = Slots(latents[0], noise_level[0] < 0.3, True, 1.0)
+
+    def of(side: Side) -> Level:
+        return side.model.levels[index]
+
+    def decode(side: Side) -> Sequence[Tensor]:
+        decoded = of(side).decode(side.put(latents[0]))
+        return [decoded.states, decoded.start_logits, decoded.log_existence, of(side).readout(decoded.states)]
+
+    def read(side: Side) -> Sequence[Tensor]:
+        embedded = of(side).reader_embedding(side.put(view.sequence.values), side.put(hidden))
+        return [of(side).reader(embedded, side.put(view.segmentation.start_prob))]
+
+    def sample(side: Side) -> Sequence[Tensor]:
+        put = Slots(side.put(row.latents), side.put(row.known_mask), row.starts_document, row.noise_level)
+        return denoise(of(side), put, steps=4, temperature=1.0, generator=torch.Generator().manual_seed(index))
+
+    parts: dict[str, Callable[[Side], Sequence[Tensor]]] = {
+        "splitter": lambda side: of(side).split(side.put(view.sequence), side.put(hidden)),
+        "reader": read,
+        "compressor": lambda side: [of(side).compress(side.put(values), side.put(existence))],
+        "trunk": lambda side: of(side).trunk(side.put(slots)),
+        "decoder": decode,
+        "stitcher": lambda side: stitch(
+            side.put(contents), side.put(existence), side.put(kept), symbols=below is None
+        ),
+        "sampler, 4 steps": sample,
+    }
+
+    def probing(part: Callable[[Side], Sequence[Tensor]]) -> Probe:
+        def probe(side: Side) -> dict[str, Sequence[Tensor]]:
+            with torch.no_grad(), side.computing():
+                return {"output": part(side)}
+
+        return probe
+
+    return {f"level {index}: {name}": probing(part) for name, part in parts.items()}
+
+
+def objective_probe(objective: Objective, seed: int) -> Probe:
+    """Losses, and the gradient of their sum to all parameters; choices are pinned."""
+    choices = Choices()
+
+    def probe(side: Side) -> dict[str, Sequence[Tensor]]:
+        parameters = list(side.model.parameters())
+        with choices.pinned(side), side.computing():
+            losses = objective(side, torch.Generator().manual_seed(seed))
+        total = torch.stack(list(losses.values())).sum()
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
+        flat = torch.cat([gradient.float().flatten() for gradient in gradients])
+        return {"losses": [torch.stack([losses[name] for name in sorted(losses)])], "gradient": [flat]}
+
+    return probe
+
+
+def objective_probes(index: int, view: Ascent, seed: int) -> dict[str, Probe]:
+    """The three objectives of one level, on the reference's positions, segmentation and latents."""
+
+    def splitter(side: Side, generator: torch.Generator) -> dict[str, Tensor]:
+        return splitter_objective(side.model.levels[index], side.put(view.sequence), generator)
+
+    def autoencoder(side: Side, generator: torch.Generator) -> dict[str, Tensor]:
+        level, (sequence, segmentation, _) = side.model.levels[index], side.put(view)
+        return autoencoder_objective(level, sequence, segmentation, generator).losses
+
+    def denoiser(side: Side, generator: torch.Generator) -> dict[str, Tensor]:
+        level, (sequence, segmentation, latents) = side.model.levels[index], side.put(view)
+        return denoiser_objective(level, sequence, segmentation, latents, generator)
+
+    named = {"splitter": splitter, "autoencoder": autoencoder, "denoiser": denoiser}
+    return {f"level {index}: {name} objective": objective_probe(each, seed) for name, each in named.items()}
+
+
+def ascend_probe(rows: PositionSequence) -> Probe:
+    """A whole ascent from bytes to the top."""
+    choices = Choices()
+
+    def probe(side: Side) -> dict[str, Sequence[Tensor]]:
+        with choices.pinned(side), side.computing():
+            views = side.model.ascend(side.put(rows), len(side.model.levels) - 1)
+        return {"latents": [view.latents for view in views], "cuts": [mask.float() for mask in choices.own]}
+
+    return probe
+
+
+def optimizer_probe(model: Zonkey, config: Config, generator: torch.Generator) -> Probe:
+    """How far two steps on given gradients move the parameters."""
+    gradients = [[torch.randn(each.shape, generator=generator) for each in model.parameters()] for _ in range(2)]
+
+    def probe(side: Side) -> dict[str, Sequence[Tensor]]:
+        moved = copy.deepcopy(side.model)
+        optimizers = build_optimizers(moved.parameters(), config.training)
+        for step in gradients:
+            for parameter, gradient in zip(moved.parameters(), step, strict=True):
+                parameter.grad = side.put(gradient)
+            for optimizer in optimizers:
+                optimizer.step()
+        before = dict(zip(moved.parameters(), side.model.parameters(), strict=True))
+        return {
+            type(optimizer).__name__: [
+                torch.cat([(each - before[each]).flatten() for each in optimizer.param_groups[0]["params"]])
+            ]
+            for optimizer in optimizers
+        }
+
+    return probe
+
+
+def all_probes(model: Zonkey, config: Config, rows: PositionSequence, seed: int) -> dict[str, Probe]:
+    """Every check by name, with inputs drawn on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    probes: dict[str, Probe] = {
+        "attention, window": attention_probe(PLAIN_LENGTH // 4, window=True, generator=generator),
+        "attention, document": attention_probe(PLAIN_LENGTH + 64, window=False, generator=generator),
+        "attention, long document": attention_probe(FLEX_LENGTH + 64, window=False, generator=generator),
+    }
+    views = model.ascend(rows, len(model.levels) - 1)
+    for index, (level, view) in enumerate(zip(model.levels, views, strict=True)):
+        probes |= component_probes(index, level, view, generator)
+        probes |= objective_probes(index, view, seed + index)
+
+    def joint(side: Side, draws: torch.Generator) -> dict[str, Tensor]:
+        return joint_losses(side.model, side.put(rows), draws, upper_gradient=0.5)
+
+    probes["whole ascend"] = ascend_probe(rows)
+    probes["joint objective"] = objective_probe(joint, seed)
+    probes["optimizer, 2 steps"] = optimizer_probe(model, config, generator)
+    return probes
+
+
+def relative_error(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> float:
+    """Largest `|out - ref| / |ref|`; NaN where there is one, infinite for another shape or a reference of zeros."""
+    errors = []
+    for output, reference in zip(outputs, references, strict=True):
+        wide, true = output.detach().cpu().double(), reference.detach().double()
+        fits = wide.shape == true.shape and true.norm() > 0
+        errors.append(float((wide - true).norm() / true.norm()) if fits else math.inf)
+    return math.nan if any(map(math.isnan, errors)) else max(errors)
+
+
+def run_checks(probes: dict[str, Probe], reference: Side, sides: Sequence[Side]) -> Iterator[Check]:
+    """Compare every probe on every side; one that raises there has failed, and the others still run."""
+    for name, probe in probes.items():
+        expected = probe(reference)
+        for side in sides:
+            column = 0 if side.precision == torch.bfloat16 else 1
+            found: dict[str, Sequence[Tensor]] | None = None
+            note = ""
+            try:
+                found = probe(side)
+            except Exception as error:  # reported as a failed check
+                frame = traceback.extract_tb(error.__traceback__)[-1]
+                note = f"{frame.filename}:{frame.lineno}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            for kind, references in expected.items():
+                error_size = math.nan if found is None else relative_error(found[kind], references)
+                limit = TOLERANCES[kind][column]
+                precision = ("bf16", "fp32")[column]
+                yield Check(f"{name}: {kind}", precision, error_size, limit, error_size <= limit, note)
+
+
+def untrained_model(config: Config, seed: int) -> Zonkey:
+    """A model whose splitters are unsure and cut unevenly, and which decodes texts of the usual lengths."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Zonkey(config.model)
+        for level in model.levels:
+            nn.init.normal_(level.splitter.head.weight, std=2 / level.config.splitter_width**0.5)
+    return model

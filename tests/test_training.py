@@ -1,0 +1,535 @@
+"""Training: exact resuming, the curriculum, what a run reports and leaves behind, and that it learns."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+
+from tests.model_helpers import chance, level_config, small_model
+from tests.training_helpers import SAMPLE, Run, assert_same_tensors, small_config
+from zonkey_core.checkpoint import MODEL, TRAINING, load_model, read_model_card, read_tensors
+from zonkey_core.config import Config, ModelConfig, StageShares, TrainingConfig
+from zonkey_core.data import SourceSpec
+from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
+from zonkey_core.training import (
+    METRICS,
+    CheckpointEvent,
+    Event,
+    FiguresEvent,
+    SampleEvent,
+    SplitsEvent,
+    StageEvent,
+    StepEvent,
+    trainer,
+)
+from zonkey_core.training.curriculum import Stage, plan_stages
+from zonkey_core.training.optimizers import (
+    build_optimizers,
+    learning_rate_factor,
+    optimizer_tensors,
+    restore_optimizers,
+    set_learning_rates,
+)
+from zonkey_core.training.stages import stage_parameters
+
+STEPS = 21
+CURRICULUM = [
+    ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("denoiser", 1),
+    ("joint", None),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def every_step_is_reported() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "REPORT_SECONDS", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run over all stages that was never stopped; its folder must not be changed."""
+    run = Run(tmp_path_factory.mktemp("whole") / "model")
+    result = run.train(small_config(), steps=STEPS, seed=3)
+    assert not result.stopped and result.path == run.out and result.steps == run.steps()[-1].step
+    return run
+
+
+def ends_of_stages(run: Run) -> list[int]:
+    """The last step of every stage."""
+    return [
+        list(group)[-1].step for _, group in itertools.groupby(run.steps(), key=lambda each: (each.stage, each.level))
+    ]
+
+
+# Stopping and going on
+
+
+def test_stopping_leaves_no_trace(whole: Run, tmp_path: Path) -> None:
+    ends = ends_of_stages(whole)
+    middle_of_joint = ends[-2] + 1
+    assert middle_of_joint < ends[-1]
+    run = Run(tmp_path / "model")
+    result = run.train(small_config(), steps=STEPS, seed=3, stop_at=1)
+    assert result.stopped and result.steps == 1
+    for stop in (ends[0], ends[0] + 2, ends[1], ends[2] - 1, ends[4], middle_of_joint, ends[-1]):
+        result = run.resume(stop_at=stop)
+        assert result.stopped and result.steps == stop
+    result = run.resume()
+    assert not result.stopped and result.steps == ends[-1]
+    assert run.losses() == whole.losses()
+    assert_same_tensors(run.tensors(), whole.tensors())
+    assert (run.out / MODEL).read_bytes() == (whole.out / MODEL).read_bytes()
+    first, second = (read_model_card(each.out).training for each in (run, whole))
+    assert first is not None and second is not None
+    for name in ("data", "stage", "steps", "bytes_seen", "data_state", "random_state", "figures"):
+        assert getattr(first, name) == getattr(second, name), name
+
+
+def test_another_seed_is_another_run(whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "model")
+    run.train(small_config(), steps=STEPS, seed=4, stop_at=1)
+    assert run.steps()[0].losses != whole.steps()[0].losses
+
+
+def test_nothing_global_is_touched(tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    Run(tmp_path / "model").train(small_config(1), steps=4, stop_at=2)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_a_finished_run_may_be_resumed(tmp_path: Path) -> None:
+    run = Run(tmp_path / "model")
+    run.train(small_config(1), steps=4)
+    before, reported = run.tensors(), len(run.steps())
+    result = run.resume()
+    assert not result.stopped and len(run.steps()) == reported
+    assert_same_tensors(before, run.tensors())
+
+
+def test_a_moved_folder_can_be_resumed(tmp_path: Path) -> None:
+    run = Run(tmp_path / "here")
+    run.train(small_config(1), steps=8, stop_at=2)
+    moved = Run(run.out.rename(tmp_path / "there"))
+    assert moved.resume().path == moved.out
+    assert not run.out.exists()
+
+
+def test_a_run_without_its_record_cannot_be_resumed(tmp_path: Path) -> None:
+    run = Run(tmp_path / "model")
+    run.train(small_config(1), steps=4, stop_at=1)
+    (run.out / TRAINING).unlink()
+    with pytest.raises(CheckpointError, match=r"training\.json"):
+        run.resume()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"options": {"out": 5}},
+        {"options": {}},
+        {"data": {"sources": "sample"}},
+        {"random_state": "###"},
+        {"random_state": "AAAA"},
+        {"stage": -1},
+        {"stage": 99},
+        {"data_state": {"documents": {}, "offset": 0}},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_damaged_record_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    run = Run(tmp_path / "model")
+    run.train(small_config(1), steps=4, stop_at=1)
+    record = msgspec.json.decode((run.out / TRAINING).read_bytes())
+    (run.out / TRAINING).write_bytes(msgspec.json.encode(record | change))
+    with pytest.raises(ZonkeyError) as caught:
+        run.resume()
+    assert "\n" not in str(caught.value)
+
+
+# What a run reports and leaves
+
+
+def test_the_stages_come_in_order_and_are_all_trained(whole: Run) -> None:
+    begun = [(event.stage, event.level) for event in whole.events if isinstance(event, StageEvent)]
+    assert begun == CURRICULUM
+    assert [key for key, _ in itertools.groupby((each.stage, each.level) for each in whole.steps())] == CURRICULUM
+    assert [each.step for each in whole.steps()] == list(range(1, len(whole.steps()) + 1))
+
+
+def test_reports_say_where_the_run_stands(whole: Run) -> None:
+    steps = whole.steps()
+    fractions = [each.fraction for each in steps]
+    assert fractions == sorted(fractions) and 0 < fractions[0] < 0.5 and fractions[-1] == 1
+    assert [each.bytes_seen for each in steps] == [128 * each.step for each in steps]
+    assert all(each.seconds > 0 and each.bytes_per_second > 0 and each.seconds_left >= 0 for each in steps)
+    assert steps[-1].seconds_left == 0
+    for each in steps:
+        levels = {name.split("/")[0] for name in each.losses}
+        assert levels == ({"0", "1"} if each.level is None else {str(each.level)})
+        assert all(math.isfinite(loss) for loss in each.losses.values())
+
+
+def test_the_joint_stage_has_a_lower_rate(tmp_path: Path) -> None:
+    rates = {}
+    for stage in ("splitter", "joint"):
+        run = Run(tmp_path / stage)
+        run.train(small_config(1, joint_rate=0.25), steps=6, stage=stage, stop_at=4)
+        rates[stage] = [each.learning_rate for each in run.steps()]
+    assert rates["joint"] == pytest.approx([0.25 * rate for rate in rates["splitter"]])
+
+
+def test_metrics_hold_every_event(whole: Run) -> None:
+    lines = (whole.out / METRICS).read_bytes().splitlines()
+    decoder = msgspec.json.Decoder(Event)
+    assert [decoder.decode(line) for line in lines] == whole.events
+    assert {type(event) for event in whole.events} == {
+        StageEvent, StepEvent, SplitsEvent, SampleEvent, FiguresEvent, CheckpointEvent,
+    }
+
+
+def test_a_checkpoint_holds_averages_and_figures(whole: Run) -> None:
+    tensors = whole.tensors()
+    averages = {name.removeprefix("average."): tensor for name, tensor in tensors.items() if name[:8] == "average."}
+    half = read_tensors(whole.out, MODEL)
+    assert half.keys() == averages.keys()
+    for name, tensor in half.items():
+        assert tensor.dtype == torch.float16
+        torch.testing.assert_close(tensor.float(), averages[name], atol=1e-4, rtol=1e-3)
+    card = read_model_card(whole.out)
+    assert card.config == small_config()
+    assert card.parameters == sum(tensor.numel() for tensor in averages.values())
+    assert card.training is not None
+    figures = [event.figures for event in whole.events if isinstance(event, FiguresEvent)]
+    assert figures == [card.training.figures]
+    assert card.training.stage == len(CURRICULUM) and card.training.bytes_seen == 128 * card.training.steps
+
+
+def test_splits_shown_add_up_to_the_held_line(whole: Run) -> None:
+    shown = ["".join(event.segments) for event in whole.events if isinstance(event, SplitsEvent)]
+    assert len(set(shown)) == 1 and len(shown[0]) > 100
+
+
+def test_a_source_without_held_out_text_is_not_measured(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The only line that there is.\n" * 40)
+    run = Run(tmp_path / "model")
+    assert not run.train(small_config(1), spec=SourceSpec(sources=(str(text),)), steps=4).stopped
+    assert not any(isinstance(event, FiguresEvent) for event in run.events)
+    card = read_model_card(run.out)
+    assert card.training is not None and card.training.figures == {}
+
+
+# Budgets and outputs
+
+
+def test_a_run_takes_its_number_of_steps(whole: Run) -> None:
+    assert abs(whole.steps()[-1].step - STEPS) <= len(CURRICULUM) / 2
+
+
+def test_a_run_takes_its_minutes(tmp_path: Path) -> None:
+    run = Run(tmp_path / "model")
+    config = small_config(1)
+    result = run.train(config, minutes=0.02)
+    seconds = run.steps()[-1].seconds
+    assert not result.stopped and 1.2 <= seconds < 10
+    begun = [(event.stage, event.level) for event in run.events if isinstance(event, StageEvent)]
+    assert begun == [("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("joint", None)]
+
+
+@pytest.mark.parametrize("budget", [{}, {"steps": 5, "minutes": 1.0}])
+def test_a_budget_is_steps_or_minutes(tmp_path: Path, budget: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="either"):
+        Run(tmp_path / "model").train(small_config(1), **budget)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_is_not_overwritten(whole: Run) -> None:
+    before = {path.name: path.read_bytes() for path in whole.out.iterdir()}
+    with pytest.raises(CheckpointError, match="holds a model already"):
+        Run(whole.out).train(small_config(), steps=5)
+    assert {path.name: path.read_bytes() for path in whole.out.iterdir()} == before
+
+
+def test_an_existing_folder_may_be_trained_into(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    Run(tmp_path).train(small_config(1), steps=2, stop_at=1)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert load_model(tmp_path).config == small_config(1).model
+
+
+def test_checkpoints_are_written_as_often_as_asked(tmp_path: Path) -> None:
+    often, seldom = Run(tmp_path / "often"), Run(tmp_path / "seldom")
+    often.train(small_config(1), steps=8, stage="splitter", checkpoint_minutes=0.0)
+    seldom.train(small_config(1), steps=8, stage="splitter", checkpoint_minutes=1e6)
+    saved = [[event.step for event in run.events if isinstance(event, CheckpointEvent)] for run in (often, seldom)]
+    assert saved == [[*range(1, 9), 8, 8], [8, 8]]
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("report_seconds", [0.0, 1e9])
+def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report_seconds: float
+) -> None:
+    run = Run(tmp_path / "model")
+    run.train(small_config(1), steps=40, stop_at=2)
+    before = run.tensors()
+    monkeypatch.setattr(trainer, "REPORT_SECONDS", report_seconds)
+    sound = trainer.stage_losses
+    calls = itertools.count(1)
+
+    def broken(*arguments: Any) -> dict[str, Tensor]:
+        losses = sound(*arguments)
+        return {name: loss * torch.nan for name, loss in losses.items()} if next(calls) == 2 else losses
+
+    monkeypatch.setattr(trainer, "stage_losses", broken)
+    with pytest.raises(ZonkeyError, match="diverged") as caught:
+        run.resume()
+    assert "\n" not in str(caught.value)
+    assert_same_tensors(before, run.tensors())
+
+
+def test_weights_that_are_no_numbers_are_not_saved_when_stopping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "model")
+    run.train(small_config(1), steps=40, stop_at=2)
+    before = run.tensors()
+    monkeypatch.setattr(trainer, "REPORT_SECONDS", 1e9)
+    sound = trainer.stage_losses
+    monkeypatch.setattr(
+        trainer, "stage_losses", lambda *given: {name: loss * torch.nan for name, loss in sound(*given).items()}
+    )
+    with pytest.raises(ZonkeyError, match="diverged"):
+        trainer_stops_at_once(run)
+    assert_same_tensors(before, run.tensors())
+
+
+def trainer_stops_at_once(run: Run) -> None:
+    """Go on, but be asked to stop after one step."""
+    from zonkey_core.training import resume
+
+    resume(run.out, on_event=run.events.append, should_stop=lambda: True)
+
+
+# Curriculum
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_the_plan_goes_level_by_level_and_ends_jointly(levels: int) -> None:
+    model = ModelConfig(levels=tuple(level_config() for _ in range(levels)))
+    shares = StageShares(splitter=(1.0, 0.5), autoencoder=(2.0,), denoiser=(3.0, 2.0, 1.0), joint=4.0)
+    stages = plan_stages(model, shares)
+    assert [(stage.name, stage.level) for stage in stages] == [
+        *((name, level) for level in range(levels) for name in ("splitter", "autoencoder", "denoiser")),
+        ("joint", None),
+    ]
+    assert sum(stage.share for stage in stages) == pytest.approx(1)
+    asked = [1.0, 2.0, 3.0, 0.5, 2.0, 2.0, 0.5, 2.0, 1.0][: 3 * levels] + [4.0]
+    assert [stage.share for stage in stages] == pytest.approx([share / sum(asked) for share in asked])
+
+
+@pytest.mark.parametrize("name", ["splitter", "autoencoder", "denoiser", "joint"])
+def test_one_stage_may_be_trained_alone(tmp_path: Path, name: str) -> None:
+    run = Run(tmp_path / "model")
+    run.train(small_config(), steps=4, stage=name, stop_at=1)
+    assert {event.stage for event in run.events if isinstance(event, StageEvent)} == {name}
+    stages = plan_stages(small_config().model, StageShares(), only=name)
+    assert [stage.level for stage in stages] == ([None] if name == "joint" else [0, 1])
+    assert sum(stage.share for stage in stages) == pytest.approx(1)
+
+
+def test_stages_without_a_share_are_left_out() -> None:
+    model = small_config().model
+    shares = StageShares(splitter=(1.0, 0.0), autoencoder=(0.0, 1.0), denoiser=(0.0,), joint=0.0)
+    assert plan_stages(model, shares) == [Stage("splitter", 0, 0.5), Stage("autoencoder", 1, 0.5)]
+    with pytest.raises(ConfigError, match="no stage"):
+        plan_stages(model, shares, only="joint")
+
+
+def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown stage 'encoder'.*autoencoder"):
+        Run(tmp_path / "model").train(small_config(), steps=4, stage="encoder")
+
+
+@pytest.mark.parametrize("index", range(len(CURRICULUM)))
+def test_a_stage_moves_its_own_parameters_alone(whole: Run, index: int) -> None:
+    model = small_model(2)
+    name, level = CURRICULUM[index]
+    chosen = {id(parameter) for parameter in stage_parameters(model, Stage(name, level, 1.0))}
+    moved = {key for key, parameter in model.named_parameters() if id(parameter) in chosen}
+    parts = {
+        "splitter": ("splitter_embedding", "splitter", "reader_embedding", "reader", "reader_readout"),
+        "autoencoder": ("embedding", "compressor", "decoder", "readout"),
+        "denoiser": ("trunk", "decoder", "readout"),
+    }
+    expected = {
+        key for key, _ in model.named_parameters()
+        if name == "joint" or (key.split(".")[1] == str(level) and key.split(".")[2] in parts[name])
+    }
+    assert moved == expected and moved
+
+
+def test_a_stage_leaves_all_else_as_it_was(tmp_path: Path) -> None:
+    run = Run(tmp_path / "model")
+    run.train(small_config(), steps=8, stage="splitter", stop_at=1)
+    before = run.tensors()
+    run.resume(stop_at=3)
+    after = run.tensors()
+    changed = {name.split(".", 2)[2] for name in before if name[:5] == "live." and not before[name].equal(after[name])}
+    assert changed and {name.split(".")[1][:8] for name in changed} <= {"splitter", "reader", "reader_e", "reader_r"}
+    assert {name.split(".")[0] for name in changed} == {"0"}
+
+
+# Learning rates, averages, optimisers
+
+
+def test_the_learning_rate_rises_and_then_falls_straight() -> None:
+    config = TrainingConfig(warmup=0.1, final_rate=0.2)
+    factors = [learning_rate_factor(step / 1000, step, config) for step in range(1001)]
+    top = factors.index(max(factors))
+    assert 90 <= top <= 110 and 0.85 < factors[top] <= 1
+    assert factors[0] < 0.1 and all(a <= b for a, b in itertools.pairwise(factors[:top]))
+    slopes = [b - a for a, b in itertools.pairwise(factors[110:])]
+    assert max(slopes) < 0 and max(slopes) - min(slopes) < 1e-9
+    assert factors[-1] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.03, 1.0])
+@pytest.mark.parametrize("length", [1, 2, 10, 500])
+def test_the_learning_rate_is_always_a_useful_one(warmup: float, length: int) -> None:
+    config = TrainingConfig(warmup=warmup, final_rate=0.05)
+    factors = [learning_rate_factor(step / length, step, config) for step in range(length)]
+    assert all(0 < factor <= 1 for factor in factors)
+    assert factors[0] == pytest.approx(0.05), "short stages start gently too"
+
+
+def test_no_warmup_trains(tmp_path: Path) -> None:
+    run = Run(tmp_path / "model")
+    assert run.train(small_config(1, warmup=0.0), steps=6, stage="splitter").steps == 6
+
+
+def test_rates_are_scaled_from_their_peaks() -> None:
+    model = small_model(1)
+    optimizers = build_optimizers(model.parameters(), TrainingConfig(learning_rate=0.5, matrix_learning_rate=0.25))
+    for factor in (0.5, 0.1):
+        set_learning_rates(optimizers, factor)
+        assert [group["lr"] for each in optimizers for group in each.param_groups] == [0.25 * factor, 0.5 * factor]
+    owned = [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]
+    assert sorted(map(id, owned)) == sorted(map(id, model.parameters()))
+
+
+def test_the_state_of_the_optimizers_comes_back() -> None:
+    models = small_model(1), small_model(1)
+    first, second = (build_optimizers(model.parameters(), TrainingConfig()) for model in models)
+
+    def update(which: int, seed: int) -> None:
+        generator = chance(seed)
+        for parameter in models[which].parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        for optimizer in (first, second)[which]:
+            optimizer.step()
+
+    update(0, 1)
+    models[1].load_state_dict(models[0].state_dict())
+    restore_optimizers(second, optimizer_tensors(first))
+    for which in (0, 1):
+        update(which, 2)
+    assert_same_tensors(dict(models[0].state_dict()), dict(models[1].state_dict()))
+    assert_same_tensors(optimizer_tensors(first), optimizer_tensors(second))
+    with pytest.raises(CheckpointError, match="optimizer state"):
+        restore_optimizers(first, {"1.9999.step": torch.zeros(())})
+
+
+def test_averages_follow_the_weights(tmp_path: Path) -> None:
+    run = Run(tmp_path / "model")
+    config = small_config(1, average_decay=0.9)
+    expected: dict[str, Tensor] = {}
+    run.train(config, steps=30, stage="splitter", stop_at=1)
+    for step in range(1, 4):
+        if step > 1:
+            run.resume(stop_at=step)
+        tensors = run.tensors()
+        decay = min(0.9, (1 + step) / (10 + step))
+        for name in (name for name in tensors if name.startswith("average.")):
+            live = tensors["live." + name.removeprefix("average.")]
+            if step > 1:
+                torch.testing.assert_close(tensors[name], decay * expected[name] + (1 - decay) * live)
+            expected[name] = tensors[name]
+    assert any(not expected[name].equal(tensors["live." + name.removeprefix("average.")]) for name in expected)
+
+
+def test_a_stage_ends_on_the_averaged_weights(whole: Run) -> None:
+    tensors = whole.tensors()
+    for name, tensor in tensors.items():
+        if name.startswith("live."):
+            assert torch.equal(tensor, tensors["average." + name.removeprefix("live.")])
+    assert not any(name.startswith("state.") for name in tensors)
+
+
+# From another model
+
+
+def test_training_goes_on_from_another_model(whole: Run, tmp_path: Path) -> None:
+    run = Run(tmp_path / "model")
+    run.train(small_config(), steps=STEPS, seed=9, stage="splitter", start_from=whole.out, stop_at=1)
+    start, now = whole.tensors(), run.tensors()
+    names = [name for name in start if name.startswith("live.stack.0.trunk")]
+    assert names
+    for name in names:
+        assert torch.equal(now[name], start[name].half().float())
+    card = read_model_card(run.out)
+    assert card.training is not None
+    assert card.training.parent == whole.out.name and card.training.steps == 1
+    assert not run.resume(stop_at=2).steps == 1
+
+
+def test_a_model_of_another_shape_is_no_start(whole: Run, tmp_path: Path) -> None:
+    config = Config(
+        model=ModelConfig(levels=(level_config(width=32), level_config())), training=small_config().training
+    )
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: weights do not fit") as caught:
+        Run(tmp_path / "model").train(config, steps=5, start_from=whole.out)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        Run(tmp_path / "model").train(small_config(1), steps=5, start_from=whole.out)
+    with pytest.raises(CheckpointError, match="missing"):
+        Run(tmp_path / "model").train(small_config(), steps=5, start_from=tmp_path / "nowhere")
+    assert not (tmp_path / "model").exists()
+
+
+# That it learns
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    """A real, if tiny, training on the bundled text: what each stage minimises falls well below where it began."""
+    level = level_config(width=32, splitter_width=32, trunk_width=32, segment_length=4.0)
+    training = TrainingConfig(row_bytes=256, batch_rows=4, shuffle_documents=100)
+    run = Run(tmp_path / "model")
+    config = Config(model=ModelConfig(levels=(level,)), training=training)
+    run.train(config, spec=SAMPLE, steps=160, precision="fp32")
+
+    def course(stage: str, loss: str) -> tuple[float, float]:
+        """Mean at the beginning and at the end of a stage."""
+        values = [each.losses[loss] for each in run.steps() if each.stage == stage]
+        return sum(values[:3]) / 3, sum(values[-3:]) / 3
+
+    masked, positions = course("splitter", "0/masked"), course("autoencoder", "0/positions")
+    latents, joint = course("denoiser", "0/latents"), course("joint", "0/positions")
+    assert masked[0] > 5 and masked[1] < 3.6
+    assert positions[1] < 0.8 * positions[0]
+    assert latents[1] < 0.95 * latents[0]
+    assert joint[1] < positions[0]
+    card = read_model_card(run.out)
+    assert card.training is not None
+    assert card.training.figures["level 0: byte accuracy"] > 0.1

@@ -1,0 +1,75 @@
+"""What the tests of training share: runs of a model so small that a step takes a few hundredths of a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.model_helpers import level_config
+from zonkey_core.checkpoint import OPTIMIZER, read_tensors
+from zonkey_core.config import Config, ModelConfig, TrainingConfig
+from zonkey_core.data import SourceSpec
+from zonkey_core.training import Event, StepEvent, TrainingOptions, TrainingResult, resume, train
+
+SAMPLE = SourceSpec(sources=("sample",))
+
+
+def small_config(levels: int = 2, **training: Any) -> Config:
+    """A very small model on very small batches."""
+    fields: dict[str, Any] = {"row_bytes": 64, "batch_rows": 2, "shuffle_documents": 20, **training}
+    return Config(
+        model=ModelConfig(levels=tuple(level_config() for _ in range(levels))), training=TrainingConfig(**fields)
+    )
+
+
+class Run:
+    """A training run, with every event of it; it can be stopped after a number of steps and taken up again."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.events: list[Event] = []
+
+    def train(
+        self,
+        config: Config,
+        *,
+        spec: SourceSpec = SAMPLE,
+        stop_at: int | None = None,
+        start_from: Path | None = None,
+        **options: Any,
+    ) -> TrainingResult:
+        """Begin, and go on to the end or to step `stop_at`."""
+        fields: dict[str, Any] = {"out": str(self.out), "device": "cpu", **options}
+        return train(
+            config, spec, TrainingOptions(**fields), start_from=start_from,
+            on_event=self.events.append, should_stop=self._stops(stop_at),
+        )
+
+    def resume(self, *, stop_at: int | None = None) -> TrainingResult:
+        """Go on from the checkpoint."""
+        return resume(self.out, on_event=self.events.append, should_stop=self._stops(stop_at))
+
+    def _stops(self, step: int | None) -> Callable[[], bool]:
+        return lambda: step is not None and self.steps()[-1].step >= step
+
+    def steps(self) -> list[StepEvent]:
+        """Reports of steps; they are of every step where reports are not throttled."""
+        return [event for event in self.events if isinstance(event, StepEvent)]
+
+    def losses(self) -> list[tuple[int, str, int | None, dict[str, float], float]]:
+        """All of a report that chance and arithmetic alone decide."""
+        return [(each.step, each.stage, each.level, each.losses, each.learning_rate) for each in self.steps()]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Live and averaged weights and the states of the optimisers, as saved."""
+        return read_tensors(self.out, OPTIMIZER)
+
+
+def assert_same_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    """Equal to the last bit."""
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
