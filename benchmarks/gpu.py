@@ -13,6 +13,7 @@ Without a CUDA GPU the same is done on the CPU in bfloat16. The exit code is 1 w
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import platform
@@ -33,7 +34,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from zonkey_core.config import PRESETS, Config, load_preset
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import RowBatch, RowStream
-from zonkey_core.devices import autocast
 from zonkey_core.errors import ZonkeyError
 from zonkey_core.model import Zonkey, byte_sequence
 from zonkey_core.positions import PositionSequence
@@ -42,6 +42,7 @@ from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.optimizers import build_optimizers
 from zonkey_core.training.stages import stage_losses, stage_parameters
 
+CPU = torch.device("cpu")
 COMPARED_ROWS = 2
 BATCHES = 8
 WARMUPS = 3
@@ -76,7 +77,8 @@ class Report(msgspec.Struct, frozen=True):
     speeds: list[Speed]
 
     def passed(self) -> bool:
-        return all(row.passed for row in (*self.checks, *self.speeds))
+        """Whether nothing failed."""
+        return all(check.passed for check in self.checks) and all(speed.passed for speed in self.speeds)
 
 
 class TrainingStep:
@@ -142,7 +144,7 @@ def peak_flops(device: torch.device) -> float:
 
 
 def measure(
-    name: str, run: Callable[[], object], processed: Callable[[], int], device: torch.device, seconds: float, peak: float
+    name: str, run: Callable[[], None], processed: Callable[[], int], device: torch.device, seconds: float, peak: float
 ) -> Speed:
     """Count the operations of one run, then time runs; `processed` gives the bytes of a run, 0 for a broken one."""
     with FlopCounterMode(display=False) as counter:
@@ -189,12 +191,24 @@ def generation_speeds(side: Side, seconds: float, peak: float) -> Iterator[Speed
 
         def run(options: SamplingOptions = options, seeds: Iterator[int] = seeds, lengths: list[int] = lengths) -> None:
             with side.computing():
-                lengths.extend(len(sample.text) for sample in generate(side.model, seeds=[next(seeds)], options=options))
+                (sample,) = generate(side.model, seeds=[next(seeds)], options=options)
+            lengths.append(len(sample.text))
 
         def processed(lengths: list[int] = lengths) -> int:
             return round(statistics.mean(lengths))
 
         yield measure(f"generate from level {level}", run, processed, side.device, seconds, peak)
+
+
+def speeds_of(
+    config: Config, batches: list[RowBatch], device: torch.device, seed: int, seconds: float, peak: float
+) -> list[Speed]:
+    """Training, then generation."""
+    model = untrained_model(config, rows_of(batches[0], CPU), seed)
+    talker = talkative(copy.deepcopy(model))
+    trained = Side(model.to(device), device, torch.bfloat16)
+    speeds = list(training_speeds(trained, config, batches, seconds, peak))
+    return [*speeds, *generation_speeds(trained._replace(model=talker.to(device)), seconds, peak)]
 
 
 def draw_batches(config: Config, rows: int, seed: int) -> list[RowBatch]:
@@ -206,15 +220,13 @@ def draw_batches(config: Config, rows: int, seed: int) -> list[RowBatch]:
 
 def compare(config: Config, batches: list[RowBatch], device: torch.device, seed: int) -> list[Check]:
     """All checks; on a CPU there is only bfloat16 to compare."""
-    rows = rows_of(batches[0], torch.device("cpu"))
-    rows = PositionSequence(*(field[:COMPARED_ROWS] for field in rows))
-    model = untrained_model(config, seed)
-    reference = Side(model, torch.device("cpu"), torch.float32)
-    precisions = [torch.bfloat16] if device.type == "cpu" else [torch.bfloat16, torch.float32]
-    there = untrained_model(config, seed).to(device)
-    sides = [Side(there, device, precision) for precision in precisions]
+    rows = PositionSequence(*(field[:COMPARED_ROWS] for field in rows_of(batches[0], CPU)))
+    model = untrained_model(config, rows, seed, frequency=2.0)
+    precisions = [torch.bfloat16] if device == CPU else [torch.bfloat16, torch.float32]
+    sides = [Side(copy.deepcopy(model).to(device), device, precision) for precision in precisions]
+    probes = all_probes(model, config, rows, seed)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return list(run_checks(all_probes(model, config, rows, seed), reference, sides))
+        return list(run_checks(probes, Side(model, CPU, torch.float32), sides))
 
 
 def show(report: Report) -> None:
@@ -241,7 +253,8 @@ def show(report: Report) -> None:
 @click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Change one value of the preset.")
 @click.option("--rows", type=click.IntRange(min=1), help="Rows of a timed batch; the preset's by default.")
 @click.option(
-    "--seconds", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Time each row of the table for so long; 0 compares only."
+    "--seconds", type=click.FloatRange(min=0), default=5.0, show_default=True,
+    help="How long to time each stage; 0 compares only.",
 )
 @click.option("--seed", type=click.IntRange(min=0), help="A fresh one by default; the tables name it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
@@ -260,20 +273,15 @@ def main(
         config = load_preset(preset, overrides)
     except ZonkeyError as error:
         raise click.UsageError(str(error)) from error
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
+    device = torch.device("cuda") if torch.cuda.is_available() else CPU
+    if device == CPU:
         click.echo("No CUDA GPU here: the CPU's bfloat16 is compared with its float32 instead.", err=True)
     seed = secrets.randbelow(2**31) if seed is None else seed
     rows = rows or config.training.batch_rows
     batches = draw_batches(config, rows, seed)
     checks = compare(config, batches, device, seed)
-    peak, speeds = None, []
-    if seconds:
-        peak = peak_flops(device)
-        side = Side(untrained_model(config, seed).to(device), device, torch.bfloat16)
-        speeds = list(training_speeds(side, config, batches, seconds, peak))
-        side = side._replace(model=talkative(untrained_model(config, seed).to(device)))
-        speeds += generation_speeds(side, seconds, peak)
+    peak = peak_flops(device) if seconds else None
+    speeds = speeds_of(config, batches, device, seed, seconds, peak) if peak else []
     report = Report(
         device=torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU",
         torch=str(torch.__version__),

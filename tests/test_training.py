@@ -28,6 +28,7 @@ from zonkey_core.training import (
     SplitsEvent,
     StageEvent,
     StepEvent,
+    resume,
     trainer,
 )
 from zonkey_core.training.curriculum import Stage, plan_stages
@@ -231,8 +232,11 @@ def test_a_source_without_held_out_text_is_not_measured(tmp_path: Path) -> None:
 # Budgets and outputs
 
 
-def test_a_run_takes_its_number_of_steps(whole: Run) -> None:
-    assert abs(whole.steps()[-1].step - STEPS) <= len(CURRICULUM) / 2
+@pytest.mark.parametrize("steps", [1, 5])
+def test_a_run_takes_its_number_of_steps(whole: Run, tmp_path: Path, steps: int) -> None:
+    assert whole.steps()[-1].step == STEPS
+    run = Run(tmp_path / "model")
+    assert run.train(small_config(1), steps=steps).steps == len(run.steps()) == steps
 
 
 def test_a_run_takes_its_minutes(tmp_path: Path) -> None:
@@ -311,15 +315,8 @@ def test_weights_that_are_no_numbers_are_not_saved_when_stopping(
         trainer, "stage_losses", lambda *given: {name: loss * torch.nan for name, loss in sound(*given).items()}
     )
     with pytest.raises(ZonkeyError, match="diverged"):
-        trainer_stops_at_once(run)
+        resume(run.out, on_event=run.events.append, should_stop=lambda: True)
     assert_same_tensors(before, run.tensors())
-
-
-def trainer_stops_at_once(run: Run) -> None:
-    """Go on, but be asked to stop after one step."""
-    from zonkey_core.training import resume
-
-    resume(run.out, on_event=run.events.append, should_stop=lambda: True)
 
 
 # Curriculum
@@ -399,7 +396,7 @@ def test_the_learning_rate_rises_and_then_falls_straight() -> None:
     factors = [learning_rate_factor(step / 1000, step, config) for step in range(1001)]
     top = factors.index(max(factors))
     assert 90 <= top <= 110 and 0.85 < factors[top] <= 1
-    assert factors[0] < 0.1 and all(a <= b for a, b in itertools.pairwise(factors[:top]))
+    assert factors[0] < 0.1 and all(a < b + 1e-3 for a, b in itertools.pairwise(factors[:top]))
     slopes = [b - a for a, b in itertools.pairwise(factors[110:])]
     assert max(slopes) < 0 and max(slopes) - min(slopes) < 1e-9
     assert factors[-1] == pytest.approx(0.2)
@@ -442,13 +439,13 @@ def test_the_state_of_the_optimizers_comes_back() -> None:
 
     update(0, 1)
     models[1].load_state_dict(models[0].state_dict())
-    restore_optimizers(second, optimizer_tensors(first))
+    restore_optimizers(second, {name: tensor.clone() for name, tensor in optimizer_tensors(first).items()})
     for which in (0, 1):
         update(which, 2)
     assert_same_tensors(dict(models[0].state_dict()), dict(models[1].state_dict()))
     assert_same_tensors(optimizer_tensors(first), optimizer_tensors(second))
     with pytest.raises(CheckpointError, match="optimizer state"):
-        restore_optimizers(first, {"1.9999.step": torch.zeros(())})
+        restore_optimizers(first, {"step": torch.zeros(())})
 
 
 def test_averages_follow_the_weights(tmp_path: Path) -> None:
@@ -514,22 +511,25 @@ def test_a_model_of_another_shape_is_no_start(whole: Run, tmp_path: Path) -> Non
 def test_training_learns(tmp_path: Path) -> None:
     """A real, if tiny, training on the bundled text: what each stage minimises falls well below where it began."""
     level = level_config(width=32, splitter_width=32, trunk_width=32, segment_length=4.0)
-    training = TrainingConfig(row_bytes=256, batch_rows=4, shuffle_documents=100)
+    training = TrainingConfig(
+        row_bytes=160, batch_rows=4, shuffle_documents=100, learning_rate=0.01, matrix_learning_rate=0.02,
+        shares=StageShares(splitter=(1.0,), autoencoder=(1.0,), denoiser=(0.8,), joint=0.1),
+    )
     run = Run(tmp_path / "model")
-    config = Config(model=ModelConfig(levels=(level,)), training=training)
-    run.train(config, spec=SAMPLE, steps=160, precision="fp32")
+    run.train(Config(model=ModelConfig(levels=(level,)), training=training), steps=130, precision="fp32")
 
     def course(stage: str, loss: str) -> tuple[float, float]:
         """Mean at the beginning and at the end of a stage."""
-        values = [each.losses[loss] for each in run.steps() if each.stage == stage]
-        return sum(values[:3]) / 3, sum(values[-3:]) / 3
+        values = [each.losses[f"0/{loss}"] for each in run.steps() if each.stage == stage]
+        return sum(values[:4]) / 4, sum(values[-4:]) / 4
 
-    masked, positions = course("splitter", "0/masked"), course("autoencoder", "0/positions")
-    latents, joint = course("denoiser", "0/latents"), course("joint", "0/positions")
-    assert masked[0] > 5 and masked[1] < 3.6
-    assert positions[1] < 0.8 * positions[0]
-    assert latents[1] < 0.95 * latents[0]
-    assert joint[1] < positions[0]
+    for stage, loss, share in (
+        ("splitter", "masked", 0.88),
+        ("autoencoder", "positions", 0.75),
+        ("denoiser", "slots", 0.8),
+    ):
+        begin, end = course(stage, loss)
+        assert end < share * begin, (stage, loss, begin, end)
     card = read_model_card(run.out)
     assert card.training is not None
-    assert card.training.figures["level 0: byte accuracy"] > 0.1
+    assert card.training.figures["level 0: byte accuracy"] > 0.05

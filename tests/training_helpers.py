@@ -32,6 +32,7 @@ class Run:
     def __init__(self, out: Path) -> None:
         self.out = out
         self.events: list[Event] = []
+        self._taken = 0
 
     def train(
         self,
@@ -53,8 +54,14 @@ class Run:
         """Go on from the checkpoint."""
         return resume(self.out, on_event=self.events.append, should_stop=self._stops(stop_at))
 
-    def _stops(self, step: int | None) -> Callable[[], bool]:
-        return lambda: step is not None and self.steps()[-1].step >= step
+    def _stops(self, stop_at: int | None) -> Callable[[], bool]:
+        """Steps are counted from the first that this object took; after every one it is asked whether to stop."""
+
+        def should_stop() -> bool:
+            self._taken += 1
+            return stop_at is not None and self._taken >= stop_at
+
+        return should_stop
 
     def steps(self) -> list[StepEvent]:
         """Reports of steps; they are of every step where reports are not throttled."""

@@ -133,7 +133,7 @@ def read_model_card(directory: Path) -> ModelCard:
         if file_path(directory, TRAINING).exists():
             training = msgspec.convert(_read_json(directory, TRAINING), TrainingRecord)
         parameters = int(tree["parameters"])
-    except (msgspec.ValidationError, KeyError, ValueError) as error:
+    except (msgspec.ValidationError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory}: damaged model description ({error}); copy the model again") from error
     return ModelCard(format=found, config=config, parameters=parameters, training=training)
 

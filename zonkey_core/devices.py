@@ -20,7 +20,10 @@ def choose_device(name: str) -> torch.device:
         raise DeviceError(f"unknown device {name!r}; choose one of {', '.join(DEVICES)}")
     if not available[kind]:
         raise DeviceError(f"device {name!r} is not available here; use --device auto or --device cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"unknown device {name!r}; choose one of {', '.join(DEVICES)}") from error
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

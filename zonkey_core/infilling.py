@@ -86,6 +86,8 @@ def infill(
     """Fill the gaps of a text, neighbouring ones together; raises `ConfigError` for options out of range."""
     if options.candidates < 1 or options.steps < 1:
         raise ConfigError("steps and candidates must be at least 1")
+    if not 0 <= options.temperature <= 10:
+        raise ConfigError(f"temperature must lie between 0 and 10, not {options.temperature}")
     fills: list[Fill] = []
     for number, cluster in enumerate(_clusters(gaps)):
         generator = torch.Generator().manual_seed(seed + 7919 * number)
@@ -211,7 +213,7 @@ def _upper_guess(
     for gap, slot in enumerate((~known).nonzero().flatten().tolist()):
         one = DenoisedSlots(result.latents[slot : slot + 1], torch.ones(1, device=model.device))
         window = unfold(level, one).contents
-        inside = window[before[gap] : len(window) - after[gap + 1]]
+        inside = window[before[gap] : max(0, len(window) - after[gap + 1])]
         if not len(inside):
             return None
         guesses.append(to_sphere(inside))

@@ -240,7 +240,8 @@ def _read_context(model: Zonkey, context: bytes, top: int) -> list[_Context]:
 
 def _trim(text: bytes, limit: int, *, kept: int) -> bytes:
     """At most `limit` bytes, not ending inside a code point; the first `kept` bytes stay in any case."""
-    if len(text) <= max(limit, kept):
+    limit = max(limit, kept)
+    if len(text) <= limit:
         return text
     end = limit
     while end > max(limit - 3, kept) and 0x80 <= text[end] < 0xC0:

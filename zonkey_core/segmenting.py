@@ -17,15 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from zonkey_core.bytes import LONGEST_CODE_POINT
 from zonkey_core.devices import autocast
 from zonkey_core.errors import ConfigError
 from zonkey_core.level import Level, Segmentation
 from zonkey_core.model import Zonkey
 from zonkey_core.positions import PositionSequence
 
-BYTE_BLOCK = (8, 8192)
-"""Rows and positions per row of level 0's blocks."""
-LATENT_BLOCK = (1, 2048)
+BYTE_BLOCK = (16, 4096)
+"""Most rows, and positions per row, of level 0's blocks. The first block is one row and each is twice the last, up to
+that many, so that the first segments of a slow stream come early."""
+LATENT_BLOCK = (4, 512)
 """The same above level 0."""
 
 
@@ -60,7 +62,7 @@ class LevelCutter:
         self.keep_latents = keep_latents
         self.is_bytes = level.readout.channels is None
         self.rows, self.row = BYTE_BLOCK if self.is_bytes else LATENT_BLOCK
-        self.halo = level.config.window + level.splitter.reach
+        self.halo = level.config.window + max(level.splitter.reach, LONGEST_CODE_POINT - 1)
         self.values: Tensor | None = None
         """Positions from `self.base` on."""
         self.offsets = np.zeros(0, dtype=np.int64)
@@ -68,21 +70,26 @@ class LevelCutter:
         self.base = 0
         self.done = 0
         """Positions before this one have been cut."""
+        self.blocks = 0
+        """In this many blocks."""
         self.last_start = 0
 
     def push(self, values: Tensor, offsets: NDArray[np.int64]) -> Iterator[Cuts]:
         """Take further positions [n] or [n, C] with their byte offsets; yields the blocks that they complete."""
         self.values = values if self.values is None else torch.cat([self.values, values])
         self.offsets = np.concatenate([self.offsets, offsets])
-        block = self.rows * self.row
-        while self.base + len(self.values) >= self.done + block + self.halo:
-            yield self._cut(block)
+        while self.base + len(self.values) >= self.done + self._block() + self.halo:
+            yield self._cut(self._block())
 
     def finish(self) -> Iterator[Cuts]:
         """The stream has ended; yields what is left."""
         if self.values is not None:
             while (left := self.base + len(self.values) - self.done) > 0:
-                yield self._cut(min(left, self.rows * self.row))
+                yield self._cut(min(left, self._block()))
+
+    def _block(self) -> int:
+        """Positions in the next block, which depends only on where it begins."""
+        return min(self.rows, 1 << self.blocks) * self.row
 
     @torch.no_grad()
     def _cut(self, count: int) -> Cuts:
@@ -95,13 +102,16 @@ class LevelCutter:
         probs = torch.cat([inner, tail])[: count + self.level.config.window]
         if self.done == 0:
             probs[0] = 1.0
-        known = probs[:count].cpu().numpy().copy()
-        starts = self._limit((known > 0.5).nonzero()[0] + self.done, known, self.done + count)
-        at = torch.from_numpy(starts - self.done)
-        probs[at[torch.from_numpy(known[starts - self.done] <= 0.5)].to(probs.device)] = 1.0
-        latents = self._latents(count, probs, at) if self.keep_latents and len(starts) else None
-        cuts = Cuts(self.offsets[starts - self.base], known[starts - self.done], latents)
+        known = probs.cpu().numpy().copy()
+        starts = self._limit((known > 0.5).nonzero()[0], known)
+        probs[torch.from_numpy(starts[known[starts] <= 0.5]).to(probs.device)] = 1.0
+        starts = starts[starts < count]
+        if len(starts):
+            self.last_start = self.done + int(starts[-1])
+        latents = self._latents(probs, torch.from_numpy(starts)) if self.keep_latents and len(starts) else None
+        cuts = Cuts(self.offsets[starts + self.done - self.base], known[starts], latents)
         self.done += count
+        self.blocks += 1
         drop = max(0, self.done - self.halo - self.base)
         self.values, self.offsets, self.base = self.values[drop:], self.offsets[drop:], self.base + drop
         return cuts
@@ -125,11 +135,15 @@ class LevelCutter:
             values = values.transpose(1, 2)
         return PositionSequence(values.contiguous(), exists.contiguous(), torch.zeros_like(exists)), middle
 
-    def _limit(self, starts: NDArray[np.int64], probs: NDArray[np.float32], end: int) -> NDArray[np.int64]:
-        """Add starts so that no segment outgrows the window, nor any that is still open at `end`."""
+    def _limit(self, starts: NDArray[np.int64], probs: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Add starts so that no segment outgrows the window; positions are counted from the first of this block.
+
+        What is known of the next window of positions counts too, so that a segment that is still open at the end of
+        the block is cut here exactly if it would be in the whole text.
+        """
         window = self.level.config.window
         result: list[int] = []
-        bounds = np.concatenate([[self.last_start], starts, [end]])
+        bounds = np.concatenate([[self.last_start - self.done], starts, [len(probs)]])
         long = np.flatnonzero(np.diff(bounds) > window)
         previous = 0
         for index in long.tolist():
@@ -140,21 +154,19 @@ class LevelCutter:
                 position = self._forced_start(position, probs)
                 result.append(position)
         result.extend(starts[previous:].tolist())
-        if result:
-            self.last_start = result[-1]
         return np.asarray(result, dtype=np.int64)
 
     def _forced_start(self, position: int, probs: NDArray[np.float32]) -> int:
         """The last position within the window of the segment begun at `position` where a cut is allowed.
 
-        Where none is allowed the probability is exactly 0. Positions before this block were passed over already.
+        Where none is allowed the probability is exactly 0. A cut before this block would have been made there.
         """
         window = self.level.config.window
-        low = max(position + 1, self.done)
-        allowed = np.flatnonzero(probs[low - self.done : position + window + 1 - self.done] > 0)
-        return int(allowed[-1]) + low if len(allowed) else max(position + window, self.done)
+        low = max(position + 1, 0)
+        allowed = np.flatnonzero(probs[low : position + window + 1] > 0)
+        return int(allowed[-1]) + low if len(allowed) else position + window
 
-    def _latents(self, count: int, probs: Tensor, starts: Tensor) -> Tensor:
+    def _latents(self, probs: Tensor, starts: Tensor) -> Tensor:
         """Latents of the segments that start in this block, read with what follows them."""
         assert self.values is not None
         begin = self.done - self.base

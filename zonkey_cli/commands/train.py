@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +28,7 @@ from zonkey_cli.streams import Streams
 if TYPE_CHECKING:
     from zonkey_core.config import Config
     from zonkey_core.data import SourceSpec
-    from zonkey_core.training import TrainingOptions, TrainingResult
+    from zonkey_core.training import Event, TrainingOptions, TrainingResult
 
 PRESETS = ("tiny", "small", "base", "large")
 STAGES = ("splitter", "autoencoder", "denoiser", "joint")
@@ -105,6 +107,9 @@ MANUAL = Manual(
     "--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True,
     help="Number format of the computation.",
 )
+@click.option(
+    "--tensorboard", is_flag=True, help="Also write the losses for TensorBoard, below --out; needs zonkey[log]."
+)
 @common_options
 @click.pass_context
 def command(
@@ -124,6 +129,7 @@ def command(
     seed: int | None,
     device: str,
     precision: str,
+    tensorboard: bool,
 ) -> ExitCode:
     """Train a model on Wikipedia or on your own text.
 
@@ -139,7 +145,7 @@ def command(
         forbid_with(context, "resume", *_STORED)
     _check_out(out, resume=resume)
     if resume:
-        return _resume(streams, Path(out))
+        return _resume(streams, Path(out), tensorboard=tensorboard)
     config = _configuration(context, preset, config_file, start_from, overrides)
     source = None if start_from is None else resolve_model(start_from)
     from zonkey_core.data import SourceSpec
@@ -155,7 +161,7 @@ def command(
         stage=stage,
     )
     spec = SourceSpec(sources=data, wiki_config=data_config, wiki_dir=data_dir)
-    return _train(streams, config, spec, options, source)
+    return _train(streams, config, spec, options, source, tensorboard=tensorboard)
 
 
 def _check_out(out: str, *, resume: bool) -> None:
@@ -192,28 +198,49 @@ def _configuration(
     return load_preset(preset or DEFAULT_PRESET, overrides)
 
 
+@contextlib.contextmanager
+def _listening(
+    streams: Streams, stop: StopRequest, out: Path, *, tensorboard: bool
+) -> Iterator[Callable[[Event], None]]:
+    """What is called with each event of a run: the view, and the log for TensorBoard where it is asked for."""
+    from zonkey_cli.training_view import training_view
+
+    with contextlib.ExitStack() as stack:
+        on_event = stack.enter_context(training_view(streams, stop))
+        if tensorboard:
+            from zonkey_cli.tensorboard_log import tensorboard_log
+
+            on_event = stack.enter_context(tensorboard_log(out / "tensorboard", on_event))
+        yield on_event
+
+
 def _train(
-    streams: Streams, config: Config, spec: SourceSpec, options: TrainingOptions, source: Path | None
+    streams: Streams,
+    config: Config,
+    spec: SourceSpec,
+    options: TrainingOptions,
+    source: Path | None,
+    *,
+    tensorboard: bool,
 ) -> ExitCode:
     """Train a new model, from the weights of `source` if there is one."""
-    from zonkey_cli.training_view import training_view
     from zonkey_core.training import train
 
-    with StopRequest(streams) as stop, training_view(streams, stop) as on_event:
+    out = Path(options.out)
+    with StopRequest(streams) as stop, _listening(streams, stop, out, tensorboard=tensorboard) as on_event:
         result = train(
             config, spec, options, start_from=source, on_event=on_event, should_stop=lambda: stop.requested
         )
     return _report(streams, stop, result)
 
 
-def _resume(streams: Streams, directory: Path) -> ExitCode:
+def _resume(streams: Streams, directory: Path, *, tensorboard: bool) -> ExitCode:
     """Go on with the run that was stopped."""
-    from zonkey_cli.training_view import training_view
     from zonkey_core.checkpoint import read_model_card
     from zonkey_core.training import resume
 
     before = read_model_card(directory).training
-    with StopRequest(streams) as stop, training_view(streams, stop) as on_event:
+    with StopRequest(streams) as stop, _listening(streams, stop, directory, tensorboard=tensorboard) as on_event:
         result = resume(directory, on_event=on_event, should_stop=lambda: stop.requested)
     if before is not None and result.steps == before.steps and not result.stopped:
         streams.note(f"{directory}: this run is complete; train further with --from {directory} and another --out")

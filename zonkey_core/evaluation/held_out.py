@@ -90,7 +90,8 @@ def rebuild(level: Level, sequence: PositionSequence) -> Rebuilt:
         decoded_length = exists.sum(1)
         right = right + (correct & inside).sum()
         positions = positions + length.sum()
-        exact = exact + ((correct | ~inside).all(1) & (decoded_length == length)).sum()
+        whole = (correct | ~inside).all(1) & (length <= window)
+        exact = exact + (whole & (decoded_length == length)).sum()
     count = max(1, len(lengths))
     return Rebuilt(
         float(right / positions.clamp(min=1)), float(exact) / count, float(positions) / count

@@ -175,7 +175,9 @@ class Trainer:
         """How much of the current stage is done, 0 to 1."""
         share = self.stages[self.record.stage].share
         if self.options.steps is not None:
-            return min(1.0, self.record.stage_step / max(1, round(share * self.options.steps)))
+            before = sum(stage.share for stage in self.stages[: self.record.stage])
+            steps = round((before + share) * self.options.steps) - round(before * self.options.steps)
+            return min(1.0, self.record.stage_step / steps) if steps else 1.0
         assert self.options.minutes is not None
         return min(1.0, self.record.stage_seconds / max(1e-9, share * self.options.minutes * 60))
 

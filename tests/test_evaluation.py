@@ -1,0 +1,164 @@
+"""Measurements on cases that were worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.model_helpers import TEXT, byte_rows, small_model
+from zonkey_core.config import ModelConfig
+from zonkey_core.data import SourceSpec
+from zonkey_core.denoiser import DecodedWindows
+from zonkey_core.evaluation import held_out_rows, quick_figures
+from zonkey_core.evaluation.held_out import rebuild, whitespace_scores
+from zonkey_core.level import Level
+from zonkey_core.positions import PositionSequence
+from zonkey_core.segment_splitter import Splits
+
+SAMPLE = SourceSpec(sources=("sample",))
+
+
+def scores(text: bytes, *starts: int) -> tuple[float, float, float]:
+    """Precision, recall and F1 of cuts at the given places; the row begins with one at 0."""
+    places = torch.tensor([[0, *starts]])
+    return tuple(whitespace_scores(byte_rows(text).values, places, torch.ones_like(places, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize(
+    ("text", "starts", "expected"),
+    [
+        (b"one two three", (4, 8), (1, 1)),
+        (b"one two three", (3, 7), (1, 1)),  # the space belongs to the next word
+        (b"one two three", (3, 4, 7, 8), (1, 1)),  # both of one word's cuts count once
+        (b"one two three", (4,), (1, 0.5)),
+        (b"one two three", (4, 8, 10, 11), (0.5, 1)),
+        (b"one two three", (5, 9), (0, 0)),
+        (b"one two three", (), (0, 0)),
+        (b"one \n\t two", (3,), (1, 1)),  # a cut before a run of whitespace counts where it ends
+        (b"one \n\t two", (5,), (1, 1)),
+        (b"one two  ", (3, 7), (1, 1)),  # whitespace at the end leads to no word
+        (b" one two", (1, 5), (1, 1)),
+        (b"oneword", (3,), (0, 0)),
+        (b"na\xc3\xafve \xe6\x97\xa5", (7,), (1, 1)),
+    ],
+)
+def test_cuts_against_whitespace(text: bytes, starts: tuple[int, ...], expected: tuple[float, float]) -> None:
+    precision, recall, f1 = scores(text, *starts)
+    assert (precision, recall) == pytest.approx(expected)
+    total = precision + recall
+    assert f1 == pytest.approx(2 * precision * recall / total if total else 0)
+
+
+def test_padding_is_no_cut_and_rows_add_up() -> None:
+    values = byte_rows(b"one two three", b"a bb cc dd ee").values
+    starts = torch.tensor([[0, 4, 8], [0, 3, 0]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    found = whitespace_scores(values, starts, mask)
+    assert (found.precision, found.recall) == pytest.approx((2 / 3, 2 / 6))
+
+
+class Scripted:
+    """A level whose cuts are given, and which rebuilds all bytes, except those and the lengths that are spoilt."""
+
+    def __init__(self, cuts: list[int], text: bytes, *, wrong: tuple[int, ...] = (), longer: int = 0) -> None:
+        self.level = small_model(1, window=12).levels[0]
+        self.cuts, self.text, self.wrong, self.longer = cuts, text, wrong, longer
+
+    def run(self, monkeypatch: pytest.MonkeyPatch, start_prob: float = 0.0) -> Any:
+        rows = byte_rows(self.text)
+        probs = torch.full((1, len(self.text)), start_prob)
+        probs[0, [0, *self.cuts]] = 1.0
+        ends = [*self.cuts, len(self.text)]
+        starts = [0, *self.cuts]
+
+        def split(sequence: PositionSequence) -> Splits:
+            return Splits(probs.clone(), torch.zeros_like(probs))
+
+        def compress(values: Tensor, log_existence: Tensor) -> Tensor:
+            """Where the window stands in the text, found from its first bytes, is its latent."""
+            firsts = [self.text.index(bytes(row[:2].tolist())) for row in values]
+            return torch.tensor(firsts, dtype=torch.float32).unsqueeze(1)
+
+        def decode(latents: Tensor) -> DecodedWindows:
+            window = self.level.config.window
+            states = torch.zeros(len(latents), window, 256)
+            log_existence = torch.full((len(latents), window), -50.0)
+            for row, start in enumerate(latents[:, 0].long().tolist()):
+                length = ends[starts.index(start)] - start + self.longer
+                log_existence[row, :length] = 0
+                for offset in range(min(window, len(self.text) - start)):
+                    place = start + offset
+                    states[row, offset, self.text[place] ^ (place in self.wrong)] = 1
+            return DecodedWindows(states, torch.zeros_like(log_existence), log_existence)
+
+        monkeypatch.setattr(self.level, "split", split)
+        monkeypatch.setattr(self.level, "compress", compress)
+        monkeypatch.setattr(self.level, "decode", decode)
+        monkeypatch.setattr(Level, "channels", 1, raising=False)
+        self.level.readout.forward = lambda states: states  # type: ignore[method-assign]
+        self.level.channels = 1
+        return rebuild(self.level, rows)
+
+
+LETTERS = b"abcdefghijklmnopqrst"
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "accuracy", "exact"),
+    [
+        ({}, 1.0, 1.0),
+        ({"wrong": (0,)}, 0.95, 0.75),
+        ({"wrong": (5, 6, 19)}, 0.85, 0.5),
+        ({"longer": 1}, 1.0, 0.0),
+        ({"longer": -1}, 0.8, 0.0),
+    ],
+)
+def test_what_comes_back_is_counted(
+    monkeypatch: pytest.MonkeyPatch, spoilt: dict[str, Any], accuracy: float, exact: float
+) -> None:
+    found = Scripted([4, 9, 15], LETTERS, **spoilt).run(monkeypatch)
+    assert found.position_accuracy == pytest.approx(accuracy)
+    assert found.exact_segments == pytest.approx(exact)
+    assert found.positions_per_segment == 5
+
+
+def test_positions_that_nothing_compressed_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where many cuts are nearly as likely as not, existence fades long before the segment ends."""
+    found = Scripted([10], LETTERS, wrong=(9, 19)).run(monkeypatch, start_prob=0.49)
+    assert found.exact_segments == 0
+
+
+def test_held_out_rows_are_always_the_same() -> None:
+    first, second = held_out_rows(SAMPLE, 64, 7), held_out_rows(SAMPLE, 64, 7)
+    assert first is not None and second is not None
+    assert first.values.shape == (7, 64) and first.values.dtype == torch.int64
+    assert torch.equal(first.values, second.values) and torch.equal(first.document_mask, second.document_mask)
+    assert first.exists_mask.all() and first.document_mask[0, 0]
+    longer = held_out_rows(SourceSpec(sources=("sample",), split="test"), 128, 3)
+    assert longer is not None
+    assert torch.equal(longer.values[0, :64], first.values[0]), "the split that is asked for does not matter"
+
+
+def test_some_sources_hold_nothing_out(tmp_path: Any) -> None:
+    text = tmp_path / "one.txt"
+    text.write_text("Only one line, which is for training.\n")
+    assert held_out_rows(SourceSpec(sources=(str(text),)), 16) is None
+    assert held_out_rows(SourceSpec(sources=("-",)), 16) is None
+
+
+@pytest.mark.parametrize("levels", [1, 3])
+def test_every_level_is_measured(levels: int) -> None:
+    model = small_model(levels)
+    rows = byte_rows((TEXT * 2).encode()[:300], (TEXT * 2).encode()[20:320])
+    figures = quick_figures(model, rows)
+    names = {name for index in range(levels) for name in (
+        f"level {index}: {'position' if index else 'byte'} accuracy", f"level {index}: exact segments",
+        f"level {index}: {'position' if index else 'byte'}s per segment",
+    )}
+    assert set(figures) == {*names, "level 0: whitespace F1"}
+    assert isinstance(model.config, ModelConfig)
+    for name, figure in figures.items():
+        assert 1 <= figure <= 8 if name.endswith("per segment") else 0 <= figure <= 1

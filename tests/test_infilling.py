@@ -1,0 +1,272 @@
+"""Infilling: gaps are found and filled, everything outside them stays byte for byte; and the score of a fill."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.model_helpers import TEXT, few, law, normal, small_model
+from zonkey_core import infilling
+from zonkey_core.errors import ConfigError
+from zonkey_core.infilling import Fill, Gap, InfillingOptions, _clusters, apply_fills, find_gaps, infill
+from zonkey_core.latents import to_sphere
+from zonkey_core.model import Zonkey
+from zonkey_core.scoring import _segment_log_prob, pseudo_log_likelihood
+
+DATA = TEXT.encode()
+
+
+@functools.lru_cache(maxsize=8)
+def filler(levels: int = 2, *, existence: float = 4.0) -> Zonkey:
+    """An untrained model whose slots exist, or do not."""
+    model = small_model(levels, seed=levels + 10)
+    for level in model.levels:
+        torch.nn.init.constant_(level.trunk.existence_out.bias, existence)
+        torch.nn.init.constant_(level.decoder.starts.bias, -1.5)
+    return model.eval().requires_grad_(False)
+
+
+def fill(data: bytes, gaps: list[Gap], *, model: Zonkey | None = None, seed: int = 1, **options: Any) -> list[Fill]:
+    settings = InfillingOptions(**{"steps": 2, "candidates": 2, **options})
+    return infill(model or filler(), data, gaps, seed=seed, options=settings)
+
+
+def masked(*words: bytes) -> tuple[bytes, list[Gap]]:
+    """Words with a gap between each two."""
+    data = b"____".join(words)
+    return data, find_gaps(data)
+
+
+def assert_kept(data: bytes, gaps: list[Gap], fills: list[Fill]) -> None:
+    """The fills are for the gaps, and what stands between them is unchanged."""
+    assert [(each.start, each.end) for each in fills] == [(gap.start, gap.end) for gap in gaps]
+    result = apply_fills(data, fills)
+    expected = 0
+    borders = [0, *itertools.chain.from_iterable((gap.start, gap.end) for gap in gaps), len(data)]
+    for index, (begin, end) in enumerate(zip(borders[::2], borders[1::2], strict=True)):
+        kept = data[begin:end]
+        assert result[expected : expected + len(kept)] == kept
+        expected += len(kept) + (len(fills[index].text) if index < len(fills) else 0)
+    assert expected == len(result)
+
+
+# Gaps
+
+
+@pytest.mark.parametrize(
+    ("data", "spans"),
+    [
+        (b"", []),
+        (b"no gap_ here__ ", []),
+        (b"a ___ b", [(2, 5)]),
+        (b"a ____ b_____", [(2, 6), (8, 13)]),
+        (b"___", [(0, 3)]),
+        (b"______", [(0, 6)]),
+        (b"___a___", [(0, 3), (4, 7)]),
+        ("naïve ___ 日本".encode(), [(7, 10)]),
+        (b"\xff___\xff", [(1, 4)]),
+    ],
+)
+def test_underscores_are_gaps(data: bytes, spans: list[tuple[int, int]]) -> None:
+    assert [(gap.start, gap.end) for gap in find_gaps(data)] == spans
+
+
+@pytest.mark.parametrize(
+    ("data", "mask", "spans"),
+    [
+        (b"a ___ b", b"*", []),
+        (b"a * b ** c", b"*", [(2, 3), (6, 7), (7, 8)]),
+        (b"a [GAP] b", b"[GAP]", [(2, 7)]),
+        (b"a.b", b".", [(1, 2)]),
+        (b"xxxxx", b"xx", [(0, 2), (2, 4)]),
+        ("…日…".encode(), "日".encode(), [(3, 6)]),
+    ],
+)
+def test_a_mask_is_taken_literally(data: bytes, mask: bytes, spans: list[tuple[int, int]]) -> None:
+    assert [(gap.start, gap.end) for gap in find_gaps(data, mask)] == spans
+
+
+def test_an_empty_mask_is_refused() -> None:
+    with pytest.raises(ConfigError, match="mask"):
+        find_gaps(b"text", b"")
+
+
+@st.composite
+def gapped(draw: st.DrawFn) -> tuple[bytes, list[Gap]]:
+    """Any bytes, with gaps anywhere; they may touch and be empty."""
+    data = draw(st.binary(max_size=60))
+    borders = sorted(draw(st.lists(st.integers(0, len(data)), max_size=8)))
+    return data, [Gap(begin, end) for begin, end in zip(borders[::2], borders[1::2], strict=False)]
+
+
+@law
+@given(gapped(), st.data())
+def test_nothing_but_the_gaps_changes(case: tuple[bytes, list[Gap]], chance: st.DataObject) -> None:
+    data, gaps = case
+    fills = [Fill(gap.start, gap.end, chance.draw(st.binary(max_size=6)), 0.0) for gap in gaps]
+    assert_kept(data, gaps, fills)
+    assert apply_fills(data, []) == data
+
+
+def test_fills_may_come_in_any_order() -> None:
+    fills = [Fill(4, 7, b"B", 0.0), Fill(0, 3, b"A", 0.0)]
+    assert apply_fills(b"___-___", fills) == apply_fills(b"___-___", fills[::-1]) == b"A-B"
+
+
+# Filling
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+@pytest.mark.parametrize(
+    "words",
+    [
+        (b"The heron ", b" flew away."),
+        (b"", b" flew away."),
+        (b"The heron ", b""),
+        (b"", b""),
+        (b"The ", b" stood ", b" shallows, ", b""),
+        (b"a", b"b", b"c"),
+        (b"Gap in a wo", b"rd, na\xc3", b"\xafve and \xff\xfe raw"),
+    ],
+    ids=lambda words: f"{len(words) - 1}-{len(words[0])}-{len(words[-1])}",
+)
+def test_gaps_anywhere_are_filled(levels: int, words: tuple[bytes, ...]) -> None:
+    data, gaps = masked(*words)
+    fills = fill(data, gaps, model=filler(levels), candidates=3)
+    assert_kept(data, gaps, fills)
+    assert all(each.text and math.isfinite(each.score) and each.score < 0 for each in fills)
+
+
+def test_adjacent_gaps_are_filled_each() -> None:
+    data = b"one ##"
+    gaps = find_gaps(data, b"#")
+    assert len(gaps) == 2
+    fills = fill(data, gaps)
+    assert_kept(data, gaps, fills)
+    assert all(each.text for each in fills)
+
+
+@few
+@given(gapped(), st.integers(1, 3))
+@example((b"", [Gap(0, 0)]), 2)
+def test_any_bytes_with_any_gaps_are_filled(case: tuple[bytes, list[Gap]], levels: int) -> None:
+    data, gaps = case
+    assert_kept(data, gaps, fill(data, gaps, model=filler(levels)))
+
+
+def test_no_gap_is_no_work() -> None:
+    assert fill(DATA, []) == []
+
+
+def test_slots_that_do_not_exist_close_a_gap() -> None:
+    data, gaps = masked(b"The heron ", b" flew away.")
+    (only,) = fill(data, gaps, model=filler(1, existence=-9.0))
+    assert only.text == b"" and math.isfinite(only.score)
+    (only,) = fill(b"___", [Gap(0, 3)], model=filler(1, existence=-9.0))
+    assert only.text == b""
+
+
+def test_fills_depend_on_the_seed_alone() -> None:
+    data, gaps = masked(b"The ", b" stood ", b" shallows, naive as ever.")
+    first = fill(data, gaps, seed=3)
+    torch.manual_seed(9)
+    assert fill(data, gaps, seed=3) == first
+    assert fill(data, gaps, seed=4) != first
+
+
+def test_more_candidates_never_score_worse() -> None:
+    data, gaps = masked(b"The heron stood in the ", b" as ever.")
+    scores = [fill(data, gaps, candidates=count)[0].score for count in (1, 2, 4, 8)]
+    assert scores == sorted(scores) and scores[0] < scores[-1]
+
+
+def test_gaps_near_each_other_are_filled_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infilling, "CONTEXT_BYTES", 20)
+    gaps = [Gap(0, 3), Gap(22, 25), Gap(45, 48), Gap(90, 93)]
+    assert _clusters(gaps[::-1]) == [gaps[:2], gaps[2:3], gaps[3:]]
+    data = bytearray((TEXT * 2).encode()[:100])
+    for gap in gaps:
+        data[gap.start : gap.end] = b"___"
+    fills = fill(bytes(data), gaps)
+    assert_kept(bytes(data), gaps, fills)
+    scores = [each.score for each in fills]
+    assert scores[0] == scores[1] and len(set(scores)) == 3
+
+
+def test_far_text_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infilling, "CONTEXT_BYTES", 30)
+    near = b"a" * 30 + b"___" + b"b" * 30
+    first, second = (
+        fill(far + near + far, [Gap(len(far) + 30, len(far) + 33)])[0] for far in (b"far away ", b"elsewhere, ")
+    )
+    assert (first.text, first.score) == (second.text, second.score)
+
+
+def test_an_upper_guess_leaves_out_what_still_stands() -> None:
+    """Where the words on both sides of a gap already fill the window that the upper level decodes, it has no say."""
+    model = filler(2)
+    options = InfillingOptions(steps=1)
+    texts = (b"The heron stood", b"in the shallows")
+    pieces = [infilling._read_piece(model, text) for text in texts]
+    guess = infilling._upper_guess(model, pieces, options, torch.Generator().manual_seed(0))
+    assert guess is None or len(guess[0]) <= model.levels[1].config.window
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infilling, "_segment_lengths", lambda piece: [50])
+        assert infilling._upper_guess(model, pieces, options, torch.Generator().manual_seed(0)) is None
+        patch.setattr(infilling, "_segment_lengths", lambda piece: [0])
+        whole = infilling._upper_guess(model, pieces, options, torch.Generator().manual_seed(0))
+    assert whole is not None and len(whole[0]) > 0
+    with pytest.MonkeyPatch.context() as patch:
+        long = len(whole[0]) + 1
+        patch.setattr(infilling, "_segment_lengths", lambda piece: [long] if piece is pieces[1] else [0])
+        assert infilling._upper_guess(model, pieces, options, torch.Generator().manual_seed(0)) is None
+    assert infilling._upper_guess(filler(1), pieces, options, torch.Generator()) is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"candidates": 0}, {"temperature": -1.0}, {"temperature": float("nan")}], ids=str
+)
+def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        fill(*masked(b"one ", b" two"), **wrong)
+
+
+# Scoring
+
+
+def test_a_score_is_the_mean_over_the_segments_that_touch_the_spans() -> None:
+    model = filler(1)
+    everything = pseudo_log_likelihood(model, DATA, [(0, len(DATA))])
+    assert everything < 0 and everything == pseudo_log_likelihood(model, DATA, [(0, len(DATA))])
+    assert pseudo_log_likelihood(model, DATA, [(0, 40), (40, len(DATA))]) == everything
+    part = pseudo_log_likelihood(model, DATA, [(50, 60)])
+    assert part < 0 and part != everything
+    assert pseudo_log_likelihood(model, DATA, []) == 0
+
+
+@torch.no_grad()
+def test_segments_are_scored_by_bytes_and_lengths() -> None:
+    """Against the same sum written out position by position."""
+    level = filler(1).levels[0]
+    text = b"The heron stood"
+    starts, lengths = [0, 3, 5, 13], [3, 2, 8, 2]
+    latents = to_sphere(normal(4, level.channels, seed=1, dtype=torch.float32))
+    decoded = level.decode(latents)
+    probs = level.readout(decoded.states).double()
+    begins = decoded.start_logits.double().sigmoid()
+    expected = 0.0
+    for which, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        for offset in range(length):
+            expected += math.log(probs[which, offset, text[start + offset]])
+            expected += math.log(1 - begins[which, offset]) if offset else 0
+        expected += math.log(begins[which, length]) if length < level.config.window else 0
+    ends = torch.tensor(starts) + torch.tensor(lengths)
+    found = _segment_log_prob(level, latents, text, torch.tensor(starts), ends)
+    assert float(found) == pytest.approx(expected, rel=1e-4)
