@@ -41,8 +41,8 @@ from zonkey_core.training.stages import joint_losses
 
 TOLERANCES = {
     "output": (0.02, 1e-4),
-    "losses": (0.05, 1e-4),
-    "gradient": (0.1, 1e-3),
+    "losses": (0.02, 1e-4),
+    "gradient": (0.03, 1e-3),
     "latents": (0.02, 1e-4),
     "cuts": (0.25, 0.08),
     "Muon": (0.03, 0.03),

@@ -45,8 +45,8 @@ from zonkey_core.training.stages import stage_losses, stage_parameters
 CPU = torch.device("cpu")
 COMPARED_ROWS = 2
 BATCHES = 8
-WARMUPS = 3
-LEAST_RUNS = 5
+WARMUPS = 2
+LEAST_RUNS = 3
 PEAK_SECONDS = 0.5
 SAMPLING = SamplingOptions()
 
@@ -101,8 +101,9 @@ class TrainingStep:
         sequence = rows_of(next(self.batches), self.side.device)
         with self.side.computing():
             losses = stage_losses(self.model, self.stage, sequence, self.generator, 0.5)
-        self.total = torch.stack(list(losses.values())).sum()
-        torch.autograd.backward(self.total)
+        total = torch.stack(list(losses.values())).sum()
+        torch.autograd.backward(total)
+        self.total = total.detach()
         nn.utils.clip_grad_norm_(self.parameters, self.config.training.gradient_clip)
         for optimizer in self.optimizers:
             optimizer.step()

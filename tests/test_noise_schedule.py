@@ -69,3 +69,21 @@ def test_level_for_ratio(scale: float, ratio: float) -> None:
     schedule = NoiseSchedule(scale)
     level = torch.tensor(schedule.level_for_ratio(ratio))
     assert (schedule.sigma(level) / schedule.alpha(level)).item() == pytest.approx(ratio, rel=0.02)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("start", [1.0, 0.3])
+def test_sampling_levels_fall_from_the_start_to_zero(steps: int, start: float) -> None:
+    schedule = NoiseSchedule(5.0)
+    levels = schedule.sampling_levels(steps, start)
+    assert len(levels) == steps + 1
+    assert levels[0] == pytest.approx(start)
+    assert levels[-1] == 0
+    assert (levels.diff() < 0).all()
+
+
+def test_inner_sampling_levels_are_even_in_the_log_ratio() -> None:
+    schedule = NoiseSchedule(5.0)
+    inner = schedule.sampling_levels(9)[1:-1]
+    steps = (schedule.sigma(inner) / schedule.alpha(inner)).log().diff()
+    torch.testing.assert_close(steps, steps.mean().expand_as(steps), rtol=1e-3, atol=1e-3)

@@ -14,7 +14,7 @@ from tests.model_helpers import chance, law, normal, small_model
 from zonkey_core import sampling
 from zonkey_core.errors import ConfigError
 from zonkey_core.latents import to_sphere
-from zonkey_core.model import Zonkey
+from zonkey_core.model import Zonkey, text_sequence
 from zonkey_core.positions import PositionSequence
 from zonkey_core.sampling import (
     END_RUN,
@@ -123,11 +123,9 @@ def test_a_text_goes_on_from_its_own_end(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(sampling, "GROUP_BYTES", 48)
     monkeypatch.setattr(sampling, "CONTEXT_BYTES", 40)
     seen: list[int] = []
-    sound = sampling.text_sequence
-
     def watched(text: bytes, *, device: torch.device) -> PositionSequence:
         seen.append(len(text))
-        return sound(text, device=device)
+        return text_sequence(text, device=device)
 
     monkeypatch.setattr(sampling, "text_sequence", watched)
     (text,) = texts(talker(), [1], b"Begun.", max_bytes=1500)

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from zonkey_core.config import Config
-from zonkey_core.errors import CheckpointError
+from zonkey_core.config import Config, check_model_config, check_training_config
+from zonkey_core.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -130,10 +130,12 @@ def read_model_card(directory: Path) -> ModelCard:
     training: TrainingRecord | None = None
     try:
         config = msgspec.convert(tree["config"], Config)
+        check_model_config(config.model, origin=CONFIG)
+        check_training_config(config.training, origin=CONFIG)
         if file_path(directory, TRAINING).exists():
             training = msgspec.convert(_read_json(directory, TRAINING), TrainingRecord)
         parameters = int(tree["parameters"])
-    except (msgspec.ValidationError, KeyError, TypeError, ValueError) as error:
+    except (msgspec.ValidationError, ConfigError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{directory}: damaged model description ({error}); copy the model again") from error
     return ModelCard(format=found, config=config, parameters=parameters, training=training)
 
@@ -146,7 +148,7 @@ def _read_json(directory: Path, name: str) -> Any:
         return msgspec.json.decode(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{directory}: not a zonkey model ({name} is missing)") from error
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); copy or train the model again") from error
 
 

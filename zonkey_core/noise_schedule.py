@@ -14,6 +14,11 @@ import torch
 from torch import Tensor
 
 
+HIGHEST_RATIO = 25.0
+LOWEST_RATIO = 0.4
+"""Noise-to-signal ratios between which a sampler steps; below the lowest a decoder reads a latent as it is."""
+
+
 class NoiseSchedule:
     """The schedule for one `scale` d; every method takes noise levels in [0, 1] of any shape."""
 
@@ -32,6 +37,18 @@ class NoiseSchedule:
     def add_noise(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """Noised latents: clean, noise [..., D] and levels [...] to [..., D]."""
         return self.alpha(level).unsqueeze(-1) * clean + self.sigma(level).unsqueeze(-1) * noise
+
+    def sampling_levels(self, steps: int, start: float = 1.0) -> Tensor:
+        """The levels that a sampler visits: [steps + 1], from `start` to 0.
+
+        Below pure noise they are equally spaced in the logarithm of the noise-to-signal ratio, because that is where
+        a latent takes shape; equal steps of t would spend most evaluations where nothing is left to decide.
+        """
+        high = HIGHEST_RATIO if start >= 1 else self.scale * math.tan(math.pi / 2 * start)
+        inner = steps - 1 if start >= 1 else steps
+        ratios = torch.logspace(math.log10(high), math.log10(min(high, LOWEST_RATIO)), inner)
+        levels = 2 / math.pi * torch.atan(ratios / self.scale)
+        return torch.cat([torch.ones(steps - inner), levels, torch.zeros(1)])
 
     def level_for_ratio(self, ratio: float) -> float:
         """The level at which sigma / alpha equals `ratio` (noise to signal)."""

@@ -134,7 +134,7 @@ def denoise(
     document_mask[0] = slots.starts_document
     estimate = torch.zeros_like(latents) if slots.noise_level == 1 else slots.latents
     existence = torch.ones_like(known, dtype=torch.float32)
-    times = torch.linspace(slots.noise_level, 0, steps + 1, device=device)
+    times = level.schedule.sampling_levels(steps, slots.noise_level).to(device)
     everywhere = torch.ones_like(known)
     for now, following in itertools.pairwise(times):
         level_now = torch.where(known, 0, now)

@@ -86,7 +86,8 @@ def resume(
     try:
         trainer = Trainer(card.config, card.training)
     except msgspec.ValidationError as error:
-        raise CheckpointError(f"{directory / TRAINING}: damaged ({error}); start anew with --from {directory}") from error
+        place = directory / TRAINING
+        raise CheckpointError(f"{place}: damaged ({error}); start anew with --from {directory}") from error
     trainer.restore()
     return _run(trainer, on_event, should_stop)
 

@@ -1,0 +1,179 @@
+"""The curriculum: which stages there are, what each moves, at which rates, and the averages that it leaves."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.model_helpers import chance, level_config, small_model
+from tests.training_helpers import Run, assert_same_tensors, small_config
+from zonkey_core.config import ModelConfig, StageShares, TrainingConfig
+from zonkey_core.errors import CheckpointError, ConfigError
+from zonkey_core.training import (
+    StageEvent,
+)
+from zonkey_core.training.curriculum import Stage, plan_stages
+from zonkey_core.training.optimizers import (
+    build_optimizers,
+    learning_rate_factor,
+    optimizer_tensors,
+    restore_optimizers,
+    set_learning_rates,
+)
+from zonkey_core.training.stages import stage_parameters
+
+CURRICULUM = [
+    ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("denoiser", 1),
+    ("joint", None),
+]
+
+
+# Curriculum
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_the_plan_goes_level_by_level_and_ends_jointly(levels: int) -> None:
+    model = ModelConfig(levels=tuple(level_config() for _ in range(levels)))
+    shares = StageShares(splitter=(1.0, 0.5), autoencoder=(2.0,), denoiser=(3.0, 2.0, 1.0), joint=4.0)
+    stages = plan_stages(model, shares)
+    assert [(stage.name, stage.level) for stage in stages] == [
+        *((name, level) for level in range(levels) for name in ("splitter", "autoencoder", "denoiser")),
+        ("joint", None),
+    ]
+    assert sum(stage.share for stage in stages) == pytest.approx(1)
+    asked = [*(1.0, 2.0, 3.0, 0.5, 2.0, 2.0, 0.5, 2.0, 1.0)[: 3 * levels], 4.0]
+    assert [stage.share for stage in stages] == pytest.approx([share / sum(asked) for share in asked])
+
+
+@pytest.mark.parametrize("name", ["splitter", "autoencoder", "denoiser", "joint"])
+def test_one_stage_may_be_trained_alone(tmp_path: Path, name: str) -> None:
+    run = Run(tmp_path / "model")
+    run.train(small_config(), steps=4, stage=name, stop_at=1)
+    assert {event.stage for event in run.events if isinstance(event, StageEvent)} == {name}
+    stages = plan_stages(small_config().model, StageShares(), only=name)
+    assert [stage.level for stage in stages] == ([None] if name == "joint" else [0, 1])
+    assert sum(stage.share for stage in stages) == pytest.approx(1)
+
+
+def test_stages_without_a_share_are_left_out() -> None:
+    model = small_config().model
+    shares = StageShares(splitter=(1.0, 0.0), autoencoder=(0.0, 1.0), denoiser=(0.0,), joint=0.0)
+    assert plan_stages(model, shares) == [Stage("splitter", 0, 0.5), Stage("autoencoder", 1, 0.5)]
+    with pytest.raises(ConfigError, match="no stage"):
+        plan_stages(model, shares, only="joint")
+
+
+def test_an_unknown_stage_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"unknown stage 'encoder'.*autoencoder"):
+        Run(tmp_path / "model").train(small_config(), steps=4, stage="encoder")
+
+
+@pytest.mark.parametrize("index", range(len(CURRICULUM)))
+def test_a_stage_moves_its_own_parameters_alone(index: int) -> None:
+    model = small_model(2)
+    name, level = CURRICULUM[index]
+    chosen = {id(parameter) for parameter in stage_parameters(model, Stage(name, level, 1.0))}
+    moved = {key for key, parameter in model.named_parameters() if id(parameter) in chosen}
+    parts = {
+        "splitter": ("splitter_embedding", "splitter", "reader_embedding", "reader", "reader_readout"),
+        "autoencoder": ("embedding", "compressor", "decoder", "readout"),
+        "denoiser": ("trunk", "decoder", "readout"),
+    }
+    expected = {
+        key for key, _ in model.named_parameters()
+        if name == "joint" or (key.split(".")[1] == str(level) and key.split(".")[2] in parts[name])
+    }
+    assert moved == expected and moved
+
+
+def test_a_stage_leaves_all_else_as_it_was(tmp_path: Path) -> None:
+    run = Run(tmp_path / "model")
+    run.train(small_config(), steps=8, stage="splitter", stop_at=1)
+    before = run.tensors()
+    run.resume(stop_at=3)
+    after = run.tensors()
+    changed = {name.split(".", 2)[2] for name in before if name[:5] == "live." and not before[name].equal(after[name])}
+    assert changed and {name.split(".")[1][:8] for name in changed} <= {"splitter", "reader", "reader_e", "reader_r"}
+    assert {name.split(".")[0] for name in changed} == {"0"}
+
+
+# Learning rates, averages, optimisers
+
+
+def test_the_learning_rate_rises_and_then_falls_straight() -> None:
+    config = TrainingConfig(warmup=0.1, final_rate=0.2)
+    factors = [learning_rate_factor(step / 1000, step, config) for step in range(1001)]
+    top = factors.index(max(factors))
+    assert 90 <= top <= 110 and 0.85 < factors[top] <= 1
+    assert factors[0] < 0.1 and all(a < b + 1e-3 for a, b in itertools.pairwise(factors[:top]))
+    slopes = [b - a for a, b in itertools.pairwise(factors[110:])]
+    assert max(slopes) < 0 and max(slopes) - min(slopes) < 1e-9
+    assert factors[-1] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.03, 1.0])
+@pytest.mark.parametrize("length", [1, 2, 10, 500])
+def test_the_learning_rate_is_always_a_useful_one(warmup: float, length: int) -> None:
+    config = TrainingConfig(warmup=warmup, final_rate=0.05)
+    factors = [learning_rate_factor(step / length, step, config) for step in range(length)]
+    assert all(0 < factor <= 1 for factor in factors)
+    assert factors[0] == pytest.approx(0.05), "short stages start gently too"
+
+
+def test_no_warmup_trains(tmp_path: Path) -> None:
+    run = Run(tmp_path / "model")
+    assert run.train(small_config(1, warmup=0.0), steps=6, stage="splitter").steps == 6
+
+
+def test_rates_are_scaled_from_their_peaks() -> None:
+    model = small_model(1)
+    optimizers = build_optimizers(model.parameters(), TrainingConfig(learning_rate=0.5, matrix_learning_rate=0.25))
+    for factor in (0.5, 0.1):
+        set_learning_rates(optimizers, factor)
+        assert [group["lr"] for each in optimizers for group in each.param_groups] == [0.25 * factor, 0.5 * factor]
+    owned = [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]
+    assert sorted(map(id, owned)) == sorted(map(id, model.parameters()))
+
+
+def test_the_state_of_the_optimizers_comes_back() -> None:
+    models = small_model(1), small_model(1)
+    first, second = (build_optimizers(model.parameters(), TrainingConfig()) for model in models)
+
+    def update(which: int, seed: int) -> None:
+        generator = chance(seed)
+        for parameter in models[which].parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        for optimizer in (first, second)[which]:
+            optimizer.step()
+
+    update(0, 1)
+    models[1].load_state_dict(models[0].state_dict())
+    restore_optimizers(second, {name: tensor.clone() for name, tensor in optimizer_tensors(first).items()})
+    for which in (0, 1):
+        update(which, 2)
+    assert_same_tensors(dict(models[0].state_dict()), dict(models[1].state_dict()))
+    assert_same_tensors(optimizer_tensors(first), optimizer_tensors(second))
+    with pytest.raises(CheckpointError, match="optimizer state"):
+        restore_optimizers(first, {"step": torch.zeros(())})
+
+
+def test_averages_follow_the_weights(tmp_path: Path) -> None:
+    run = Run(tmp_path / "model")
+    config = small_config(1, average_decay=0.9)
+    expected: dict[str, Tensor] = {}
+    run.train(config, steps=30, stage="splitter", stop_at=1)
+    for step in range(1, 4):
+        if step > 1:
+            run.resume(stop_at=step)
+        tensors = run.tensors()
+        decay = min(0.9, (1 + step) / (10 + step))
+        for name in (name for name in tensors if name.startswith("average.")):
+            live = tensors["live." + name.removeprefix("average.")]
+            if step > 1:
+                torch.testing.assert_close(tensors[name], decay * expected[name] + (1 - decay) * live)
+            expected[name] = tensors[name]
+    assert any(not expected[name].equal(tensors["live." + name.removeprefix("average.")]) for name in expected)
