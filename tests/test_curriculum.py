@@ -13,9 +13,7 @@ from tests.model_helpers import chance, level_config, small_model
 from tests.training_helpers import Run, assert_same_tensors, small_config
 from zonkey_core.config import ModelConfig, StageShares, TrainingConfig
 from zonkey_core.errors import CheckpointError, ConfigError
-from zonkey_core.training import (
-    StageEvent,
-)
+from zonkey_core.training import StageEvent
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.optimizers import (
     build_optimizers,
@@ -30,9 +28,6 @@ CURRICULUM = [
     ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("denoiser", 1),
     ("joint", None),
 ]
-
-
-# Curriculum
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])

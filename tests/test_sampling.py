@@ -53,7 +53,10 @@ def texts(model: Zonkey, seeds: list[int], prompt: bytes = b"", **options: Any) 
 
 @pytest.mark.parametrize("level", [None, 0])
 @pytest.mark.parametrize("prompt", [b"", b"The heron "])
-def test_a_sample_depends_on_its_own_seed_alone(level: int | None, prompt: bytes) -> None:
+def test_a_sample_depends_on_its_own_seed_alone(
+    level: int | None, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "REBUILD_RATIO", 0.0)  # an untrained compressor makes all windows alike
     model = talker()
     first, second = texts(model, [3, 4], prompt, level=level)
     assert texts(model, [4], prompt, level=level) == [second]

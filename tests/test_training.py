@@ -244,7 +244,7 @@ def test_a_run_takes_its_minutes(tmp_path: Path) -> None:
     config = small_config(1)
     result = run.train(config, minutes=0.02)
     seconds = run.steps()[-1].seconds
-    assert not result.stopped and 1.2 <= seconds < 10
+    assert not result.stopped and 1.2 <= seconds < 60
     begun = [(event.stage, event.level) for event in run.events if isinstance(event, StageEvent)]
     assert begun == [("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("joint", None)]
 

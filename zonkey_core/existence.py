@@ -71,10 +71,11 @@ def sample_starts(start_prob: Tensor, generator: torch.Generator) -> Tensor:
 def limit_segment_length(start_mask: Tensor, allowed_mask: Tensor, window: int) -> Tensor:
     """Add starts so that no segment is longer than `window`, only where `allowed_mask` permits one.
 
-    start_mask, allowed_mask: [B, L]. The added start is the last permitted position within the window.
+    start_mask, allowed_mask: [B, L]. The added start is the last permitted position within the window. The search is
+    done on the CPU, with one copy there and one back.
     """
-    result = start_mask.clone()
-    for row, allowed in zip(result, allowed_mask, strict=True):
+    result = start_mask.cpu().clone()
+    for row, allowed in zip(result, allowed_mask.cpu(), strict=True):
         starts = torch.cat([row.nonzero().flatten(), row.new_tensor([row.numel()], dtype=torch.long)])
         too_long = (starts.diff() > window).nonzero().flatten()
         for begin, end in zip(starts[too_long].tolist(), starts[too_long + 1].tolist(), strict=True):
@@ -83,4 +84,4 @@ def limit_segment_length(start_mask: Tensor, allowed_mask: Tensor, window: int) 
                 options = allowed[position + 1 : position + window + 1].nonzero().flatten()
                 position += int(options[-1]) + 1 if options.numel() else window
                 row[position] = True
-    return result
+    return result.to(start_mask.device)

@@ -24,6 +24,8 @@ from zonkey_core.scoring import pseudo_log_likelihood
 
 CONTEXT_BYTES = 384
 """Text that is read before the first and after the last of the gaps that are filled together."""
+CLUSTER_BYTES = 768
+"""Text from the first to the last of them, at most, so that a long file needs no more memory than a short one."""
 OPENED = (3, 2, 5, 1, 8, 4, 10, 6)
 """Slots opened in a gap by one candidate after another."""
 
@@ -89,17 +91,21 @@ def infill(
     if not 0 <= options.temperature <= 10:
         raise ConfigError(f"temperature must lie between 0 and 10, not {options.temperature}")
     fills: list[Fill] = []
-    for number, cluster in enumerate(_clusters(gaps)):
+    clusters = _clusters(gaps)
+    ends = [0, *(cluster[-1].end for cluster in clusters)]
+    starts = [*(cluster[0].start for cluster in clusters), len(data)]
+    for number, cluster in enumerate(clusters):
         generator = torch.Generator().manual_seed(seed + 7919 * number)
-        fills += _fill_cluster(model, data, cluster, options, generator)
+        fills += _fill_cluster(model, data, (ends[number], starts[number + 1]), cluster, options, generator)
     return fills
 
 
 def _clusters(gaps: Sequence[Gap]) -> list[list[Gap]]:
-    """Gaps that are in each other's context belong together."""
+    """Gaps that are in each other's context belong together, over at most `CLUSTER_BYTES`."""
     clusters: list[list[Gap]] = []
     for gap in sorted(gaps, key=lambda each: each.start):
-        if clusters and gap.start - clusters[-1][-1].end < CONTEXT_BYTES:
+        near = clusters and gap.start - clusters[-1][-1].end < CONTEXT_BYTES
+        if near and gap.end - clusters[-1][0].start <= CLUSTER_BYTES:
             clusters[-1].append(gap)
         else:
             clusters.append([gap])
@@ -107,11 +113,16 @@ def _clusters(gaps: Sequence[Gap]) -> list[list[Gap]]:
 
 
 def _fill_cluster(
-    model: Zonkey, data: bytes, gaps: Sequence[Gap], options: InfillingOptions, generator: torch.Generator
+    model: Zonkey,
+    data: bytes,
+    bounds: tuple[int, int],
+    gaps: Sequence[Gap],
+    options: InfillingOptions,
+    generator: torch.Generator,
 ) -> list[Fill]:
-    """Draw candidates for gaps that are filled together, and keep the likeliest."""
-    borders = [max(0, gaps[0].start - CONTEXT_BYTES), *(border for gap in gaps for border in (gap.start, gap.end))]
-    borders.append(gaps[-1].end + CONTEXT_BYTES)
+    """Draw candidates for gaps that are filled together, from text within `bounds`, and keep the likeliest."""
+    begin, end = max(bounds[0], gaps[0].start - CONTEXT_BYTES), min(bounds[1], gaps[-1].end + CONTEXT_BYTES)
+    borders = [begin, *(border for gap in gaps for border in (gap.start, gap.end)), end]
     texts = [data[begin:end] for begin, end in zip(borders[::2], borders[1::2], strict=True)]
     pieces = [_read_piece(model, text) for text in texts]
     best: tuple[bool, float, list[bytes]] | None = None

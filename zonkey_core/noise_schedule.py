@@ -13,7 +13,6 @@ import math
 import torch
 from torch import Tensor
 
-
 HIGHEST_RATIO = 25.0
 LOWEST_RATIO = 0.4
 """Noise-to-signal ratios between which a sampler steps; below the lowest a decoder reads a latent as it is."""

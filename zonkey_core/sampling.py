@@ -33,6 +33,8 @@ SPARE_SLOTS = 1.15
 """Slots opened for each one that is expected to be needed."""
 REFINING_RATIO = 1.5
 """Noise-to-signal ratio at which a level receives what the level above unfolds."""
+REBUILD_RATIO = 2.0
+"""Noise-to-signal ratio below which an estimate is decoded and compressed again, so that it is one of real windows."""
 END_RUN = 2
 """This many empty slots in a row end a document."""
 
@@ -117,6 +119,7 @@ def denoise(
 ) -> DenoisedSlots:
     """Denoise a row of slots: data prediction, self-conditioning, part of the noise drawn anew at every step.
 
+    Once a latent has taken shape, the estimate stepped toward is the trunk's, decoded and compressed again.
     From noise level t to s the next latent is `alpha_s x^ + sqrt(sigma_s^2 - v) e^ + sqrt(v) noise` with the noise
     e^ implied by the estimate x^ and the ancestral variance `v = (sigma_s/sigma_t)^2 (1 - (alpha_t/alpha_s)^2)`.
     """
@@ -143,6 +146,8 @@ def denoise(
         estimate = guess.latents[0]
         existence = guess.existence_logits[0].sigmoid()
         alpha, sigma = level.schedule.alpha(now), level.schedule.sigma(now)
+        if sigma < REBUILD_RATIO * alpha:
+            estimate[~known] = level.recompress(level.decode(estimate[~known]))
         next_alpha, next_sigma = level.schedule.alpha(following), level.schedule.sigma(following)
         implied = (latents - alpha * estimate) / sigma.clamp(min=1e-6)
         variance = (next_sigma / sigma).square() * (1 - (alpha / next_alpha).square())

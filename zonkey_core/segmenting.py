@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from zonkey_core.bytes import LONGEST_CODE_POINT
-from zonkey_core.devices import autocast
+from zonkey_core.devices import autocast, choose_precision
 from zonkey_core.errors import ConfigError
 from zonkey_core.level import Level, Segmentation
 from zonkey_core.model import Zonkey
@@ -188,6 +188,7 @@ def segment_stream(model: Zonkey, chunks: Iterable[bytes], *, level: int = 0) ->
         raise ConfigError(f"level must be between 0 and {len(model.levels) - 1}, not {level}")
     cutters = [LevelCutter(each, keep_latents=index < level) for index, each in enumerate(model.levels[: level + 1])]
     writer = _SegmentWriter(level)
+    precision = choose_precision("auto", model.device)
     offset = 0
     for chunk in chunks:
         if not chunk:
@@ -196,12 +197,12 @@ def segment_stream(model: Zonkey, chunks: Iterable[bytes], *, level: int = 0) ->
         writer.text += chunk
         places = np.arange(offset, offset + len(chunk), dtype=np.int64)
         offset += len(chunk)
-        with autocast(model.device, torch.bfloat16):
+        with autocast(model.device, precision):
             cuts = list(_climb(cutters, 0, cutters[0].push(values, places)))
         for cut in cuts:
             yield writer.segments(cut)
     for index, cutter in enumerate(cutters):
-        with autocast(model.device, torch.bfloat16):
+        with autocast(model.device, precision):
             cuts = list(_climb(cutters, index, cutter.finish()))
         for cut in cuts:
             yield writer.segments(cut)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -93,15 +95,17 @@ def resume(
 
 
 def _run(trainer: Trainer, on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> TrainingResult:
-    """Run with every event also written to the metrics file."""
+    """Run with every event also written to the metrics file, which appears with the first of them."""
     encoder = msgspec.json.Encoder()
-    trainer.out.mkdir(parents=True, exist_ok=True)
-    with (trainer.out / METRICS).open("ab") as metrics:
+    with contextlib.ExitStack() as stack:
+        opened: list[BinaryIO] = []
 
         def record(event: Event) -> None:
-            metrics.write(encoder.encode(event) + b"\n")
-            metrics.flush()
+            if not opened:
+                trainer.out.mkdir(parents=True, exist_ok=True)
+                opened.append(stack.enter_context((trainer.out / METRICS).open("ab")))
+            opened[0].write(encoder.encode(event) + b"\n")
+            opened[0].flush()
             on_event(event)
 
         return trainer.run(record, should_stop)
-
