@@ -21,8 +21,9 @@ def cut_allowed_mask(values: Tensor) -> Tensor:
     A byte 0x80-0xBF is inside one when a lead byte stands before it, near enough to still claim it. A `HIDDEN` byte
     may be a lead byte, so it counts as one, and a cut may fall before it.
     """
-    continues = (values >= 0x80) & (values < 0xC0)
-    lead_reach = (values >= 0xC0).long() + (values >= 0xE0) + (values >= 0xF0)
+    narrow = values.to(torch.int16)  # a quarter of the memory traffic
+    continues = (narrow >= 0x80) & (narrow < 0xC0)
+    lead_reach = (narrow >= 0xC0).to(torch.int8) + (narrow >= 0xE0) + (narrow >= 0xF0)
     inside = torch.zeros_like(continues)
     unbroken = continues
     for back in range(1, LONGEST_CODE_POINT):

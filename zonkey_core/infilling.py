@@ -26,7 +26,7 @@ CONTEXT_BYTES = 384
 """Text that is read before the first and after the last of the gaps that are filled together."""
 CLUSTER_BYTES = 768
 """Text from the first to the last of them, at most, so that a long file needs no more memory than a short one."""
-OPENED = (3, 2, 5, 1, 8, 4, 10, 6)
+OPENED = (2, 3, 1, 4, 5, 2, 3, 6)
 """Slots opened in a gap by one candidate after another."""
 
 
@@ -44,7 +44,7 @@ class Fill(msgspec.Struct, frozen=True):
     end: int
     text: bytes
     score: float
-    """Mean log-probability of the fill and its seams, in nats per byte."""
+    """Log-probability of the fill and its seams, in nats."""
 
 
 class InfillingOptions(msgspec.Struct, frozen=True):

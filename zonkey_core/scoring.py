@@ -18,7 +18,7 @@ FOLDS = 2
 
 @torch.no_grad()
 def pseudo_log_likelihood(model: Zonkey, text: bytes, spans: Sequence[tuple[int, int]]) -> float:
-    """Mean log-probability, in nats per byte, of the segments that touch `spans` given all the others.
+    """Log-probability, in nats, of the segments that touch `spans`, each given all the others, added up.
 
     Each of them is replaced by pure noise in one of `FOLDS` passes of level 0's trunk and then decoded.
     """
@@ -47,8 +47,7 @@ def pseudo_log_likelihood(model: Zonkey, text: bytes, spans: Sequence[tuple[int,
         estimate = level.trunk(slots)
         total = total + _segment_log_prob(level, estimate.latents[0][hidden], text, starts[hidden], ends[hidden])
         total = total + functional.logsigmoid(estimate.existence_logits[0][hidden]).sum()
-    covered = (ends - starts)[chosen].sum().clamp(min=1)
-    return float(total / covered)
+    return float(total)
 
 
 def _segment_log_prob(level: Level, latents: Tensor, text: bytes, starts: Tensor, ends: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from zonkey_core.level import Level, Segmentation
 from zonkey_core.model import Zonkey
 from zonkey_core.positions import PositionSequence
 
-BYTE_BLOCK = (16, 4096)
+BYTE_BLOCK = (8, 4096)
 """Most rows, and positions per row, of level 0's blocks. The first block is one row and each is twice the last, up to
 that many, so that the first segments of a slow stream come early."""
 LATENT_BLOCK = (4, 512)
