@@ -46,8 +46,11 @@ class NoiseSchedule:
         high = HIGHEST_RATIO if start >= 1 else self.scale * math.tan(math.pi / 2 * start)
         inner = steps - 1 if start >= 1 else steps
         ratios = torch.logspace(math.log10(high), math.log10(min(high, LOWEST_RATIO)), inner)
-        levels = 2 / math.pi * torch.atan(ratios / self.scale)
-        return torch.cat([torch.ones(steps - inner), levels, torch.zeros(1)])
+        return torch.cat([torch.ones(steps - inner), self.levels_for_ratios(ratios), torch.zeros(1)])
+
+    def levels_for_ratios(self, ratios: Tensor) -> Tensor:
+        """The levels at which sigma / alpha equals the given ratios (noise to signal), any shape."""
+        return 2 / math.pi * torch.atan(ratios / self.scale)
 
     def level_for_ratio(self, ratio: float) -> float:
         """The level at which sigma / alpha equals `ratio` (noise to signal)."""

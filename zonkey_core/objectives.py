@@ -5,7 +5,6 @@ Three objectives share one shape: a level and a batch of rows in, named losses o
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -194,7 +193,7 @@ def draw_noise_levels(slots: OpenSlots, schedule: NoiseSchedule, generator: torc
 
     def draw(shape: tuple[int, int]) -> Tensor:
         ratio = torch.exp(1.2 + 0.9 * torch.randn(shape, generator=generator))
-        level = 2 / math.pi * torch.atan(ratio / schedule.scale)
+        level = schedule.levels_for_ratios(ratio)
         return level.where(torch.rand(shape, generator=generator) > 0.3, 1.0)
 
     mode = torch.rand(batch, 1, generator=generator)
