@@ -11,7 +11,9 @@ sums over positions are unaffected by what lies beyond a certain start.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 LOG_FLOOR = -60.0
@@ -68,20 +70,27 @@ def sample_starts(start_prob: Tensor, generator: torch.Generator) -> Tensor:
     return mask
 
 
-def limit_segment_length(start_mask: Tensor, allowed_mask: Tensor, window: int) -> Tensor:
-    """Add starts so that no segment is longer than `window`, only where `allowed_mask` permits one.
+def forced_starts(bounds: NDArray[np.int64], allowed_mask: NDArray[np.bool_], window: int) -> NDArray[np.int64]:
+    """The starts to add so that no segment between consecutive `bounds` is longer than `window`, in order.
 
-    start_mask, allowed_mask: [B, L]. The added start is the last permitted position within the window. The search is
-    done on the CPU, with one copy there and one back.
+    bounds: the starts and, last, the end; the first may lie before position 0, where a segment is still open. Each
+    added start is the last one that `allowed_mask` [L] permits within the window, or the window's end where it
+    permits none.
     """
-    result = start_mask.cpu().clone()
-    for row, allowed in zip(result, allowed_mask.cpu(), strict=True):
-        starts = torch.cat([row.nonzero().flatten(), row.new_tensor([row.numel()], dtype=torch.long)])
-        too_long = (starts.diff() > window).nonzero().flatten()
-        for begin, end in zip(starts[too_long].tolist(), starts[too_long + 1].tolist(), strict=True):
-            position = begin
-            while end - position > window:
-                options = allowed[position + 1 : position + window + 1].nonzero().flatten()
-                position += int(options[-1]) + 1 if options.numel() else window
-                row[position] = True
-    return result.to(start_mask.device)
+    added: list[int] = []
+    for index in np.flatnonzero(np.diff(bounds) > window).tolist():
+        position, stop = int(bounds[index]), int(bounds[index + 1])
+        while stop - position > window:
+            low = max(position + 1, 0)
+            options = np.flatnonzero(allowed_mask[low : position + window + 1])
+            position = int(options[-1]) + low if len(options) else position + window
+            added.append(position)
+    return np.asarray(added, dtype=np.int64)
+
+
+def limit_segment_length(start_mask: Tensor, allowed_mask: Tensor, window: int) -> Tensor:
+    """Add `forced_starts` to every row of [B, L] masks, in one copy to the CPU and back."""
+    result = start_mask.cpu().numpy().copy()
+    for row, allowed in zip(result, allowed_mask.cpu().numpy(), strict=True):
+        row[forced_starts(np.append(np.flatnonzero(row), len(row)), allowed, window)] = True
+    return torch.from_numpy(result).to(start_mask.device)

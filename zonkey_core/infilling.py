@@ -19,7 +19,7 @@ from torch import Tensor
 from zonkey_core.errors import ConfigError
 from zonkey_core.latents import to_sphere
 from zonkey_core.model import Ascent, Zonkey, text_sequence
-from zonkey_core.sampling import REFINING_RATIO, DenoisedSlots, Slots, denoise, read_bytes, unfold
+from zonkey_core.sampling import REFINING_RATIO, DenoisedSlots, Slots, check_sampling, denoise, read_bytes, unfold
 from zonkey_core.scoring import pseudo_log_likelihood
 
 CONTEXT_BYTES = 384
@@ -86,10 +86,9 @@ def infill(
     model: Zonkey, data: bytes, gaps: Sequence[Gap], *, seed: int, options: InfillingOptions
 ) -> list[Fill]:
     """Fill the gaps of a text, neighbouring ones together; raises `ConfigError` for options out of range."""
-    if options.candidates < 1 or options.steps < 1:
-        raise ConfigError("steps and candidates must be at least 1")
-    if not 0 <= options.temperature <= 10:
-        raise ConfigError(f"temperature must lie between 0 and 10, not {options.temperature}")
+    check_sampling(options.steps, options.temperature)
+    if options.candidates < 1:
+        raise ConfigError(f"candidates must be at least 1, not {options.candidates}")
     fills: list[Fill] = []
     clusters = _clusters(gaps)
     ends = [0, *(cluster[-1].end for cluster in clusters)]

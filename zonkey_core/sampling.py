@@ -104,13 +104,18 @@ def resolve_level(model: Zonkey, options: SamplingOptions) -> int:
     top = len(model.levels) - 1 if options.level is None else options.level
     if not 0 <= top < len(model.levels):
         raise ConfigError(f"level must be between 0 and {len(model.levels) - 1}, not {top}")
-    if options.steps < 1:
-        raise ConfigError(f"steps must be at least 1, not {options.steps}")
+    check_sampling(options.steps, options.temperature)
     if options.max_bytes < 1:
         raise ConfigError(f"max-bytes must be at least 1, not {options.max_bytes}")
-    if not 0 <= options.temperature <= 10:
-        raise ConfigError(f"temperature must lie between 0 and 10, not {options.temperature}")
     return top
+
+
+def check_sampling(steps: int, temperature: float) -> None:
+    """Raise `ConfigError` for a number of steps or a temperature that is out of range."""
+    if steps < 1:
+        raise ConfigError(f"steps must be at least 1, not {steps}")
+    if not 0 <= temperature <= 10:
+        raise ConfigError(f"temperature must lie between 0 and 10, not {temperature}")
 
 
 @torch.no_grad()

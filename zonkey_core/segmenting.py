@@ -20,6 +20,7 @@ from torch.nn import functional
 from zonkey_core.bytes import LONGEST_CODE_POINT
 from zonkey_core.devices import autocast, choose_precision
 from zonkey_core.errors import ConfigError
+from zonkey_core.existence import forced_starts
 from zonkey_core.level import Level, Segmentation
 from zonkey_core.model import Zonkey
 from zonkey_core.positions import PositionSequence
@@ -139,32 +140,10 @@ class LevelCutter:
         """Add starts so that no segment outgrows the window; positions are counted from the first of this block.
 
         What is known of the next window of positions counts too, so that a segment that is still open at the end of
-        the block is cut here exactly if it would be in the whole text.
+        the block is cut here exactly if it would be in the whole text. Where no cut is allowed, a probability is 0.
         """
-        window = self.level.config.window
-        result: list[int] = []
         bounds = np.concatenate([[self.last_start - self.done], starts, [len(probs)]])
-        long = np.flatnonzero(np.diff(bounds) > window)
-        previous = 0
-        for index in long.tolist():
-            result.extend(starts[previous:index].tolist())
-            previous = index
-            position, stop = int(bounds[index]), int(bounds[index + 1])
-            while stop - position > window:
-                position = self._forced_start(position, probs)
-                result.append(position)
-        result.extend(starts[previous:].tolist())
-        return np.asarray(result, dtype=np.int64)
-
-    def _forced_start(self, position: int, probs: NDArray[np.float32]) -> int:
-        """The last position within the window of the segment begun at `position` where a cut is allowed.
-
-        Where none is allowed the probability is exactly 0. A cut before this block would have been made there.
-        """
-        window = self.level.config.window
-        low = max(position + 1, 0)
-        allowed = np.flatnonzero(probs[low : position + window + 1] > 0)
-        return int(allowed[-1]) + low if len(allowed) else position + window
+        return np.sort(np.concatenate([starts, forced_starts(bounds, probs > 0, self.level.config.window)]))
 
     def _latents(self, probs: Tensor, starts: Tensor) -> Tensor:
         """Latents of the segments that start in this block, read with what follows them."""
