@@ -140,6 +140,7 @@ class LiveView:
 
         if isinstance(event, StageEvent):
             self._stage = event
+            self._live.refresh()  # a stage can be over before the next drawing is due
         elif isinstance(event, StepEvent):
             self._step = event
             self._losses = {**self._losses, **event.losses}  # a new one, since another thread may be drawing the old
