@@ -50,7 +50,7 @@ def test_the_console_script_answers_on_stdout(option: str, tmp_path: Path) -> No
     if option == "--version":
         assert PROJECT["version"] in done.stdout
     else:
-        for verb in ("train", "segment", "generate", "infill", "info"):
+        for verb in ("train", "segment", "generate", "infill", "eval", "info"):
             assert re.search(rf"\b{verb}\b", done.stdout)
 
 

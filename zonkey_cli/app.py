@@ -28,6 +28,7 @@ VERBS: dict[str, str] = {
     "segment": "Cut text into the segments that the model learned.",
     "generate": "Write new text from noise.",
     "infill": "Fill the gaps in existing text.",
+    "eval": "Measure a model beside floors, ceilings and rivals.",
     "info": "Show what a model is and what it was trained on.",
 }
 """Every verb and its summary; the manual's test holds the summaries to those of the commands."""

@@ -46,7 +46,7 @@ _SAFE = {
 """Characters that roff would take as a request, an escape or a typographic sign, and how to write them."""
 
 _ENVIRONMENT: Pairs = (
-    ("ZONKEY_HOME", "The folder that holds models/, in place of the user's data directory."),
+    ("ZONKEY_HOME", "The folder that holds models/ and cache/, in place of the user's data and cache directories."),
     ("NO_COLOR", "When set and not empty, no colour is used."),
     ("XDG_CONFIG_HOME, XDG_DATA_HOME", "The user's configuration and data directories."),
 )
@@ -56,7 +56,7 @@ _GROUP_ENVIRONMENT: Pairs = (
         "The default of any long option of a verb, such as ZONKEY_GENERATE_MAX_BYTES for --max-bytes of generate.",
     ),
     ("ZONKEY_MODEL, ZONKEY_DEVICE, ZONKEY_SEED", "The defaults of --model, --device and --seed of every verb."),
-    ("ZONKEY_WIKI_DIR", "The default of --data-dir of train."),
+    ("ZONKEY_WIKI_DIR", "The default of --data-dir of train and eval."),
 )
 _FILES: Pairs = (
     (

@@ -15,6 +15,7 @@ from zonkey_cli.streams import Streams
 F = TypeVar("F", bound=Callable[..., Any])
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+WIKI_CONFIG = "20231101.en"
 FILE = click.Path(allow_dash=True)
 """An input file or `-`; whether it can be read is found out on opening it, since a missing file is a soft error."""
 _RANKS = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
@@ -123,6 +124,16 @@ steps_option = click.option(
 temperature_option = click.option(
     "--temperature", type=click.FloatRange(min=0), metavar="T", default=1.0, show_default=True,
     help="How freely bytes are drawn; 0 always takes the likeliest.",
+)
+
+
+data_config_option = click.option(
+    "--data-config", metavar="NAME", default=WIKI_CONFIG, show_default=True,
+    help="Date and language of the Wikipedia dump.",
+)
+data_dir_option = click.option(
+    "--data-dir", metavar="DIR", type=click.Path(), envvar="ZONKEY_WIKI_DIR",
+    help="A local copy of the dataset wikimedia/wikipedia, instead of the Hugging Face hub.",
 )
 
 

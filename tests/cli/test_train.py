@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import QUICK_TRAINING, Zonkey
+from zonkey_cli import options
 from zonkey_cli.commands import generate, infill, train
 from zonkey_cli.options import DEVICES
 
@@ -122,7 +123,7 @@ def test_defaults_are_those_of_the_core() -> None:
         return next(parameter.default for parameter in command.params if parameter.name == name)  # type: ignore[attr-defined]
 
     assert train.PRESETS == PRESETS
-    assert SourceSpec(sources=()).wiki_config == train.WIKI_CONFIG
+    assert SourceSpec(sources=()).wiki_config == options.WIKI_CONFIG
     sampling, filling = SamplingOptions(), InfillingOptions()
     for name in ("steps", "temperature", "max_bytes", "level"):
         shown = default(generate.command, name)

@@ -17,6 +17,8 @@ from zonkey_cli.options import (
     ModelName,
     Verb,
     common_options,
+    data_config_option,
+    data_dir_option,
     device_option,
     forbid_with,
     one_of,
@@ -36,7 +38,6 @@ PRECISIONS = ("auto", "bf16", "fp32")
 DEFAULT_PRESET = "tiny"
 DEFAULT_MINUTES = 10.0
 DEFAULT_OUT = "zonkey-model"
-WIKI_CONFIG = "20231101.en"
 _STORED = (
     "data", "data_config", "data_dir", "steps", "minutes", "start_from", "preset", "config_file", "overrides", "stage",
     "seed", "device", "precision",
@@ -67,14 +68,8 @@ MANUAL = Manual(
     "--data", metavar="SOURCE", multiple=True, default=("wiki",), show_default=True,
     help="Text to learn from: wiki, sample, a file, a folder, or - for standard input; may be repeated.",
 )
-@click.option(
-    "--data-config", metavar="NAME", default=WIKI_CONFIG, show_default=True,
-    help="Date and language of the Wikipedia dump.",
-)
-@click.option(
-    "--data-dir", metavar="DIR", type=click.Path(), envvar="ZONKEY_WIKI_DIR",
-    help="A local copy of the dataset wikimedia/wikipedia, instead of the Hugging Face hub.",
-)
+@data_config_option
+@data_dir_option
 @click.option(
     "-o", "--out", metavar="DIR", type=click.Path(), default=DEFAULT_OUT, show_default=True,
     help="Where the model goes.",

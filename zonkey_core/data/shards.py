@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 SPLITS = ("train", "validation", "test")
+ALL = "all"
+"""Instead of a split: every document."""
 ALL_SPLITS = frozenset(SPLITS)
 
 Position = tuple[int, int]

@@ -15,4 +15,4 @@ class SourceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     wiki_dir: str | None = None
     """Local folder laid out like that dataset, `DIR/CONFIG/train-*.parquet`; None streams from the hub."""
     split: str = "train"
-    """`train`, `validation` or `test`."""
+    """`train`, `validation` or `test`; `all` reads every document, which Wikipedia is too large for."""

@@ -18,7 +18,7 @@ import msgspec
 
 from zonkey_core.data.bytestreams import FileBytes, standard_input
 from zonkey_core.data.files import JsonLinesShard, TextShard, path_shards
-from zonkey_core.data.shards import ALL_SPLITS, SPLITS, START, Document, Position, Shard, split_of
+from zonkey_core.data.shards import ALL, ALL_SPLITS, SPLITS, START, Document, Position, Shard, split_of
 from zonkey_core.data.spec import SourceSpec
 from zonkey_core.errors import DataError
 
@@ -179,8 +179,8 @@ def open_stream(
 
     Raises `DataError` where a source is missing; what is wrong inside a file is raised when reading comes to it.
     """
-    if spec.split not in SPLITS:
-        raise DataError(f"unknown split {spec.split!r}; choose one of {', '.join(SPLITS)}")
+    if spec.split not in (*SPLITS, ALL):
+        raise DataError(f"unknown split {spec.split!r}; choose one of {', '.join((*SPLITS, ALL))}")
     if not spec.sources:
         raise DataError("no data is named; use wiki, sample, or files and folders")
     if state is not None and "-" in spec.sources:
@@ -199,7 +199,7 @@ def open_stream(
 
 def _shards(source: str, spec: SourceSpec) -> Sequence[Shard]:
     """The shards of one source."""
-    kept = frozenset({spec.split})
+    kept = ALL_SPLITS if spec.split == ALL else frozenset({spec.split})
     if source == "wiki":
         from zonkey_core.data.hub import wiki_shards  # it imports `datasets`, which takes seconds
 

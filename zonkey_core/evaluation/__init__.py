@@ -1,5 +1,5 @@
-"""Measurements of a model on held-out text."""
+"""The measurements behind `zonkey eval`: every figure beside its floor, its ceiling and its rivals.
 
-from zonkey_core.evaluation.held_out import held_out_rows, quick_figures
-
-__all__ = ["held_out_rows", "quick_figures"]
+Each part of the evaluation is a function that takes an `EvaluationContext` and yields `Outcome`s as they become
+known; `zonkey_core.evaluation.runner` runs the parts. docs/evaluation.md defines every metric.
+"""

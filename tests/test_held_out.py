@@ -8,12 +8,22 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from tests.model_helpers import TEXT, byte_rows, small_model
 from zonkey_core.data import SourceSpec
 from zonkey_core.denoiser import DecodedWindows
-from zonkey_core.evaluation import held_out_rows, quick_figures
-from zonkey_core.evaluation.held_out import Rebuilt, Scores, rebuild, whitespace_scores
+from zonkey_core.held_out import (
+    Rebuilt,
+    Scores,
+    held_out_rows,
+    quick_figures,
+    rebuild,
+    rebuild_segments,
+    whitespace_scores,
+)
+from zonkey_core.level import Segmentation
+from zonkey_core.model import Ascent
 from zonkey_core.positions import PositionSequence
 from zonkey_core.segment_splitter import Splits
 
@@ -127,6 +137,80 @@ def test_positions_that_nothing_compressed_are_not_exact(monkeypatch: pytest.Mon
     """Where many cuts are nearly as likely as not, existence fades long before the segment ends."""
     found = Scripted([10], LETTERS, wrong=(9, 19)).run(monkeypatch, start_prob=0.49)
     assert found.exact_segments == 0
+
+class Unfolding:
+    """A level whose segment number n, written as its latent, decodes to the positions given for it."""
+
+    def __init__(self, decoded: list[list[int]], *, bytes_below: bool) -> None:
+        self.decoded, self.bytes_below = decoded, bytes_below
+
+    def decode(self, latents: Tensor) -> DecodedWindows:
+        chosen = [self.decoded[number] for number in latents[:, 0].long().tolist()]
+        states = torch.zeros(len(chosen), 4, 1)
+        log_existence = torch.full((len(chosen), 4), -50.0)
+        for row, values in enumerate(chosen):
+            states[row, : len(values), 0] = torch.tensor(values, dtype=torch.float32)
+            log_existence[row, : len(values)] = 0
+        return DecodedWindows(states, torch.zeros_like(log_existence), log_existence)
+
+    def readout(self, states: Tensor) -> Tensor:
+        return one_hot(states[..., 0].long(), 256).float() if self.bytes_below else states
+
+
+def view(sequence: PositionSequence, *rows: list[int]) -> Ascent:
+    """A level with segments that begin at the given positions of each row, and their numbers as latents."""
+    longest = max(map(len, rows))
+    starts = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+    mask = torch.tensor([[place < len(row) for place in range(longest)] for row in rows])
+    segmentation = Segmentation(starts, mask, torch.zeros_like(mask), torch.zeros(sequence.exists_mask.shape))
+    return Ascent(sequence, segmentation, torch.arange(int(mask.sum()), dtype=torch.float32).unsqueeze(1))
+
+
+WORDS = [b"ab", b"cde", b"f", b"gh", b"ij"]
+"""Two rows: `ab|cde || f|gh` and `ij`, with `||` between segments of level 1."""
+
+
+@pytest.mark.parametrize(
+    ("upper", "lower", "right", "exact"),
+    [
+        ({}, {}, [5, 3, 2], [True, True, True]),
+        ({}, {1: b"cxe"}, [4, 3, 2], [False, True, True]),
+        ({}, {1: b"cd"}, [4, 3, 2], [False, True, True]),
+        ({}, {3: b"ghx"}, [5, 3, 2], [True, False, True]),
+        ({1: [2]}, {}, [5, 1, 2], [True, False, True]),  # a child is missing, with its bytes
+        ({1: [2, 3, 0]}, {}, [5, 3, 2], [True, False, True]),  # one too many
+        ({0: [1, 0]}, {}, [0, 3, 2], [False, True, True]),  # the places count
+        ({2: []}, {}, [5, 3, 0], [True, True, False]),
+    ],
+)
+def test_segments_are_decoded_through_every_level(
+    upper: dict[int, list[int]], lower: dict[int, bytes], right: list[int], exact: list[bool]
+) -> None:
+    rows = byte_rows(b"abcdefgh", b"ij______")
+    exists = rows.exists_mask.clone()
+    exists[1, 2:] = False
+    below = view(rows._replace(exists_mask=exists), [0, 2, 5, 6], [0])
+    children = PositionSequence(torch.zeros(2, 4, 1), below.segmentation.slot_mask, torch.zeros(2, 4).bool())
+    above = view(children, [0, 2], [0])
+    levels: Any = [
+        Unfolding([list(lower.get(number, word)) for number, word in enumerate(WORDS)], bytes_below=True),
+        Unfolding([upper.get(number, whole) for number, whole in enumerate([[0, 1], [2, 3], [4]])], bytes_below=False),
+    ]
+    found = rebuild_segments(levels, [below, above])
+    assert found.rows.tolist() == [0, 0, 1]
+    assert found.sizes.tolist() == [5, 3, 2]
+    assert found.right.tolist() == right
+    assert found.exact.tolist() == exact
+
+
+def test_a_level_alone_is_rebuilt_as_within_the_stack() -> None:
+    model = small_model(2)
+    rows = byte_rows((TEXT * 2).encode()[:200], (TEXT * 2).encode()[20:220])
+    counts = rebuild_segments(model.levels[:1], model.ascend(rows, 1)[:1])
+    alone = rebuild(model.levels[0], rows)
+    assert alone.position_accuracy == pytest.approx(int(counts.right.sum()) / 400)
+    assert alone.exact_segments == pytest.approx(float(counts.exact.float().mean()))
+    assert alone.positions_per_segment == pytest.approx(400 / len(counts.sizes))
 
 
 def test_held_out_rows_are_always_the_same() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import RowStream
 from zonkey_core.level import Level
-from zonkey_core.model import Zonkey, byte_sequence
+from zonkey_core.model import Ascent, Zonkey, byte_sequence
 from zonkey_core.positions import PositionSequence
 
 HELD_OUT_ROWS = 96
+DECODED_TOGETHER = 4096
+"""Segments whose windows are in memory at once while they are decoded."""
 LATENT_MATCH = 0.9
 """Cosine from which a decoded latent counts as the right one."""
 
@@ -35,6 +38,19 @@ class Rebuilt(NamedTuple):
     exact_segments: float
     """Share of segments that come back whole and of the right length."""
     positions_per_segment: float
+
+
+class SegmentsBack(NamedTuple):
+    """What came back of each segment of a level, in order, counted in positions of a level at or below it."""
+
+    rows: Tensor
+    """[K] row of the batch."""
+    sizes: Tensor
+    """[K] positions of the segment."""
+    right: Tensor
+    """[K] how many of them are right; one that is decoded as not existing is wrong."""
+    exact: Tensor
+    """[K] whether all are right and, at every level on the way down, there are neither fewer nor more."""
 
 
 def held_out_rows(spec: SourceSpec, row_bytes: int, rows: int = HELD_OUT_ROWS) -> PositionSequence | None:
@@ -71,37 +87,57 @@ def quick_figures(model: Zonkey, rows: PositionSequence) -> dict[str, float]:
     return figures
 
 
-@torch.no_grad()
 def rebuild(level: Level, sequence: PositionSequence) -> Rebuilt:
     """Compress every segment of a batch and decode it again."""
     segmentation = level.choose_starts(sequence, level.split(sequence).start_prob)
-    end = sequence.exists_mask.sum(1, keepdim=True)
-    following = torch.cat([segmentation.starts[:, 1:], end], 1)
-    follows = torch.cat([segmentation.slot_mask[:, 1:], torch.zeros_like(end, dtype=torch.bool)], 1)
-    lengths = (following.where(follows, end) - segmentation.starts)[segmentation.slot_mask]
-    right = positions = exact = torch.zeros((), device=lengths.device)
-    for windows in level.windows(sequence, segmentation):
-        decoded = level.decode(level.compress(windows.values, windows.log_existence))
-        window = windows.values.shape[1]
-        exists = decoded.log_existence.exp() > 0.5
-        correct = _correct(level, decoded.states[:, :window], windows.values) & exists[:, :window]
-        length = lengths[windows.segments]
-        inside = torch.arange(window, device=length.device) < length.unsqueeze(1)
-        decoded_length = exists.sum(1)
-        right = right + (correct & inside).sum()
-        positions = positions + length.sum()
-        whole = (correct | ~inside).all(1) & (length <= window)
-        exact = exact + (whole & (decoded_length == length)).sum()
-    count = max(1, len(lengths))
-    return Rebuilt(
-        float(right / positions.clamp(min=1)), float(exact) / count, float(positions) / count
-    )
+    with torch.no_grad():
+        latents = level.encode(sequence, segmentation)
+    found = rebuild_segments([level], [Ascent(sequence, segmentation, latents)])
+    count = max(1, len(found.sizes))
+    positions = float(found.sizes.sum())
+    return Rebuilt(float(found.right.sum()) / max(1.0, positions), float(found.exact.sum()) / count, positions / count)
 
 
-def _correct(level: Level, states: Tensor, values: Tensor) -> Tensor:
-    """Which decoded positions are right: the likeliest byte is the true one, or the latent is close to it."""
-    soft: Tensor = level.readout(states)
-    if values.dim() == 2:
+@torch.no_grad()
+def rebuild_segments(levels: Sequence[Level], views: Sequence[Ascent]) -> SegmentsBack:
+    """Decode the segments of the last view, level by level, down to the positions of the first, and compare those.
+
+    `levels` and their `views` of one batch are given from the lowest to the highest. On the way down what one level
+    decodes is decoded by the next, each position at its true place; how many there are is compared at every level.
+    """
+    latents = views[-1].latents.float()
+    rows = views[-1].segmentation.slot_mask.nonzero()[:, 0]
+    mistakes = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+    owners = torch.arange(len(latents), device=latents.device)
+    exists = torch.ones_like(owners, dtype=torch.bool)
+    for level, view in zip(reversed(levels), reversed(views), strict=True):
+        segments, offsets = _places(view)
+        parts = [level.decode(part) for part in latents.split(DECODED_TOGETHER)]
+        there = torch.cat([part.log_existence for part in parts]).exp() > 0.5
+        mistakes.index_add_(0, owners, (there.sum(1) != torch.bincount(segments, minlength=len(latents))).long())
+        exists = exists[segments] & there[segments, offsets]
+        latents = level.readout(torch.cat([part.states for part in parts])[segments, offsets])
+        owners = owners[segments]
+    right = exists & _correct(latents, views[0].sequence.values[views[0].sequence.exists_mask])
+    mistakes.index_add_(0, owners, (~right).long())
+    rights = torch.zeros_like(mistakes).index_add_(0, owners, right.long())
+    return SegmentsBack(rows, torch.bincount(owners, minlength=len(rows)), rights, mistakes == 0)
+
+
+def _places(view: Ascent) -> tuple[Tensor, Tensor]:
+    """For each existing position of a level [P], in order: its segment's number, and its place within it."""
+    segmentation, exists = view.segmentation, view.sequence.exists_mask
+    rows, slots = segmentation.slot_mask.nonzero(as_tuple=True)
+    begins = torch.zeros_like(exists)
+    begins[rows, segmentation.starts[rows, slots]] = True
+    segments = begins[exists].cumsum(0) - 1
+    firsts = begins[exists].nonzero().flatten()
+    return segments, torch.arange(len(segments), device=exists.device) - firsts[segments]
+
+
+def _correct(soft: Tensor, values: Tensor) -> Tensor:
+    """Which decoded positions [P] are right: the likeliest byte is the true one, or the latent is close to it."""
+    if values.dim() == 1:
         return soft.argmax(-1) == values
     return torch.nn.functional.cosine_similarity(soft, values, dim=-1).gt(LATENT_MATCH)
 

@@ -1,0 +1,248 @@
+"""How well the model fills gaps of unknown length in held-out text whose true words are known.
+
+Trivial methods fill the same gaps, and so do rivals. Like the model they are not told how long a gap is, unless a
+rival's name says otherwise. The metrics are in `infilling_metrics`; that the context stays as it is, is checked too.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+
+from zonkey_core import __version__
+from zonkey_core.evaluation.bootstrap import Interval, bootstrap_mean
+from zonkey_core.evaluation.context import Contestant, EvaluationContext
+from zonkey_core.evaluation.infilling_metrics import (
+    GapTask,
+    Nats,
+    choose_gaps,
+    context_gain,
+    context_preserved,
+    edit_similarity,
+    first_words,
+    length_error,
+    rouge_2,
+    words_of,
+)
+from zonkey_core.evaluation.judge import get_judge
+from zonkey_core.evaluation.ngrams import HIGHEST_ORDER, ByteNgramModel
+from zonkey_core.evaluation.results import Better, LeftOut, Measure, Outcome
+from zonkey_core.infilling import InfillingOptions, apply_fills, infill
+
+GAP_WORDS = (1, 3, 8)
+"""Sizes of the gaps."""
+KEPT_TOGETHER = 20
+"""Fills that are kept at once, so that filling which was stopped goes on from there."""
+CONSTANT_WORDS = 3
+CONSTANT_BYTES = 1_000_000
+"""Training text in which the constant is looked for."""
+NGRAM_BYTES = 200
+"""Most bytes that the n-gram model writes into a gap."""
+SENTENCE_END = re.compile(rb"[.!?]+\s+")
+
+Filler = Callable[[GapTask, int], bytes]
+"""Fills the gap of a task, given a seed."""
+PER_GAP: Mapping[str, tuple[Callable[[GapTask, bytes], float], Better]] = {
+    "edit_similarity": (lambda task, fill: edit_similarity(fill, task.answer), "higher"),
+    "rouge_2": (rouge_2, "higher"),
+    "length_error": (lambda task, fill: length_error(fill, task.answer), "lower"),
+}
+"""Metrics that are means over gaps."""
+METRICS: Mapping[str, Better] = {name: better for name, (_, better) in PER_GAP.items()} | {"context_gain": "higher"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Gaps of one size, as the model, rivals and trivial methods filled them."""
+
+    tasks: Sequence[GapTask]
+    fills: Sequence[bytes]
+    """The model's."""
+    rivals: Mapping[str, Sequence[bytes]]
+    trivial: Mapping[str, Sequence[bytes]]
+    nats: Nats
+    seed: int
+
+    def measure(self, metric: str, name: str) -> Measure:
+        """One of `METRICS` of all fills; the time is filled in by the caller."""
+        found = self._score(metric, self.fills)
+        trivial = {method: self._score(metric, fills).value for method, fills in self.trivial.items()}
+        best = max if METRICS[metric] == "higher" else min
+        return Measure(
+            name=name,
+            value=found.value,
+            low=found.low,
+            high=found.high,
+            floor=best(trivial.values()),
+            ceiling=self._score(metric, [task.answer for task in self.tasks]).value,
+            rivals={rival: self._score(metric, fills).value for rival, fills in self.rivals.items()} | trivial,
+            n=len(self.tasks),
+            seconds=0.0,
+            better=METRICS[metric],
+            unit="nats" if metric == "context_gain" else "",
+        )
+
+    def _score(self, metric: str, fills: Sequence[bytes]) -> Interval:
+        if metric == "context_gain":
+            return context_gain(self.nats, self.tasks, fills, seed=self.seed)
+        score = PER_GAP[metric][0]
+        values = [score(task, fill) for task, fill in zip(self.tasks, fills, strict=True)]
+        return bootstrap_mean(np.array(values, np.float64), seed=self.seed)
+
+
+def measure_infilling(context: EvaluationContext) -> Iterator[Outcome]:
+    """Fill gaps of every size and compare; the first figure of a size includes the time that the filling took.
+
+    The floor of a figure is the best of the trivial methods, whose values stand among the rivals'. Where no byte
+    outside a gap may change, it is a method that writes the whole text anew.
+    """
+    trivial = trivial_fillers(context.texts.training)
+    for words in GAP_WORDS:
+        began = time.perf_counter()
+        tasks = choose_gaps(context.texts.reference, words, context.options.gaps, context.options.seed)
+        if len(tasks) < 2:
+            reason = f"fewer than two runs of {words} words within a line to leave out; measure on more text"
+            yield LeftOut(name=f"infill.{words}", reason=reason)
+            continue
+        texts = _model_texts(context, tasks, words)
+        yield _preserved(context, tasks, texts, words, time.perf_counter() - began)
+        comparison = _compare(context, tasks, texts, trivial, words)
+        for metric in METRICS:
+            began = time.perf_counter()
+            context.report(f"comparing fills of {words} words: {metric}", None)
+            figure = comparison.measure(metric, f"infill.{words}.{metric}")
+            yield msgspec.structs.replace(figure, seconds=time.perf_counter() - began)
+
+
+def trivial_fillers(training: Sequence[bytes]) -> dict[str, Filler]:
+    """The methods that any model has to beat, by their names.
+
+    `nothing` closes the gap. `previous_sentence` copies the last sentence that ended before the gap, or all that
+    stands there. `constant` is the commonest run of `CONSTANT_WORDS` words of the training text. `ngram` goes on from
+    the text before the gap by a byte n-gram model, for as many words as one of `GAP_WORDS`, drawn anew for each gap.
+    """
+    model = ByteNgramModel(HIGHEST_ORDER).fit(training)
+    constant = _commonest_run(training)
+
+    def write(task: GapTask, seed: int) -> bytes:
+        count = int(np.random.default_rng(seed).choice(GAP_WORDS))
+        written = model.continue_text(
+            task.before, stop=lambda text: len(words_of(text)) > count, max_bytes=NGRAM_BYTES, seed=seed
+        )
+        return first_words(written, count)
+
+    return {
+        "nothing": lambda task, seed: b"",
+        "previous_sentence": lambda task, seed: previous_sentence(task.before),
+        "constant": lambda task, seed: constant,
+        "ngram": write,
+    }
+
+
+def previous_sentence(before: bytes) -> bytes:
+    """The last sentence of a text that a full stop or the like and whitespace end; the whole text if none does."""
+    ends = [match.end() for match in SENTENCE_END.finditer(before)]
+    if not ends:
+        return before.strip()
+    return before[ends[-2] if len(ends) > 1 else 0 : ends[-1]].strip()
+
+
+def _commonest_run(training: Sequence[bytes]) -> bytes:
+    runs: Counter[tuple[str, ...]] = Counter()
+    left = CONSTANT_BYTES
+    for document in training:
+        words = words_of(document[:left])
+        runs.update(zip(*(words[offset:] for offset in range(CONSTANT_WORDS)), strict=False))
+        left -= len(document)
+        if left <= 0:
+            break
+    return " ".join(runs.most_common(1)[0][0]).encode() if runs else b"the"
+
+
+def _compare(
+    context: EvaluationContext,
+    tasks: Sequence[GapTask],
+    texts: Sequence[bytes],
+    trivial: Mapping[str, Filler],
+    words: int,
+) -> Comparison:
+    """Let everyone else fill the gaps too."""
+    seed = context.options.seed
+    return Comparison(
+        tasks,
+        [text[task.gap.start : len(text) - len(task.after)] for task, text in zip(tasks, texts, strict=True)],
+        {rival.name: _contestant_fills(context, rival, tasks, words) for rival in context.contestants},
+        {
+            name: [filler(task, seed + index) for index, task in enumerate(tasks)]
+            for name, filler in trivial.items()
+        },
+        get_judge(context).conditional_nats,
+        seed,
+    )
+
+
+def _preserved(
+    context: EvaluationContext, tasks: Sequence[GapTask], texts: Sequence[bytes], words: int, seconds: float
+) -> Measure:
+    """The share of filled texts in which every byte outside the gap stayed."""
+    kept = [context_preserved(task, text) for task, text in zip(tasks, texts, strict=True)]
+    found = bootstrap_mean(np.array(kept, np.float64), seed=context.options.seed)
+    return Measure(
+        name=f"infill.{words}.context_preserved",
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        floor=0.0,
+        ceiling=1.0,
+        n=len(tasks),
+        seconds=seconds,
+    )
+
+
+def _model_texts(context: EvaluationContext, tasks: Sequence[GapTask], words: int) -> list[bytes]:
+    """The texts of the tasks as the model filled them with its default options, task i with the seed `seed + i`."""
+    settings = InfillingOptions()
+
+    def fill(task: GapTask, seed: int) -> bytes:
+        found = infill(context.model, task.text, [task.gap], seed=seed, options=settings)
+        return apply_fills(task.text, found)
+
+    made_of = [context.model_identity, settings, __version__]
+    return _kept(context, made_of, fill, tasks, f"filling gaps of {words} words")
+
+
+def _contestant_fills(
+    context: EvaluationContext, contestant: Contestant, tasks: Sequence[GapTask], words: int
+) -> list[bytes]:
+    def fill(task: GapTask, seed: int) -> bytes:
+        return contestant.infill(task.text, [task.gap], [task.answer], seed)[0]
+
+    made_of = [contestant.name, contestant.identity, __version__]
+    return _kept(context, made_of, fill, tasks, f"filling gaps of {words} words: {contestant.name}")
+
+
+def _kept(
+    context: EvaluationContext, made_of: Sequence[object], fill: Filler, tasks: Sequence[GapTask], doing: str
+) -> list[bytes]:
+    """What `fill` makes of every task, from the store as far as it is there."""
+    results: list[bytes] = []
+    for begin in range(0, len(tasks), KEPT_TOGETHER):
+        numbers = range(begin, min(len(tasks), begin + KEPT_TOGETHER))
+        part = [tasks[number] for number in numbers]
+
+        def make(numbers: range = numbers) -> list[bytes]:
+            texts = []
+            for number in numbers:
+                context.report(doing, number / len(tasks))
+                texts.append(fill(tasks[number], context.options.seed + number))
+            return texts
+
+        results += context.store.texts(["infill", *made_of, part, context.options.seed + begin], make)
+    context.report(doing, 1.0)
+    return results
