@@ -39,7 +39,7 @@ from zonkey_core.model import Zonkey, byte_sequence
 from zonkey_core.positions import PositionSequence
 from zonkey_core.sampling import SamplingOptions, generate
 from zonkey_core.training.curriculum import Stage, plan_stages
-from zonkey_core.training.optimizers import build_optimizers
+from zonkey_core.training.optimizers import build_optimizers, take_step
 from zonkey_core.training.stages import stage_losses, stage_parameters
 
 CPU = torch.device("cpu")
@@ -102,12 +102,8 @@ class TrainingStep:
         with self.side.computing():
             losses = stage_losses(self.model, self.stage, sequence, self.generator, 0.5)
         total = torch.stack(list(losses.values())).sum()
-        torch.autograd.backward(total)
+        take_step(total, self.parameters, self.optimizers, self.config.training.gradient_clip)
         self.total = total.detach()
-        nn.utils.clip_grad_norm_(self.parameters, self.config.training.gradient_clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
         torch._foreach_lerp_(self.average, [parameter.detach() for parameter in self.parameters], 1e-3)
 
 

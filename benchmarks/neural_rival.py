@@ -46,6 +46,7 @@ from zonkey_core.training.optimizers import (
     optimizer_tensors,
     restore_optimizers,
     set_learning_rates,
+    take_step,
 )
 
 BOUNDARY = BYTE_VALUES
@@ -186,11 +187,7 @@ class Updates:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.steps)
         with autocast(self.device, self.precision):
             loss: Tensor = self.network.loss(document_symbols(batch).to(self.device), generator)
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.training.gradient_clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        take_step(loss, self.network.parameters(), self.optimizers, self.training.gradient_clip)
         self.steps += 1
         decay = min(self.training.average_decay, (1 + self.steps) / (10 + self.steps))
         live = [parameter.detach() for parameter in self.network.parameters()]

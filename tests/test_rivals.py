@@ -21,9 +21,10 @@ from torch import Tensor
 from tests.conftest import ROOT, clean_environment
 from tests.model_helpers import chance
 from zonkey_core.config import TrainingConfig, load_preset
-from zonkey_core.data import SourceSpec
+from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import RowBatch
 from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
+from zonkey_core.evaluation.texts import load_texts
 from zonkey_core.infilling import Gap
 from zonkey_core.model import Zonkey
 
@@ -69,11 +70,10 @@ def contestant(kind: str, network: Any = None, **drawing: Any) -> Any:
 @functools.cache
 def taught(kind: str) -> Any:
     """A network that has read one short document again and again, and nothing else."""
-    steps = 100 if kind == "autoregressive" else 300
     torch.manual_seed(0)
-    training = msgspec.structs.replace(recipe(kind).training, matrix_learning_rate=0.02)
-    updates = neural_rival.Updates(BUILDERS[kind](32, 2, ROW), training, seed=0)
-    losses = [updates.update(document_rows(), step / steps) for step in range(steps)]
+    training = msgspec.structs.replace(recipe(kind).training, learning_rate=6e-3, matrix_learning_rate=0.02)
+    updates = neural_rival.Updates(BUILDERS[kind](64, 2, ROW), training, seed=0)
+    losses = [updates.update(document_rows(), step / 160) for step in range(160)]
     assert losses[0] > 4 and np.mean(losses[-20:]) < 0.3
     return updates.average
 
@@ -317,6 +317,14 @@ def test_training_that_diverges_says_so(tmp_path: Path, monkeypatch: pytest.Monk
         neural_rival.train_rival(
             tmp_path / "wild", rivals.build_autoregressive, recipe("autoregressive", training=wild), print
         )
+
+
+def test_what_is_scored_or_judged_was_not_learned_from() -> None:
+    source = SourceSpec(sources=("sample",))
+    texts = load_texts(source, None, limit=10**6, training_bytes=10**6, seed=0, by_splits=True)
+    learned = set(open_stream(source, seed=0, shuffle_documents=9, repeat=False))
+    assert learned == set(texts.training) and texts.reference and texts.judging
+    assert not learned & {*texts.reference, *texts.judging} and not {*texts.reference} & {*texts.judging}
 
 
 @pytest.mark.parametrize(("text", "count"), [("5000", 5000), ("200kB", 200_000), ("1.5 MB", 1_500_000)])

@@ -16,7 +16,7 @@ from zonkey_core.model import Ascent, Zonkey, byte_sequence
 from zonkey_core.positions import PositionSequence
 
 HELD_OUT_ROWS = 96
-DECODED_TOGETHER = 4096
+DECODED_TOGETHER = 1024
 """Segments whose windows are in memory at once while they are decoded."""
 LATENT_MATCH = 0.9
 """Cosine from which a decoded latent counts as the right one."""

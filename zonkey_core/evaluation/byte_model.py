@@ -35,6 +35,7 @@ BEGIN = 256
 SCORING_ROWS = 64
 ORDERS = (2, 3, 4, 6)
 """Lengths of the n-grams whose vectors are added; each has an equal share of the channels."""
+HIDDEN_SHARE = 0.5
 SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)
 """An odd number that spreads what it multiplies over 64 bits."""
 
@@ -76,10 +77,15 @@ class NgramVectors(nn.Module):
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
         self.rows = rows
+        # Of three dimensions, so that Muon, which is for matrices, leaves it to AdamW.
         self.table = nn.Parameter(torch.zeros(1, len(ORDERS) * rows, width // len(ORDERS)))
 
-    def forward(self, symbols: Tensor) -> Tensor:
-        """[B, L] symbols to [B, L, D]; what stands before the first of them counts as begin symbols."""
+    def forward(self, symbols: Tensor, hiding: torch.Generator | None) -> Tensor:
+        """[B, L] symbols to [B, L, D]; what stands before the first of them counts as begin symbols.
+
+        With a generator, each vector is hidden with probability `HIDDEN_SHARE` and the others grow to make up for it.
+        Without that the vectors learn a text by heart when it is read a second time.
+        """
         length = symbols.shape[1]
         padded = functional.pad(symbols, (max(ORDERS) - 1, 0), value=BEGIN)
         keys = torch.zeros_like(symbols)
@@ -89,7 +95,11 @@ class NgramVectors(nn.Module):
             keys = (keys + padded[:, first : first + length] + 1) * SPREAD
             if back + 1 in ORDERS:
                 places.append((keys >> 32) % self.rows + len(places) * self.rows)
-        return functional.embedding(torch.stack(places, -1), self.table[0]).flatten(2)
+        vectors = functional.embedding(torch.stack(places, -1), self.table[0])
+        if hiding is not None:
+            shown = torch.rand(vectors.shape[:-1], generator=hiding, device=vectors.device) >= HIDDEN_SHARE
+            vectors = vectors * (shown / (1 - HIDDEN_SHARE)).unsqueeze(-1)
+        return vectors.flatten(2)
 
 
 class ByteModel(nn.Module):
@@ -120,9 +130,12 @@ class ByteModel(nn.Module):
         """Where the weights are."""
         return self.embedding.weight.device
 
-    def forward(self, symbols: Tensor) -> Tensor:
-        """Logits of the byte after each of [B, L] symbols: [B, L, 256]. Positions count from the row's first."""
-        states = self._embed(symbols, 0)
+    def forward(self, symbols: Tensor, hiding: torch.Generator | None = None) -> Tensor:
+        """Logits of the byte after each of [B, L] symbols: [B, L, 256].
+
+        `hiding`, in training, is where it is drawn from which n-grams the model must do without.
+        """
+        states = self._embed(symbols, 0, hiding)
         return self._predict(self.transformer(states, _causal_bias(0, symbols.shape[1], self.device)))
 
     def read(self, symbols: Tensor, cache: KeyValueCache) -> Tensor:
@@ -148,11 +161,11 @@ class ByteModel(nn.Module):
         skipped = max(0, -(-(len(symbols) - self.window) // self.stride)) * self.stride
         return torch.tensor([symbols[skipped:]], device=self.device)
 
-    def _embed(self, symbols: Tensor, start: int) -> Tensor:
+    def _embed(self, symbols: Tensor, start: int, hiding: torch.Generator | None = None) -> Tensor:
         """Vectors of the symbols from `start` on, which are read with those before them."""
         embedded: Tensor = self.embedding(symbols[:, start:])
         if self.ngrams is not None:
-            embedded = embedded + self.ngrams(symbols)[:, start:]
+            embedded = embedded + self.ngrams(symbols, hiding)[:, start:]
         return embedded * math.sqrt(self.shape.width)
 
     def _predict(self, states: Tensor) -> Tensor:

@@ -9,17 +9,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from zonkey_core.config import TrainingConfig
 from zonkey_core.devices import autocast, choose_precision
 from zonkey_core.evaluation.byte_model import BEGIN, ByteModel, ByteModelShape
-from zonkey_core.training.optimizers import build_optimizers, learning_rate_factor, set_learning_rates
+from zonkey_core.training.optimizers import build_optimizers, learning_rate_factor, set_learning_rates, take_step
 
 TRAINING = TrainingConfig(
-    batch_rows=16, learning_rate=6e-3, matrix_learning_rate=0.02, weight_decay=0.01, warmup=0.02, final_rate=0.02
+    batch_rows=16, learning_rate=3e-3, matrix_learning_rate=0.02, weight_decay=0.2, warmup=0.02, final_rate=0.02
 )
+"""Chosen on validation text of Simple English Wikipedia for what is learned in a minute or two on a CPU."""
 
 
 def fit_byte_model(
@@ -33,25 +34,22 @@ def fit_byte_model(
         torch.manual_seed(seed)
         model = ByteModel(shape)
     rows = _training_rows(texts, shape.window, TRAINING.batch_rows, seed)
+    hiding = torch.Generator().manual_seed(seed)
     optimizers = build_optimizers(model.parameters(), TRAINING)
     precision = choose_precision("auto", model.device)
     steps = max(1, read_bytes // (TRAINING.batch_rows * shape.window))
     for step in range(steps):
         set_learning_rates(optimizers, learning_rate_factor(step / steps, step, TRAINING))
         with autocast(model.device, precision):
-            loss = _next_byte_loss(model, next(rows))
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(model.parameters(), TRAINING.gradient_clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+            loss = _next_byte_loss(model, next(rows), hiding)
+        take_step(loss, model.parameters(), optimizers, TRAINING.gradient_clip)
         report((step + 1) / steps)
     return model.eval().requires_grad_(False)
 
 
-def _next_byte_loss(model: ByteModel, rows: Tensor) -> Tensor:
+def _next_byte_loss(model: ByteModel, rows: Tensor, hiding: torch.Generator) -> Tensor:
     """Mean nats per byte of [B, L + 1] symbols, each given those before it in its row; begin symbols do not count."""
-    logits = model(rows[:, :-1]).flatten(0, 1).float()
+    logits = model(rows[:, :-1], hiding).flatten(0, 1).float()
     return functional.cross_entropy(logits, rows[:, 1:].flatten(), ignore_index=BEGIN)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from zonkey_core.checkpoint import read_model_card
 from zonkey_core.data.rows import RowStream
@@ -16,7 +15,7 @@ from zonkey_core.devices import autocast, choose_precision
 from zonkey_core.evaluation.context import EvaluationContext
 from zonkey_core.model import byte_sequence
 from zonkey_core.training.curriculum import STAGES, Stage
-from zonkey_core.training.optimizers import build_optimizers, learning_rate_factor, set_learning_rates
+from zonkey_core.training.optimizers import build_optimizers, learning_rate_factor, set_learning_rates, take_step
 from zonkey_core.training.stages import stage_losses, stage_parameters
 
 
@@ -51,11 +50,7 @@ class TrainingSteps:
         set_learning_rates(optimizers, learning_rate_factor(0.0, number, self.training))
         with autocast(self.device, choose_precision("auto", self.device)):
             losses = stage_losses(self.model, self.stages[index], sequence, self.generator, 0.0)
-        torch.autograd.backward(torch.stack(list(losses.values())).sum())
-        nn.utils.clip_grad_norm_(parameters, self.training.gradient_clip)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        take_step(torch.stack(list(losses.values())).sum(), parameters, optimizers, self.training.gradient_clip)
         torch._foreach_lerp_(self.averages[index], [each.detach() for each in parameters], 1e-3)
         return batch.bytes.size
 

@@ -64,6 +64,17 @@ def set_learning_rates(optimizers: Iterable[Optimizer], factor: float) -> None:
             group["lr"] = group["peak_lr"] * factor
 
 
+def take_step(
+    loss: Tensor, parameters: Iterable[nn.Parameter], optimizers: Iterable[Optimizer], clip: float
+) -> None:
+    """One step down the gradient of a scalar loss, whose norm over `parameters` is held to at most `clip`."""
+    torch.autograd.backward(loss)
+    nn.utils.clip_grad_norm_(parameters, clip)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def optimizer_tensors(optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """The optimisers' state as named tensors, for safetensors."""
     return {

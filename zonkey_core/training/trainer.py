@@ -41,6 +41,7 @@ from zonkey_core.training.optimizers import (
     optimizer_tensors,
     restore_optimizers,
     set_learning_rates,
+    take_step,
 )
 from zonkey_core.training.preview import Preview
 from zonkey_core.training.stages import stage_losses, stage_parameters
@@ -235,11 +236,7 @@ class Trainer:
         set_learning_rates(self.optimizers, factor * (training.joint_rate if stage.level is None else 1.0))
         with autocast(self.device, self.precision):
             losses = stage_losses(self.model, stage, sequence, self.generator, fraction)
-        torch.autograd.backward(torch.stack(list(losses.values())).sum())
-        nn.utils.clip_grad_norm_(parameters, training.gradient_clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        take_step(torch.stack(list(losses.values())).sum(), parameters, self.optimizers, training.gradient_clip)
         record.stage_step += 1
         record.steps += 1
         record.bytes_seen += batch.bytes.size
