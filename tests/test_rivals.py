@@ -353,12 +353,12 @@ def run_rivals(home: Path, *arguments: str | Path) -> subprocess.CompletedProces
         [sys.executable, str(ROOT / "benchmarks" / "rivals.py"), "--data", "sample", "--out", str(home / "out"),
          "--preset", "tiny", "--minutes", "0.1", "--limit", "4kB", "--masked-steps", "4", "--device", "cpu",
          "--set", "training.batch_rows=2", "--set", "training.row_bytes=128", *map(str, arguments)],
-        env=clean_environment(home), capture_output=True, text=True, timeout=280, check=False,
+        env=clean_environment(home), capture_output=True, text=True, timeout=700, check=False,
     )
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_a_run_from_end_to_end(tmp_path: Path) -> None:
     done = run_rivals(tmp_path, "--json")
     assert done.returncode == 0, done.stderr

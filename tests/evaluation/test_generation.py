@@ -33,7 +33,7 @@ from zonkey_core.evaluation.text_metrics import METRICS, Remembered, TrainingWor
 from zonkey_core.evaluation.texts import EvaluationTexts, load_texts
 from zonkey_core.sampling import Sample, SamplingOptions, generate
 
-COUNT, SIZE = 40, 1500
+COUNT, SIZE = 100, 700
 QUICK = [metric for metric in METRICS if metric != "frechet"]
 
 
@@ -101,7 +101,7 @@ def frequent_words(texts: EvaluationTexts) -> list[bytes]:
     ("write", "caught_by"),
     [
         (untrained_model, {"known_words": 0.3, "jsd_1": 0.3, "jsd_4": 0.3, "judge_gap": 1}),
-        (one_word, {"distinct_gap_1": 0.5, "distinct_gap_2": 0.5, "jsd_4": 0.3, "length_distance": 0.3}),
+        (one_word, {"distinct_gap_1": 0.5, "distinct_gap_2": 0.5, "jsd_4": 0.3, "length_distance": 0.15}),
         (copied_training, {"copied_8grams": 0.9}),
         (frequent_words, {"distinct_gap_1": 0.5, "distinct_gap_2": 0.1, "jsd_3": 0.1}),
     ],

@@ -71,15 +71,16 @@ def next_marked(marks: Offsets, length: int) -> Offsets:
     """[length + 1] the first of the offsets `marks` at or after each offset; `length` where there is none."""
     following = np.full(length + 1, length, dtype=np.int64)
     following[marks] = marks
-    return np.minimum.accumulate(following[::-1])[::-1]
+    nearest: Offsets = np.minimum.accumulate(following[::-1])[::-1]
+    return nearest
 
 
 def word_starts(text: bytes) -> Offsets:
     """Offsets of the signs that begin a text or follow whitespace, and are not whitespace."""
     points, bounds = code_points(text)
     white = each_point(points, str.isspace) > 0
-    begins = ~white & np.concatenate([[True], white])[:-1]
-    return bounds[:-1][begins]
+    begins: Offsets = bounds[:-1][~white & np.concatenate([[True], white])[:-1]]
+    return begins
 
 
 def strip_spaces(text: bytes) -> tuple[bytes, Offsets]:
@@ -97,7 +98,8 @@ def move_cuts(cuts: Offsets, signs: Offsets) -> Offsets:
     signs: what `next_word_sign` says of the text. What lands at the first letter or digit, or nowhere, is left out.
     """
     landed = np.unique(signs[cuts])
-    return landed[(landed != signs[0]) & (landed < len(signs) - 1)]
+    counting: Offsets = landed[(landed != signs[0]) & (landed < len(signs) - 1)]
+    return counting
 
 
 def match_counts(cuts: Offsets, borders: Offsets) -> NDArray[np.float64]:
@@ -137,8 +139,8 @@ def sentences_of(paragraph: Sequence[str], *, bare: bool) -> tuple[bytes, Offset
     """A paragraph and where its sentences begin; `bare` takes all punctuation and capitals away."""
     kept = [text for sentence in paragraph if (text := _bare(sentence) if bare else sentence.strip())]
     sizes = [len(text.encode("utf-8", "replace")) + 1 for text in kept]
-    begins = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if kept else []
-    return " ".join(kept).encode("utf-8", "replace"), np.asarray(begins, dtype=np.int64)
+    ends = np.cumsum(sizes, dtype=np.int64)
+    return " ".join(kept).encode("utf-8", "replace"), ends - np.array(sizes, dtype=np.int64)
 
 
 def _bare(sentence: str) -> str:
@@ -187,4 +189,5 @@ def calibration_counts(places: Places, borders: Offsets) -> NDArray[np.float64]:
 def calibration_error_of_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Expected calibration error, sum_b |forecasts_b - borders_b| / places, of summed `calibration_counts`: [draws]."""
     count, forecast, came = np.split(sums, 3, axis=1)
-    return np.abs(forecast - came).sum(1) / np.maximum(count.sum(1), 1)
+    error: NDArray[np.float64] = np.abs(forecast - came).sum(1) / np.maximum(count.sum(1), 1)
+    return error

@@ -157,9 +157,12 @@ class ByteModel(nn.Module):
 
     def prompt(self, text: bytes) -> Tensor:
         """[1, n] symbols to `read` with an empty cache so as to go on after `text`: those of its last window."""
-        symbols = [BEGIN, *text]
-        skipped = max(0, -(-(len(symbols) - self.window) // self.stride)) * self.stride
-        return torch.tensor([symbols[skipped:]], device=self.device)
+        begin = self.window_of(len(text))
+        return torch.from_numpy(text_symbols(text)[None, begin:]).to(self.device)
+
+    def window_of(self, offset: int) -> int:
+        """How many symbols of a text stand before the window in which the byte at an offset is predicted."""
+        return max(0, -(-(offset + 1 - self.window) // self.stride)) * self.stride
 
     def _embed(self, symbols: Tensor, start: int, hiding: torch.Generator | None = None) -> Tensor:
         """Vectors of the symbols from `start` on, which are read with those before them."""
@@ -201,6 +204,11 @@ def _causal_bias(start: int, count: int, device: torch.device) -> Tensor:
     return bias.triu(start + 1)[None, None]
 
 
+def text_symbols(*parts: bytes) -> NDArray[np.int64]:
+    """[n + 1] symbols of a text of n bytes, which may be given in parts: a begin symbol and the bytes."""
+    return np.concatenate([[BEGIN], np.frombuffer(b"".join(parts), dtype=np.uint8)], dtype=np.int64)
+
+
 class _Span(NamedTuple):
     """A window of a text, and the bytes that are predicted in it."""
 
@@ -219,7 +227,11 @@ def byte_losses(
     befores: Sequence[bytes] | None = None,
     report: Callable[[float], None] | None = None,
 ) -> list[NDArray[np.float64]]:
-    """Nats of every byte of every text, -log p(byte | what stands before it), and before it that text's `before`."""
+    """Nats of every byte of every text, -log p(byte | all that stands before it).
+
+    With `befores`, each text goes on where another, from its beginning on, stopped. `report` is called with the share
+    that is done.
+    """
 
     def losses(logits: Tensor, targets: Tensor) -> Tensor:
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
@@ -227,16 +239,14 @@ def byte_losses(
     return _scan(model, texts, befores, losses, report)
 
 
-def next_byte_entropies(
-    model: ByteModel, texts: Sequence[bytes], *, report: Callable[[float], None] | None = None
-) -> list[NDArray[np.float64]]:
+def next_byte_entropies(model: ByteModel, texts: Sequence[bytes]) -> list[NDArray[np.float64]]:
     """Entropy, in nats, of the distribution from which every byte of every text is predicted."""
 
     def entropies(logits: Tensor, _targets: Tensor) -> Tensor:
         log_probs = logits.log_softmax(-1)
         return -(log_probs.exp() * log_probs).sum(-1)
 
-    return _scan(model, texts, None, entropies, report)
+    return _scan(model, texts, None, entropies, None)
 
 
 @torch.no_grad()
@@ -249,7 +259,7 @@ def _scan(
 ) -> list[NDArray[np.float64]]:
     """What `measure` makes of logits [B, L, 256] and the bytes that came [B, L], for every byte of the texts."""
     before = [b""] * len(texts) if befores is None else befores
-    symbols = [np.array([BEGIN, *left, *text], dtype=np.int64) for left, text in zip(before, texts, strict=True)]
+    symbols = [text_symbols(left, text) for left, text in zip(before, texts, strict=True)]
     spans = sorted(
         (
             span
@@ -280,10 +290,9 @@ def _scan(
 
 def _spans(model: ByteModel, text: int, first: int, end: int) -> Iterator[_Span]:
     """The windows in which bytes [first, end) of a text are predicted."""
-    window, stride = model.window, model.stride
     while first < end:
-        begin = max(0, -(-(first + 1 - window) // stride)) * stride
-        last = min(end, begin + window)
+        begin = model.window_of(first)
+        last = min(end, begin + model.window)
         yield _Span(text, begin, first, last)
         first = last
 
@@ -298,8 +307,9 @@ def load_byte_model(directory: Path) -> ByteModel:
     """Read what `save_byte_model` wrote; raises `CheckpointError`."""
     try:
         shape = msgspec.json.decode((directory / CONFIG).read_bytes(), type=ByteModelShape)
-        model = ByteModel(shape)
-        model.load_state_dict(read_tensors(directory, MODEL))
+        with torch.device("meta"):
+            model = ByteModel(shape)
+        model.load_state_dict(read_tensors(directory, MODEL), assign=True)
     except (OSError, msgspec.DecodeError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{directory}: cannot be read ({reason}); delete it and measure again") from error

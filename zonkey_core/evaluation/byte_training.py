@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from zonkey_core.config import TrainingConfig
 from zonkey_core.devices import autocast, choose_precision
-from zonkey_core.evaluation.byte_model import BEGIN, ByteModel, ByteModelShape
+from zonkey_core.evaluation.byte_model import BEGIN, ByteModel, ByteModelShape, text_symbols
 from zonkey_core.training.optimizers import build_optimizers, learning_rate_factor, set_learning_rates, take_step
 
 TRAINING = TrainingConfig(
@@ -59,7 +59,7 @@ def _training_rows(texts: Sequence[bytes], window: int, batch_rows: int, seed: i
     The texts are laid end to end, each after a begin symbol, and every pass over them cuts them at other places and
     shuffles the rows. Too little text for one batch is repeated.
     """
-    symbols = np.concatenate([np.array([BEGIN, *text], dtype=np.int64) for text in texts])
+    symbols = np.concatenate([text_symbols(text) for text in texts])
     symbols = np.resize(symbols, max(len(symbols), (batch_rows + 1) * window + 1))
     generator = np.random.default_rng(seed)
     while True:

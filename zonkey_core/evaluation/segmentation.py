@@ -29,7 +29,7 @@ from zonkey_core.evaluation.boundaries import (
     word_starts,
 )
 from zonkey_core.evaluation.byte_model import ByteModelShape, load_byte_model, save_byte_model
-from zonkey_core.evaluation.byte_training import fit_byte_model
+from zonkey_core.evaluation.byte_training import TRAINING, fit_byte_model
 from zonkey_core.evaluation.context import EvaluationContext
 from zonkey_core.evaluation.cutters import (
     Cutter,
@@ -48,7 +48,7 @@ from zonkey_core.evaluation.unspaced import splitter_alone, unspaced_model
 from zonkey_core.model import Zonkey
 
 PASSAGE_BYTES = 4096
-CHOOSING_BYTES = 100_000
+CHOOSING_BYTES = 50_000
 """Most bytes of training text on which a threshold is chosen."""
 BYTE_MODEL_SHARE = 7
 """Bytes that the entropy cutters' byte model reads for each that is scored."""
@@ -102,15 +102,14 @@ class _Ordinary:
         entropy = _entropy_cutters(context, context.texts.training, own_rate)
         untrained = ModelCutter(_untrained(context), name="untrained").with_rate(self.training, own_rate)
         floor = RandomCutter(self.contest.rate, context.options.seed)
-        cutters = [self.own, *tokenizers, *entropy, untrained, floor]
+        cutters: list[Cutter] = [self.own, *tokenizers, *entropy, untrained, floor]
         cuts = {cutter.name: _cuts(context, cutter, texts) for cutter in cutters}
         counts = {name: self.contest.counts(found) for name, found in cuts.items()}
         yield _measure(context, "segment.whitespace_f1", f1_of_sums, counts, self.clock.lap())
         yield from self._rates(cuts)
         coarse = _coarsest(tokenizers)
-        target = max([COARSE_ENOUGH, *(bytes_per_segment(self.training, _cuts(context, each, self.training))
-                                       for each in coarse[:1])])
-        yield from self._stability(coarse, target)
+        finest = [bytes_per_segment(self.training, _cuts(context, each, self.training)) for each in coarse[:1]]
+        yield from self._stability(coarse, max([COARSE_ENOUGH, *finest]))
 
     def _calibration(self) -> Measure:
         """How far the probabilities of cuts are from the share of word starts among the places that they lead to."""
@@ -153,6 +152,7 @@ class _Ordinary:
     def _stability(self, tokenizers: Sequence[Cutter], target: float) -> Iterator[Measure]:
         """Agreement of the cuts of clean and of noised text, at `target` bytes per segment where it can be chosen."""
         context, texts = self.context, self.contest.texts
+        context.report("choosing thresholds", None)
         cutters: list[Cutter] = [
             self.own.with_rate(self.training, target),
             *tokenizers,
@@ -211,7 +211,7 @@ def _measure_words(context: EvaluationContext) -> Iterator[Outcome]:
     tokenizers, missing = _tokenizers(context, training, "segment.word_f1.rivals")
     yield from missing
     entropy = _entropy_cutters(context, training, own_rate)
-    cutters = [own, *tokenizers, *entropy, RandomCutter(contest.rate, context.options.seed)]
+    cutters: list[Cutter] = [own, *tokenizers, *entropy, RandomCutter(contest.rate, context.options.seed)]
     counts = {cutter.name: contest.counts(_cuts(context, cutter, contest.texts)) for cutter in cutters}
     for name, statistic in (("f1", f1_of_sums), ("precision", precision_of_sums), ("recall", recall_of_sums)):
         yield _measure(context, f"segment.word_{name}", statistic, counts, clock.lap())
@@ -253,14 +253,15 @@ def _untrained(context: EvaluationContext) -> Zonkey:
 
 def _entropy_cutters(context: EvaluationContext, training: Sequence[bytes], wanted: float) -> list[Cutter]:
     """Entropy cutters with `wanted` bytes per segment; their byte model is fitted once for a text and kept."""
-    key = fingerprint(_identity(context, training), context.options.limit, context.options.seed)
+    shape, read_bytes = ByteModelShape(), BYTE_MODEL_SHARE * context.options.limit
+    key = fingerprint(_identity(context, training), read_bytes, context.options.seed, shape, TRAINING)
 
     def make(folder: Path) -> None:
         model = fit_byte_model(
             training,
-            read_bytes=BYTE_MODEL_SHARE * context.options.limit,
+            read_bytes=read_bytes,
             seed=context.options.seed,
-            shape=ByteModelShape(),
+            shape=shape,
             report=lambda share: context.report("training the byte model of entropy cutters", share),
         )
         save_byte_model(model, folder)
