@@ -112,7 +112,7 @@ def rebuild_segments(levels: Sequence[Level], views: Sequence[Ascent]) -> Segmen
     exists = torch.ones_like(owners, dtype=torch.bool)
     for level, view in zip(reversed(levels), reversed(views), strict=True):
         segments, offsets = _places(view)
-        parts = [level.decode(part) for part in latents.split(DECODED_TOGETHER)]
+        parts = [level.decode(part) for part in torch.split(latents, DECODED_TOGETHER)]
         there = torch.cat([part.log_existence for part in parts]).exp() > 0.5
         mistakes.index_add_(0, owners, (there.sum(1) != torch.bincount(segments, minlength=len(latents))).long())
         exists = exists[segments] & there[segments, offsets]

@@ -39,8 +39,13 @@ class Encoded(NamedTuple):
     losses: dict[str, Tensor]
 
 
-def splitter_objective(level: Level, sequence: PositionSequence, generator: torch.Generator) -> dict[str, Tensor]:
-    """Leak-free masked modelling: splitter and reader both see the masked sequence only (design of the splitter)."""
+def splitter_objective(
+    level: Level, sequence: PositionSequence, generator: torch.Generator, *, certainty: float = 1.0
+) -> dict[str, Tensor]:
+    """Leak-free masked modelling: splitter and reader both see the masked sequence only (design of the splitter).
+
+    `certainty` weighs the penalty on probabilities that are neither 0 nor 1.
+    """
     hidden = hide_positions(sequence.exists_mask.shape, level.config.mask_rate, generator)
     hidden = hidden.to(sequence.values.device)
     splits = level.split(sequence, hidden)
@@ -53,7 +58,7 @@ def splitter_objective(level: Level, sequence: PositionSequence, generator: torc
         "masked": masked,
         "rate": rate,
         "overlong": overlong_penalty(cumulative, level.config.window),
-        "uncertainty": uncertainty_penalty(splits.start_prob, sequence.exists_mask),
+        "uncertainty": certainty * uncertainty_penalty(splits.start_prob, sequence.exists_mask),
     }
 
 

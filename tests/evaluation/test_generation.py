@@ -7,6 +7,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,13 @@ def test_real_text_beats_every_floor(metric: str, comparison: Comparison) -> Non
         assert outcome.floor < outcome.low
     else:
         assert outcome.high is not None and outcome.floor > outcome.high
+
+
+def test_floor_is_the_best_of_the_trivial_methods(comparison: Comparison) -> None:
+    outcome = comparison.measure("judge_gap", seed=0)
+    methods = [comparison.trivial[method] for method in FLOORS["judge_gap"]]
+    values = [score_texts(method, comparison.yardstick, ["judge_gap"])["judge_gap"] for method in methods]
+    assert isinstance(outcome, Measure) and outcome.floor == min(values) < max(values)
 
 
 def test_shuffled_words_are_told_from_real_text(comparison: Comparison) -> None:
@@ -253,6 +261,8 @@ def test_measurement_from_end_to_end(
     again = list(measure_generation(evaluation(tmp_path, texts, [], [parrot])))
     assert parrot.asked == 1
     assert [values(outcome) for outcome in again] == [values(outcome) for outcome in outcomes]
+    with pytest.raises(AssertionError, match="drawn again"):
+        next(measure_generation(replace(evaluation(tmp_path, texts, []), model_identity="another")))
 
 
 def values(outcome: Outcome) -> object:

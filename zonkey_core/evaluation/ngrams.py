@@ -128,9 +128,9 @@ def jensen_shannon(first: NDArray[np.int64], second: NDArray[np.int64]) -> float
     return min(1.0, max(0.0, divergence))  # what rounding puts outside
 
 
-def _entropy(probs: NDArray[np.float64]) -> np.float64:
+def _entropy(probs: NDArray[np.float64]) -> float:
     kept = probs[probs > 0]
-    return -(kept * np.log2(kept)).sum()
+    return -float((kept * np.log2(kept)).sum())
 
 
 def _push(contexts: NDArray[np.int64], symbols: NDArray[np.int64], length: int) -> NDArray[np.int64]:

@@ -89,7 +89,8 @@ class TrainingWords:
     def known_mask(self, text: Sequence[str]) -> NDArray[np.bool_]:
         """[W] words of a text that occur in training text; twice, unless there is little of it."""
         numbers = self._look_up(text)
-        return self._known_mask[numbers] & (numbers != _UNKNOWN)
+        found: NDArray[np.bool_] = self._known_mask[numbers] & (numbers != _UNKNOWN)
+        return found
 
     def copied_mask(self, text: Sequence[str]) -> NDArray[np.bool_]:
         """[max(0, W - 7)] phrases of 8 words that stand in a training document."""
@@ -98,10 +99,10 @@ class TrainingWords:
             if len(sequence) <= span:
                 return np.zeros(0, bool)
             pairs = _pairs(sequence, span)
-            unknown = (sequence[:-span] == _UNKNOWN) | (sequence[span:] == _UNKNOWN)
             places = np.searchsorted(table, pairs).clip(max=len(table) - 1)
-            sequence = np.where(unknown | (table[places] != pairs), _UNKNOWN, places)
-        return sequence != _UNKNOWN
+            sequence = np.where(table[places] == pairs, places, _UNKNOWN)
+        copied: NDArray[np.bool_] = sequence != _UNKNOWN
+        return copied
 
     def _look_up(self, text: Sequence[str]) -> NDArray[np.int64]:
         return np.array([self._numbers.get(word, _UNKNOWN) for word in text], np.int64)
@@ -290,5 +291,5 @@ def _doublings() -> list[int]:
 
 
 def _pairs(sequence: NDArray[np.int64], span: int) -> NDArray[np.int64]:
-    """Each number and the one `span` places on, as one; numbers below 2^31."""
+    """Each number, below 2^31, and the one `span` places on, as one; negative where either is unknown."""
     return sequence[:-span] << 32 | sequence[span:]

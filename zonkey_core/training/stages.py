@@ -18,6 +18,10 @@ from zonkey_core.objectives import autoencoder_objective, denoiser_objective, sp
 from zonkey_core.positions import PositionSequence
 from zonkey_core.training.curriculum import Stage
 
+CERTAIN_FROM = 0.7
+"""Share of a splitter's stage after which its cuts are to become certain. Made certain from the start, they stay where
+they happen to be: words of text without spaces were found with F1 0.30 instead of 0.73 after three minutes."""
+
 
 def stage_parameters(model: Zonkey, stage: Stage) -> list[nn.Parameter]:
     """The parameters that a stage moves."""
@@ -47,7 +51,8 @@ def stage_losses(
         below = model.ascend(sequence, stage.level - 1)[-1]
         sequence = model.levels[stage.level - 1].upper_sequence(below.latents, below.segmentation)
     if stage.name == "splitter":
-        losses = splitter_objective(level, sequence, generator)
+        certainty = float(fraction >= CERTAIN_FROM)
+        losses = splitter_objective(level, sequence, generator, certainty=certainty)
     else:
         with torch.no_grad():
             segmentation = level.choose_starts(sequence, level.split(sequence).start_prob)
