@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.model_helpers import chance, level_config, small_model
+from tests.model_helpers import byte_rows, chance, level_config, small_model
 from tests.training_helpers import Run, assert_same_tensors, small_config
 from zonkey_core.config import ModelConfig, StageShares, TrainingConfig
 from zonkey_core.errors import CheckpointError, ConfigError
@@ -22,7 +22,7 @@ from zonkey_core.training.optimizers import (
     restore_optimizers,
     set_learning_rates,
 )
-from zonkey_core.training.stages import stage_parameters
+from zonkey_core.training.stages import CERTAIN_FROM, stage_losses, stage_parameters
 
 CURRICULUM = [
     ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("denoiser", 1),
@@ -52,6 +52,18 @@ def test_one_stage_may_be_trained_alone(tmp_path: Path, name: str) -> None:
     stages = plan_stages(small_config().model, StageShares(), only=name)
     assert [stage.level for stage in stages] == ([None] if name == "joint" else [0, 1])
     assert sum(stage.share for stage in stages) == pytest.approx(1)
+
+
+def test_cuts_are_made_certain_only_late_in_the_stage_that_finds_them() -> None:
+    model = small_model()
+    rows = byte_rows(b"the sea is deep, and the sky is wide.")
+
+    def uncertainty(stage: Stage, fraction: float) -> float:
+        return float(stage_losses(model, stage, rows, chance(0), fraction)["0/uncertainty"].detach())
+
+    alone, together = Stage("splitter", 0, 1.0), Stage("joint", None, 1.0)
+    assert uncertainty(alone, 0.0) == uncertainty(alone, CERTAIN_FROM - 0.01) == 0
+    assert uncertainty(alone, CERTAIN_FROM) > 0 and uncertainty(together, 0.0) > 0
 
 
 def test_stages_without_a_share_are_left_out() -> None:

@@ -242,6 +242,8 @@ def test_measurement_from_end_to_end(
     parrot = Parrot()
     outcomes = list(measure_generation(evaluation(tmp_path, texts, said, [parrot])))
     measured = {outcome.name: outcome for outcome in outcomes if isinstance(outcome, Measure)}
+    judged = measured.pop("judge.nats_per_byte")
+    assert judged.floor is not None and judged.value < judged.floor
     left_out = {outcome.name: outcome.reason for outcome in outcomes if isinstance(outcome, LeftOut)}
     assert set(left_out) == {"generate.frechet", "generate.length_distance"}
     assert "zonkey[eval]" in left_out["generate.frechet"]

@@ -200,25 +200,25 @@ ANSWERS = [place.answer for place in PLACES]
 
 
 def table(score: Callable[[int, int], float]) -> Callable[[Sequence[bytes], Sequence[bytes]], NDArray[np.float64]]:
-    """Nats by the numbers of the fill and of the place; fills without a number are worth 7 everywhere."""
+    """Nats by the numbers of the fill and of the place, shared among the bytes; 7 for fills without a number."""
 
-    def nats(befores: Sequence[bytes], texts: Sequence[bytes]) -> NDArray[np.float64]:
+    def rate(befores: Sequence[bytes], texts: Sequence[bytes]) -> NDArray[np.float64]:
         values = []
         for before, text in zip(befores, texts, strict=True):
             assert text.endswith((b" and so on" * 9)[:32])
             fill = text[:-32]
             place = int(before.split()[1].rstrip(b":"))
-            values.append(score(int(fill.split()[-1]), place) if fill[-1:].isdigit() else 7.0)
+            values.append((score(int(fill.split()[-1]), place) if fill[-1:].isdigit() else 7.0) / len(text))
         return np.array(values)
 
-    return nats
+    return rate
 
 
 def test_context_gain_of_two_gaps() -> None:
     """s(0,0) = 1, s(1,1) = 2, s(1,0) = 5, s(0,1) = 4: (5 + 4 - 1 - 2) / 2 = 3."""
     scores = {(0, 0): 1.0, (1, 1): 2.0, (1, 0): 5.0, (0, 1): 4.0}
     found = context_gain(table(lambda fill, place: scores[fill, place]), PLACES[:2], ANSWERS[:2], seed=0)
-    assert found == (3, 3, 3)
+    assert found == pytest.approx((3, 3, 3))
 
 
 def test_context_gain_of_a_ring() -> None:
@@ -246,3 +246,15 @@ def test_context_gain_at_its_floor_and_below() -> None:
     assert context_gain(suits, PLACES, [b"the same"] * 4, seed=0) == (0, 0, 0)
     moved = [*ANSWERS[1:], ANSWERS[0]]
     assert context_gain(suits, PLACES, moved, seed=0).value < 0
+
+
+def test_nothing_between_two_ends_of_texts_gains_nothing() -> None:
+    """Texts without a byte, which a judge has no figure for, have no nats."""
+
+    def rate(befores: Sequence[bytes], texts: Sequence[bytes]) -> NDArray[np.float64]:
+        rates = [0.5 if before.startswith(b"y") else 0.0 for before in befores]
+        return np.where([bool(text) for text in texts], rates, np.nan)
+
+    ends = [task(b"x ", b"word", b""), task(b"yes ", b"term", b"")]
+    assert context_gain(rate, ends, [b"", b""], seed=0) == (0, 0, 0)
+    assert context_gain(rate, ends, [b"four", b""], seed=0).value == pytest.approx((0 + 4 * 0.5 - 0 - 0) / 2)

@@ -46,7 +46,7 @@ class Reader:
         self.known = {text[place : place + length] for text in documents for place in range(len(text))}
 
     def conditional_nats(self, befores: Sequence[bytes], texts: Sequence[bytes]) -> NDArray[np.float64]:
-        return np.array([self.nats(*pair) for pair in zip(befores, texts, strict=True)])
+        return np.array([self.nats(before, text) / len(text) for before, text in zip(befores, texts, strict=True)])
 
     def nats(self, before: bytes, text: bytes) -> float:
         read = before[-self.length + 1 :] + text

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from zonkey_core.bytes import cut_allowed_mask
 from zonkey_core.evaluation.boundaries import Offsets
 from zonkey_core.evaluation.byte_model import ByteModel, ByteModelShape, next_byte_entropies
-from zonkey_core.evaluation.cutters import Cutter
 
 SHAPE = ByteModelShape(width=128, layers=1, heads=4, window=128, ngram_rows=16_384)
 """Of the byte model; a second layer is hardly better for the same time."""
@@ -76,7 +75,7 @@ class EntropyCutter:
         return signal
 
 
-def entropy_cutters(model: ByteModel, texts: Sequence[bytes], *, bytes_per_segment: float) -> list[Cutter]:
+def entropy_cutters(model: ByteModel, texts: Sequence[bytes], *, bytes_per_segment: float) -> list[EntropyCutter]:
     """Both cutters, with thresholds chosen on some texts."""
     reader = EntropyReader(model)
     return [EntropyCutter(name, reader).with_rate(texts, bytes_per_segment) for name in (GLOBAL, MONOTONE)]

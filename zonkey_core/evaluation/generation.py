@@ -11,21 +11,19 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from zonkey_core.errors import ConfigError, DataError
+from zonkey_core.errors import ConfigError
 from zonkey_core.evaluation.context import Contestant, EvaluationContext
 from zonkey_core.evaluation.embeddings import SentenceEmbedder
-from zonkey_core.evaluation.judge import get_judge
+from zonkey_core.evaluation.judge import get_judge, measure_judge
 from zonkey_core.evaluation.ngrams import HIGHEST_ORDER, ByteNgramModel
 from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
-from zonkey_core.evaluation.store import fingerprint
 from zonkey_core.evaluation.text_metrics import (
     METRICS,
     Remembered,
@@ -39,7 +37,6 @@ from zonkey_core.sampling import SamplingOptions, generate
 
 KEPT_TOGETHER = 16
 """Samples that are kept at once, so that sampling which was stopped goes on from there."""
-TEXTS = "texts.msgpack"
 SAME_LENGTHS = 0.02
 """Length distance of texts of one length below which the lengths of real ones say nothing."""
 TRIVIAL_RIVALS = ("byte_3gram", "byte_6gram", "shuffled_words")
@@ -127,6 +124,8 @@ def measure_generation(context: EvaluationContext) -> Iterator[Outcome]:
     )
     rivals |= {name: trivial[name] for name in TRIVIAL_RIVALS}
     comparison = Comparison(samples, held_out, rivals, trivial, yardstick)
+    yield measure_judge(context, find_judge())
+    began = time.perf_counter()
     for metric in METRICS:
         context.report(f"comparing: {metric}", None)
         if metric == "frechet":
@@ -199,7 +198,7 @@ def _model_samples(context: EvaluationContext) -> list[bytes]:
                 context.report("sampling from the model", (sample.seed + 1 - first) / count)
             return texts
 
-        samples += _kept(context, [context.model_identity, settings, list(seeds)], draw)
+        samples += context.store.texts([context.model_identity, settings, list(seeds)], draw)
     return samples
 
 
@@ -207,17 +206,5 @@ def _contestant_samples(context: EvaluationContext, contestant: Contestant) -> l
     options = context.options
     settings = [options.samples, options.sample_bytes, options.seed]
     context.report(f"sampling from {contestant.name}", None)
-    return _kept(context, [contestant.name, contestant.identity, settings], lambda: contestant.generate(*settings))
-
-
-def _kept(context: EvaluationContext, made_of: Sequence[object], make: Callable[[], list[bytes]]) -> list[bytes]:
-    """Texts from the store, or new ones that are put there."""
-
-    def write(folder: Path) -> None:
-        (folder / TEXTS).write_bytes(msgspec.msgpack.encode(make()))
-
-    path = context.store.entry("texts", fingerprint(*made_of), write) / TEXTS
-    try:
-        return msgspec.msgpack.decode(path.read_bytes(), type=list[bytes])
-    except (OSError, msgspec.DecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); measure anew with --fresh") from error
+    made_of = [contestant.name, contestant.identity, settings]
+    return context.store.texts(made_of, lambda: contestant.generate(*settings))

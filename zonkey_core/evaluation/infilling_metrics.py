@@ -34,8 +34,8 @@ PARTNERS = 2
 NEIGHBOUR_BYTES = 100
 """Text beside a gap in which a neighbouring word is looked for."""
 
-Nats = Callable[[Sequence[bytes], Sequence[bytes]], NDArray[np.float64]]
-"""The nats of texts [n], each given what stands before it: befores, texts."""
+Rating = Callable[[Sequence[bytes], Sequence[bytes]], NDArray[np.float64]]
+"""From befores and texts: nats per byte of each text [n], given what stands before it; anything for an empty one."""
 
 
 class GapTask(msgspec.Struct, frozen=True):
@@ -137,17 +137,17 @@ def context_preserved(task: GapTask, filled: bytes) -> bool:
     return len(filled) >= outside and filled.startswith(task.before) and filled.endswith(task.after)
 
 
-def context_gain(nats: Nats, tasks: Sequence[GapTask], fills: Sequence[bytes], *, seed: int) -> Interval:
+def context_gain(rate: Rating, tasks: Sequence[GapTask], fills: Sequence[bytes], *, seed: int) -> Interval:
     """By how many nats a fill suits its own context better than another gap's, with its interval over gaps.
 
-    `nats` judges texts given what stands before each. With `s(f, i)` the nats of f and the `NEXT_BYTES` bytes after
-    gap i, given the text before gap i, two gaps gain
+    With `s(f, i)` the nats, all in all, of the fill f and the `NEXT_BYTES` bytes after gap i, given the text before
+    gap i, two gaps gain
 
         (s(f_j, i) + s(f_i, j) - s(f_i, i) - s(f_j, j)) / 2,
 
     so that what makes a fill or a place easy in itself cancels, and fills that are the same everywhere gain nothing.
-    There must be two tasks at least.
     Gaps are paired with the `PARTNERS` next ones, around a ring; a draw counts a pair as often as it has both gaps.
+    There must be two tasks at least.
     """
     ring = np.arange(len(tasks))
 
@@ -155,7 +155,8 @@ def context_gain(nats: Nats, tasks: Sequence[GapTask], fills: Sequence[bytes], *
         """Nats of every fill in the place that is given for it."""
         there = [tasks[place] for place in places]
         texts = [fill + task.after[:NEXT_BYTES] for fill, task in zip(fills, there, strict=True)]
-        return nats([task.before for task in there], texts)
+        lengths = np.array([len(text) for text in texts])
+        return np.where(lengths > 0, lengths * rate([task.before for task in there], texts), 0)
 
     own = judged(ring)
     weights = np.concatenate([np.ones((1, len(tasks))), draw_weights(len(tasks), seed=seed)])

@@ -20,7 +20,7 @@ from zonkey_core.evaluation.bootstrap import Interval, bootstrap_mean
 from zonkey_core.evaluation.context import Contestant, EvaluationContext
 from zonkey_core.evaluation.infilling_metrics import (
     GapTask,
-    Nats,
+    Rating,
     choose_gaps,
     context_gain,
     context_preserved,
@@ -66,7 +66,7 @@ class Comparison:
     """The model's."""
     rivals: Mapping[str, Sequence[bytes]]
     trivial: Mapping[str, Sequence[bytes]]
-    nats: Nats
+    rate: Rating
     seed: int
 
     def measure(self, metric: str, name: str) -> Measure:
@@ -90,7 +90,7 @@ class Comparison:
 
     def _score(self, metric: str, fills: Sequence[bytes]) -> Interval:
         if metric == "context_gain":
-            return context_gain(self.nats, self.tasks, fills, seed=self.seed)
+            return context_gain(self.rate, self.tasks, fills, seed=self.seed)
         score = PER_GAP[metric][0]
         values = [score(task, fill) for task, fill in zip(self.tasks, fills, strict=True)]
         return bootstrap_mean(np.array(values, np.float64), seed=self.seed)

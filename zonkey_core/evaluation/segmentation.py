@@ -28,7 +28,7 @@ from zonkey_core.evaluation.boundaries import (
     strip_spaces,
     word_starts,
 )
-from zonkey_core.evaluation.byte_model import ByteModelShape, load_byte_model, save_byte_model
+from zonkey_core.evaluation.byte_model import load_byte_model, save_byte_model
 from zonkey_core.evaluation.byte_training import TRAINING, fit_byte_model
 from zonkey_core.evaluation.context import EvaluationContext
 from zonkey_core.evaluation.cutters import (
@@ -39,7 +39,7 @@ from zonkey_core.evaluation.cutters import (
     TokenizerCutter,
     fit_tokenizers,
 )
-from zonkey_core.evaluation.entropy_cutter import entropy_cutters
+from zonkey_core.evaluation.entropy_cutter import SHAPE, EntropyCutter, entropy_cutters
 from zonkey_core.evaluation.noises import NOISES, add_noise, stability_counts
 from zonkey_core.evaluation.results import Better, LeftOut, Measure, Outcome
 from zonkey_core.evaluation.store import fingerprint
@@ -149,14 +149,13 @@ class _Ordinary:
                 counts, self.clock.lap(), ceiling=None, better="neither", unit=unit,
             )
 
-    def _stability(self, tokenizers: Sequence[Cutter], target: float) -> Iterator[Measure]:
+    def _stability(self, rivals: Sequence[Cutter], target: float) -> Iterator[Measure]:
         """Agreement of the cuts of clean and of noised text, at `target` bytes per segment where it can be chosen."""
         context, texts = self.context, self.contest.texts
         context.report("choosing thresholds", None)
         cutters: list[Cutter] = [
             self.own.with_rate(self.training, target),
-            *tokenizers,
-            *_entropy_cutters(context, context.texts.training, target),
+            *rivals,
             RandomCutter(1 / target, context.options.seed),
         ]
         clean = {cutter.name: _cuts(context, cutter, texts) for cutter in cutters}
@@ -251,17 +250,17 @@ def _untrained(context: EvaluationContext) -> Zonkey:
     return model.to(context.model.device).eval().requires_grad_(False)
 
 
-def _entropy_cutters(context: EvaluationContext, training: Sequence[bytes], wanted: float) -> list[Cutter]:
+def _entropy_cutters(context: EvaluationContext, training: Sequence[bytes], wanted: float) -> list[EntropyCutter]:
     """Entropy cutters with `wanted` bytes per segment; their byte model is fitted once for a text and kept."""
-    shape, read_bytes = ByteModelShape(), BYTE_MODEL_SHARE * context.options.limit
-    key = fingerprint(_identity(context, training), read_bytes, context.options.seed, shape, TRAINING)
+    read_bytes = BYTE_MODEL_SHARE * context.options.limit
+    key = fingerprint(_identity(context, training), read_bytes, context.options.seed, SHAPE, TRAINING)
 
     def make(folder: Path) -> None:
         model = fit_byte_model(
             training,
             read_bytes=read_bytes,
             seed=context.options.seed,
-            shape=shape,
+            shape=SHAPE,
             report=lambda share: context.report("training the byte model of entropy cutters", share),
         )
         save_byte_model(model, folder)

@@ -38,11 +38,15 @@ def splitter_alone(level: LevelConfig) -> ModelConfig:
 def unspaced_model(context: EvaluationContext) -> Zonkey:
     """A model of level 0 alone whose splitter has learned from the training text without its whitespace.
 
-    A byte that is no part of valid UTF-8 is learned as a replacement character.
+    Its target is as many segments for a text as the model's own, which are that much shorter without whitespace. A
+    byte that is no part of valid UTF-8 is learned as a replacement character.
     """
     options, texts = context.options, context.texts
     training = read_model_card(context.model_path).config.training
-    config = Config(model=splitter_alone(context.model.config.levels[0]), training=training)
+    level = context.model.config.levels[0]
+    left = sum(len(strip_spaces(document)[0]) for document in texts.training) / sum(map(len, texts.training))
+    shorter = msgspec.structs.replace(level, segment_length=max(1.5, left * level.segment_length))
+    config = Config(model=splitter_alone(shorter), training=training)
     step_bytes = training.row_bytes * training.batch_rows
     steps = max(1, min(READ_SHARE * options.limit, MOST_READ) // step_bytes)
     key = fingerprint(config, texts.identity, steps, options.seed)
