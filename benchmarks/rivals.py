@@ -192,7 +192,7 @@ def compare(arguments: argparse.Namespace) -> list[Outcome]:
     model = load_model(trained.path, device=choose_device(arguments.device))
     rivals = contestants(arguments, trained, data, count_parameters(model))
     outcomes: list[Outcome] = []
-    for part in COMPARED_PARTS:
+    for part in arguments.parts or COMPARED_PARTS:
         context = EvaluationContext(
             model=model,
             model_path=trained.path,
@@ -250,6 +250,8 @@ def parse(given: Sequence[str] | None) -> argparse.Namespace:
                         help=f"training time of each [{DEFAULT_MINUTES:g}, or the training time of --model]")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where everything is kept")
     parser.add_argument("--limit", type=byte_count, default=200_000, metavar="BYTES", help="text to measure on [200kB]")
+    parser.add_argument("--part", dest="parts", action="append", choices=COMPARED_PARTS,
+                        help="measure this part only; may be repeated [all]")
     parser.add_argument("--masked-steps", type=int, default=masked_diffusion.Drawing().steps, metavar="N",
                         help="sampling steps of the masked rival [%(default)s]")
     parser.add_argument("--temperature", type=positive, default=1.0, metavar="T",
@@ -278,7 +280,7 @@ def main(given: Sequence[str] | None = None) -> int:
     if arguments.json:
         streams.write(msgspec.json.encode(as_json(outcomes)) + b"\n")
         return 0
-    for part in COMPARED_PARTS:
+    for part in arguments.parts or COMPARED_PARTS:
         measures = [each for each in outcomes if isinstance(each, Measure) and each.name.startswith(f"{part}.")]
         streams.write(part_table(streams, part, measures))
     for each in outcomes:

@@ -353,24 +353,22 @@ def run_rivals(home: Path, *arguments: str | Path) -> subprocess.CompletedProces
         [sys.executable, str(ROOT / "benchmarks" / "rivals.py"), "--data", "sample", "--out", str(home / "out"),
          "--preset", "tiny", "--minutes", "0.1", "--limit", "4kB", "--masked-steps", "4", "--device", "cpu",
          "--set", "training.batch_rows=2", "--set", "training.row_bytes=128", *map(str, arguments)],
-        env=clean_environment(home), capture_output=True, text=True, timeout=700, check=False,
+        env=clean_environment(home), capture_output=True, text=True, timeout=110, check=False,
     )
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.long
 def test_a_run_from_end_to_end(tmp_path: Path) -> None:
-    done = run_rivals(tmp_path, "--json")
+    done = run_rivals(tmp_path, "--json", "--part", "generate")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert {name.split(".")[0] for name in result} - {"left_out"} == {"generate", "infill", "speed"}
+    assert {name.split(".")[0] for name in result} - {"left_out"} == {"generate"}
     assert {"autoregressive", "masked_diffusion"} <= result["generate.known_words"]["rivals"].keys()
-    assert {"autoregressive", "masked_true_length"} <= result["infill.3.edit_similarity"]["rivals"].keys()
-    assert {"autoregressive", "masked_diffusion"} <= result["speed.generate"]["rivals"].keys()
+    assert done.stderr.count(": found in") == 0
     for kind in BUILDERS:
         kept = json.loads((tmp_path / "out" / kind / "training.json").read_text("utf-8"))
         assert 6 <= kept["seconds"] < 20 and kept["steps"] > 1
-    again = run_rivals(tmp_path)
+    again = run_rivals(tmp_path, "--part", "generate")
     assert again.returncode == 0, again.stderr
     assert again.stderr.count(": found in") == 3
     assert "known_words" in again.stdout and "autoregressive" in again.stdout

@@ -166,9 +166,9 @@ def test_the_default_limit_is_that_of_the_core() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(240)
 def test_all_is_every_part(evaluate: Callable[..., subprocess.CompletedProcess[bytes]]) -> None:
-    done = evaluate("all", "--limit", "20kB", "--json", timeout=900)
+    done = evaluate("all", "--limit", "4kB", "--json", timeout=240)
     assert done.returncode == 0, done.stderr.decode()
     names = [name for name in json.loads(done.stdout) if name != "left_out"]
     assert list(dict.fromkeys(name.split(".")[0] for name in names)) == list(PARTS)

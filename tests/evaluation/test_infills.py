@@ -243,7 +243,7 @@ def test_an_untrained_model_is_caught(
     assert rouge.floor is not None and not beats(rouge, rouge.floor)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_real_words_suit_their_context_better_than_any_floor(tmp_path: Path) -> None:
     """Under the judge as it is, trained on little text."""

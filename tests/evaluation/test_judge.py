@@ -82,7 +82,7 @@ def test_what_stands_before_a_text_counts(judged: tuple[EvaluationContext, Judge
 def test_own_figure(judged: tuple[EvaluationContext, Judge], texts: EvaluationTexts) -> None:
     context, judge = judged
     measure = measure_judge(context, judge)
-    assert measure.name == "judge.nats_per_byte"
+    assert measure.name == "generate.judge_itself.nats_per_byte"
     assert measure.value == pytest.approx(np.concatenate(byte_losses(judge.model, texts.reference)).mean(), abs=0.01)
     assert measure.floor is not None and measure.low is not None and measure.high is not None
     assert measure.low <= measure.value <= measure.high < measure.floor

@@ -216,7 +216,7 @@ def test_a_process_that_fails_is_told_of_in_one_line() -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_everything_is_timed(context: EvaluationContext) -> None:
     reported: list[float | None] = []
     found = by_name(measure_speed(replace(context, report=lambda what, share: reported.append(share))))

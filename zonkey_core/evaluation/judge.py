@@ -79,7 +79,7 @@ def measure_judge(context: EvaluationContext, judge: Judge) -> Measure:
     counts = np.stack([judge.nats_per_byte(texts) * sizes, sizes], 1)
     found = bootstrap_sums(counts, lambda sums: sums[:, 0] / sums[:, 1], seed=context.options.seed)
     return Measure(
-        name="judge.nats_per_byte",
+        name="generate.judge_itself.nats_per_byte",
         value=found.value,
         low=found.low,
         high=found.high,

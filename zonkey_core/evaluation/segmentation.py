@@ -50,7 +50,7 @@ from zonkey_core.model import Zonkey
 PASSAGE_BYTES = 4096
 CHOOSING_BYTES = 50_000
 """Most bytes of training text on which a threshold is chosen."""
-BYTE_MODEL_SHARE = 7
+BYTE_MODEL_SHARE = 5
 """Bytes that the entropy cutters' byte model reads for each that is scored."""
 COARSE_ENOUGH = 3.8
 """Bytes per segment below which cuts are stable for no merit."""
