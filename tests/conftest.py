@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch reads this when it is imported
+
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "zonkey_cli")
 QUICK_TRAINING = ("--preset", "tiny", "--set", "training.batch_rows=2", "--set", "training.row_bytes=512")

@@ -113,7 +113,7 @@ def test_length_distance_by_hand() -> None:
 
 def test_judgement_by_hand() -> None:
     texts, reference = [b"1---", b"4", b""], [b"2"]
-    assert score(texts, "generate.judge_itself.nats_per_byte") == pytest.approx((4 * 1 + 1 * 4) / 5)
+    assert score(texts, "judge_nats_per_byte") == pytest.approx((4 * 1 + 1 * 4) / 5)
     assert score(texts, "judge_gap", reference=reference) == pytest.approx(0.4)
     assert score([b"3"], "judge_gap", reference=reference) == pytest.approx(1)
     assert math.isnan(score([b"", b""], "judge_gap", reference=reference))

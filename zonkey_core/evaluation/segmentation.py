@@ -109,7 +109,8 @@ class _Ordinary:
         yield from self._rates(cuts)
         coarse = _coarsest(tokenizers)
         finest = [bytes_per_segment(self.training, _cuts(context, each, self.training)) for each in coarse[:1]]
-        yield from self._stability(coarse, max([COARSE_ENOUGH, *finest]))
+        target = max([COARSE_ENOUGH, *finest])
+        yield from self._stability([*coarse, *(each.with_rate(self.training, target) for each in entropy)], target)
 
     def _calibration(self) -> Measure:
         """How far the probabilities of cuts are from the share of word starts among the places that they lead to."""
