@@ -42,10 +42,12 @@ from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
 from zonkey_core.evaluation.store import fingerprint
 from zonkey_core.training.optimizers import (
     build_optimizers,
+    follow_weights,
     learning_rate_factor,
-    optimizer_tensors,
     restore_optimizers,
+    resumable_tensors,
     set_learning_rates,
+    split_resumable,
     take_step,
 )
 
@@ -189,9 +191,7 @@ class Updates:
             loss: Tensor = self.network.loss(document_symbols(batch).to(self.device), generator)
         take_step(loss, self.network.parameters(), self.optimizers, self.training.gradient_clip)
         self.steps += 1
-        decay = min(self.training.average_decay, (1 + self.steps) / (10 + self.steps))
-        live = [parameter.detach() for parameter in self.network.parameters()]
-        torch._foreach_lerp_(list(self.average.parameters()), live, 1 - decay)
+        follow_weights(self.average.parameters(), self.network.parameters(), self.steps, self.training)
         return float(loss.detach())
 
 
@@ -309,10 +309,7 @@ def _begin(directory: Path, network: Any, recipe: Recipe) -> tuple[Updates, Prog
         progress = msgspec.json.decode(path.read_bytes(), type=Progress)
     except (OSError, msgspec.DecodeError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); delete {directory}") from error
-    parts: dict[str, dict[str, Tensor]] = {"live": {}, "average": {}, "state": {}}
-    for name, tensor in read_tensors(directory, OPTIMIZER).items():
-        part, _, rest = name.partition(".")
-        parts[part][rest] = tensor
+    parts = split_resumable(read_tensors(directory, OPTIMIZER))
     network.load_state_dict(parts["live"])
     updates = Updates(network, recipe.training, seed=recipe.seed, steps=progress.steps)
     updates.average.load_state_dict(parts["average"])
@@ -331,13 +328,9 @@ def _save(
 ) -> None:
     """Write a checkpoint whole; the averaged weights appear on their own when training is over."""
     progress.data_state = data_state
-    average = updates.average.state_dict()
-    resumable = {f"live.{name}": tensor for name, tensor in updates.network.state_dict().items()}
-    resumable |= {f"average.{name}": tensor for name, tensor in average.items()}
-    resumable |= {f"state.{name}": tensor for name, tensor in optimizer_tensors(updates.optimizers).items()}
     files = {
         CONFIG: msgspec.json.format(msgspec.json.encode(recipe), indent=2),
         TRAINING: msgspec.json.format(msgspec.json.encode(progress), indent=2),
-        OPTIMIZER: pack_tensors(resumable),
+        OPTIMIZER: pack_tensors(resumable_tensors(updates.network, updates.average, updates.optimizers)),
     }
-    write_files(directory, files | ({MODEL: pack_tensors(average)} if finished else {}))
+    write_files(directory, files | ({MODEL: pack_tensors(updates.average.state_dict())} if finished else {}))

@@ -15,7 +15,6 @@ is kept below `--out`: a run that was stopped goes on when it is started again.
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from autoregressive import Autoregressive, AutoregressiveRival
 from masked_diffusion import MaskedDiffusion, MaskedRival
 from neural_rival import LONGEST_ROW, Recipe, RivalNetwork, count_parameters, match_size, train_rival
 
+from zonkey_cli.console import parse_bytes
 from zonkey_cli.evaluation_view import part_table
 from zonkey_cli.streams import Streams
 from zonkey_core.checkpoint import CONFIG, ModelCard, file_path, load_model, read_model_card
@@ -48,7 +48,6 @@ from zonkey_core.training.curriculum import plan_stages
 COMPARED_PARTS = ("generate", "infill", "speed")
 DEFAULT_MINUTES = 10.0
 REPORT_SECONDS = 10.0
-UNITS = {"": 1, "b": 1, "kb": 1_000, "mb": 1_000_000}
 RATE_FACTOR = 2.0
 """The rivals' learning rates by the model's."""
 BATCH_FACTOR = 0.5
@@ -222,10 +221,10 @@ def _reporter(part: str) -> Callable[[str, float | None], None]:
 
 def byte_count(text: str) -> int:
     """A number of bytes, as 200kB."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
-    if match is None or match[2] not in UNITS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, as 200kB")
-    return round(float(match[1]) * UNITS[match[2]])
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def positive(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_BYTE_UNITS = {"": 1, "b": 1, "kb": 1_000, "mb": 1_000_000, "gb": 1_000_000_000}
 
 
 def error_console(streams: Streams) -> Console:
@@ -44,6 +47,14 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes, as 500000, 200kB or 1.5 MB, units being decimal; raises `ValueError` for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in _BYTE_UNITS:
+        raise ValueError(f"{text!r} is not a number of bytes, as 500000, 200kB or 1MB")
+    return round(float(match[1]) * _BYTE_UNITS[match[2]])
 
 
 def human_seconds(seconds: float) -> str:

@@ -185,11 +185,12 @@ def test_the_splitter_without_spaces_goes_on_where_it_was_stopped(
 ) -> None:
     monkeypatch.setattr(unspaced, "CHECKPOINT_MINUTES", 0.0)
     monkeypatch.setattr("zonkey_core.training.trainer.REPORT_SECONDS", 0.0)
-    whole = unspaced_model(context_in(tmp_path / "whole"))
+    unspaced_text = ["".join(document.decode().split()).encode() for document in texts().training]
+    whole = unspaced_model(context_in(tmp_path / "whole"), unspaced_text)
     with pytest.raises(Stopped):
-        unspaced_model(context_in(tmp_path / "parts", report=stop_at(0.5)))
+        unspaced_model(context_in(tmp_path / "parts", report=stop_at(0.5)), unspaced_text)
     steps = only("metrics.jsonl", tmp_path / "parts").count('"event":"step"')
-    resumed = unspaced_model(context_in(tmp_path / "parts"))
+    resumed = unspaced_model(context_in(tmp_path / "parts"), unspaced_text)
     assert only("metrics.jsonl", tmp_path / "parts").count('"event":"step"') < steps * 2.5
     for one, other in zip(parameters(whole), parameters(resumed), strict=True):
         assert torch.equal(one, other)

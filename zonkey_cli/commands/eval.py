@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from zonkey_cli.console import working
+from zonkey_cli.console import parse_bytes, working
 from zonkey_cli.exit_codes import ExitCode
 from zonkey_cli.models import load_model, resolve_model
 from zonkey_cli.options import (
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 ALL = "all"
 DEFAULT_LIMIT = "1MB"
-_UNITS = {"": 1, "b": 1, "kb": 1_000, "mb": 1_000_000, "gb": 1_000_000_000}
 
 MANUAL = Manual(
     examples=(
@@ -94,10 +92,10 @@ class ByteCount(click.ParamType[int, str]):
         """Parse the number and its unit."""
         from zonkey_core.evaluation.texts import SMALLEST_REFERENCE
 
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())
-        if match is None or match[2] not in _UNITS:
-            self.fail(f"{value!r} is not a number of bytes, as 500000, 200kB or 1MB.", param, ctx)
-        count = round(float(match[1]) * _UNITS[match[2]])
+        try:
+            count = parse_bytes(value)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
         if count < SMALLEST_REFERENCE:
             self.fail(f"{value!r} is too little to measure on; give at least {SMALLEST_REFERENCE}.", param, ctx)
         return count

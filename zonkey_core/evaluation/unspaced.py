@@ -15,7 +15,6 @@ import msgspec
 from zonkey_core.checkpoint import CONFIG, file_path, load_model, read_model_card
 from zonkey_core.config import Config, LevelConfig, ModelConfig
 from zonkey_core.data import SourceSpec
-from zonkey_core.evaluation.boundaries import strip_spaces
 from zonkey_core.evaluation.context import EvaluationContext
 from zonkey_core.evaluation.store import fingerprint
 from zonkey_core.model import Zonkey
@@ -35,8 +34,8 @@ def splitter_alone(level: LevelConfig) -> ModelConfig:
     return ModelConfig(levels=(smallest,))
 
 
-def unspaced_model(context: EvaluationContext) -> Zonkey:
-    """A model of level 0 alone whose splitter has learned from the training text without its whitespace.
+def unspaced_model(context: EvaluationContext, training_text: Sequence[bytes]) -> Zonkey:
+    """A model of level 0 alone whose splitter has learned from `training_text`, the training text without whitespace.
 
     Its target is as many segments for a text as the model's own, which are that much shorter without whitespace. A
     byte that is no part of valid UTF-8 is learned as a replacement character.
@@ -44,7 +43,7 @@ def unspaced_model(context: EvaluationContext) -> Zonkey:
     options, texts = context.options, context.texts
     training = read_model_card(context.model_path).config.training
     level = context.model.config.levels[0]
-    left = sum(len(strip_spaces(document)[0]) for document in texts.training) / sum(map(len, texts.training))
+    left = sum(map(len, training_text)) / sum(map(len, texts.training))
     shorter = msgspec.structs.replace(level, segment_length=max(1.5, left * level.segment_length))
     config = Config(model=splitter_alone(shorter), training=training)
     step_bytes = training.row_bytes * training.batch_rows
@@ -60,7 +59,7 @@ def unspaced_model(context: EvaluationContext) -> Zonkey:
         return False
 
     if not file_path(out, CONFIG).exists():
-        text = context.store.entry("unspaced-text", texts.identity, partial(_write, texts.training)) / TEXT
+        text = context.store.entry("unspaced-text", texts.identity, partial(_write, training_text)) / TEXT
         train(
             config,
             SourceSpec(sources=(str(text),), split="all"),
@@ -87,9 +86,8 @@ def _is_finished(out: Path) -> bool:
 
 
 def _write(documents: Sequence[bytes], folder: Path) -> None:
-    """Write documents without their whitespace, as JSON lines."""
+    """Write documents as JSON lines."""
     with (folder / TEXT).open("wb") as file:
         for document in documents:
-            text = strip_spaces(document)[0].decode("utf-8", "replace")
-            if text:
-                file.write(msgspec.json.encode({"text": text}) + b"\n")
+            if document:
+                file.write(msgspec.json.encode({"text": document.decode("utf-8", "replace")}) + b"\n")

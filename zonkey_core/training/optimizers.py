@@ -75,6 +75,29 @@ def take_step(
         optimizer.zero_grad()
 
 
+def follow_weights(
+    averages: Iterable[Tensor], parameters: Iterable[nn.Parameter], steps: int, config: TrainingConfig
+) -> None:
+    """Move averages toward the parameters after `steps` steps; the first steps weigh more, so that they catch up."""
+    decay = min(config.average_decay, (1 + steps) / (10 + steps))
+    torch._foreach_lerp_(list(averages), [parameter.detach() for parameter in parameters], 1 - decay)
+
+
+def resumable_tensors(live: nn.Module, average: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+    """All tensors that a run goes on from, by names that `split_resumable` takes apart."""
+    parts = {"live": live.state_dict(), "average": average.state_dict(), "state": optimizer_tensors(optimizers)}
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def split_resumable(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What `resumable_tensors` put together: the parts `live`, `average` and `state`."""
+    parts: dict[str, dict[str, Tensor]] = {"live": {}, "average": {}, "state": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = tensor
+    return parts
+
+
 def optimizer_tensors(optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """The optimisers' state as named tensors, for safetensors."""
     return {

@@ -37,10 +37,12 @@ from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.events import CheckpointEvent, Event, FiguresEvent, StageEvent, StepEvent
 from zonkey_core.training.optimizers import (
     build_optimizers,
+    follow_weights,
     learning_rate_factor,
-    optimizer_tensors,
     restore_optimizers,
+    resumable_tensors,
     set_learning_rates,
+    split_resumable,
     take_step,
 )
 from zonkey_core.training.preview import Preview
@@ -105,11 +107,7 @@ class Trainer:
 
     def restore(self) -> None:
         """Take up the state that `save` left in the output folder."""
-        tensors = read_tensors(self.out, OPTIMIZER)
-        parts: dict[str, dict[str, Tensor]] = {"live": {}, "average": {}, "state": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            parts.setdefault(part, {})[rest] = tensor
+        parts = split_resumable(read_tensors(self.out, OPTIMIZER))
         fill_model(self.model, parts["live"], origin=self.out / OPTIMIZER)
         fill_model(self.average, parts["average"], origin=self.out / OPTIMIZER)
         self.model.to(self.device)
@@ -136,16 +134,12 @@ class Trainer:
         record.data_state = data_state
         record.random_state = base64.b64encode(self.generator.get_state().numpy().tobytes()).decode()
         record.torch_version = str(torch.__version__)
-        average = self.average.state_dict()
-        resumable = {f"live.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        resumable |= {f"average.{name}": tensor for name, tensor in average.items()}
-        resumable |= {f"state.{name}": tensor for name, tensor in optimizer_tensors(self.optimizers or []).items()}
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         write_files(
             self.out,
             {
-                MODEL: pack_tensors(average, half=True),
-                OPTIMIZER: pack_tensors(resumable),
+                MODEL: pack_tensors(self.average.state_dict(), half=True),
+                OPTIMIZER: pack_tensors(resumable_tensors(self.model, self.average, self.optimizers or [])),
                 CONFIG: describe(self.config, parameters),
                 TRAINING: msgspec.json.format(msgspec.json.encode(record), indent=2),
             },
@@ -240,9 +234,7 @@ class Trainer:
         record.stage_step += 1
         record.steps += 1
         record.bytes_seen += batch.bytes.size
-        decay = min(training.average_decay, (1 + record.stage_step) / (10 + record.stage_step))
-        averages = self._averages_of(parameters)
-        torch._foreach_lerp_(averages, [parameter.detach() for parameter in parameters], 1 - decay)
+        follow_weights(self._averages_of(parameters), parameters, record.stage_step, training)
         return losses
 
     def _sequence(self, batch: RowBatch) -> PositionSequence:
