@@ -168,15 +168,15 @@ def component_probes(index: int, level: Level, view: Ascent, generator: torch.Ge
         return [decoded.states, decoded.start_logits, decoded.log_existence, of(side).readout(decoded.states)]
 
     def read(side: Side) -> Sequence[Tensor]:
-        embedded = of(side).reader_embedding(side.put(view.sequence.values), side.put(hidden))
-        return [of(side).reader(embedded, side.put(view.segmentation.start_prob))]
+        start_prob = side.put(view.segmentation.start_prob)
+        return [of(side).reader(side.put(view.sequence.values), side.put(hidden), start_prob)]
 
     def sample(side: Side) -> Sequence[Tensor]:
         put = Slots(side.put(row.latents), side.put(row.known_mask), row.starts_document, row.noise_level)
         return denoise(of(side), put, steps=4, temperature=1.0, generator=torch.Generator().manual_seed(index))
 
     parts: dict[str, Callable[[Side], Sequence[Tensor]]] = {
-        "splitter": lambda side: of(side).split(side.put(view.sequence), side.put(hidden)),
+        "splitter": lambda side: of(side).split(side.put(view.sequence)),
         "reader": read,
         "compressor": lambda side: [of(side).compress(side.put(values), side.put(existence))],
         "trunk": lambda side: of(side).trunk(side.put(slots)),
@@ -262,12 +262,11 @@ def optimizer_probe(model: Zonkey, config: Config, generator: torch.Generator) -
             for optimizer in optimizers:
                 optimizer.step()
         before = dict(zip(moved.parameters(), side.model.parameters(), strict=True))
-        return {
-            type(optimizer).__name__: [
-                torch.cat([(each - before[each]).flatten() for each in optimizer.param_groups[0]["params"]])
-            ]
-            for optimizer in optimizers
-        }
+        distances: dict[str, list[Tensor]] = {}
+        for optimizer in optimizers:
+            moves = [(each - before[each]).flatten() for each in optimizer.param_groups[0]["params"]]
+            distances.setdefault(type(optimizer).__name__, []).append(torch.cat(moves))
+        return dict(distances)
 
     return probe
 

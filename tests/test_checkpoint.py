@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,28 @@ def test_weights_are_kept_in_half_and_used_in_full(trained: Path) -> None:
     assert not any(parameter.is_meta for parameter in model.parameters())
     for name, tensor in read_tensors(trained, MODEL).items():
         assert torch.equal(model.state_dict()[name], tensor.float())
+
+
+def test_a_part_of_the_weights_can_be_read_alone(trained: Path) -> None:
+    whole = load_model(trained)
+    part = load_model(trained, prefixes=("stack.0.splitter.", "stack.0.embedding."))
+    for name, tensor in part.state_dict().items():
+        read = name.startswith(("stack.0.splitter.", "stack.0.embedding."))
+        assert tensor.is_meta != read
+        assert not read or torch.equal(tensor, whole.state_dict()[name])
+    assert read_tensors(trained, MODEL, ("stack.0.splitter.",)).keys() < read_tensors(trained, MODEL).keys()
+
+
+def test_loading_draws_no_numbers_and_loads_no_compiler(trained: Path) -> None:
+    program = (
+        "import sys, pathlib, torch\n"
+        "from zonkey_core.checkpoint import load_model\n"
+        "before = torch.get_rng_state()\n"
+        "load_model(pathlib.Path(sys.argv[1]))\n"
+        "assert torch.equal(torch.get_rng_state(), before)\n"
+        "assert 'sympy' not in sys.modules, 'torch loads its compiler'\n"
+    )
+    subprocess.run([sys.executable, "-c", program, trained], check=True, timeout=60)
 
 
 def test_tensors_come_back() -> None:

@@ -193,6 +193,8 @@ def test_an_override_of_a_file_of_the_wrong_shape_is_refused(tmp_path: Path, tex
     ("level.0.segment_length=24.0", "level.0.segment_length"),
     ("level.0.segment_length=1", "level.0.segment_length"),
     ("level.0.mask_rate=1", "level.0.mask_rate"),
+    ("level.0.splitter_ngrams=0", "level.0.splitter_ngrams"),
+    ("level.0.reader_contexts=-1", "level.0.reader_contexts"),
     ("training.batch_rows=0", "training.batch_rows"),
     ("training.learning_rate=nan", "training.learning_rate"),
     ("training.learning_rate=-1", "training.learning_rate"),

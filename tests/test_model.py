@@ -44,7 +44,7 @@ def assert_useful(losses: dict[str, Tensor], parameters: list[nn.Parameter]) -> 
 
 @torch.no_grad()
 def test_three_levels_by_configuration_alone() -> None:
-    model = small_model(3)
+    model = small_model(3, seed=2)
     views = model.ascend(ROWS, 2)
     assert len(views) == 3
     for index, view in enumerate(views):
@@ -75,7 +75,7 @@ def test_objectives_train_what_they_should_at_every_level(index: int) -> None:
 def test_joint_training_reaches_every_parameter() -> None:
     model = small_model(3)
     losses = joint_losses(model, ROWS, chance(4), upper_gradient=1.0)
-    assert len(losses) == 3 * 11
+    assert len(losses) == 3 * 11 + 1, "the same at every level, and at level 0 stability"
     assert_useful(losses, list(model.parameters()))
 
 
@@ -83,8 +83,9 @@ def test_upper_losses_reach_the_lower_levels_cuts_and_latents() -> None:
     model = small_model(2)
     lower = model.levels[0]
     reached = [
-        *lower.splitter.parameters(), *lower.splitter_embedding.parameters(),
-        *lower.embedding.parameters(), *lower.compressor.parameters(),
+        parameter
+        for module in (lower.splitter, lower.embedding, lower.compressor)
+        for parameter in module.parameters()
     ]
     names = [f"1/{name}" for name in ("masked", "positions", "latents", "decoded")]
     losses = joint_losses(model, ROWS, chance(5), upper_gradient=1.0)
@@ -132,7 +133,8 @@ def test_padding_a_batch_changes_no_loss_of_the_splitter_or_the_autoencoder() ->
     found = []
     for rows in (plain, padded):
         splits = level.split(rows)
-        states = level.reader(level.reader_embedding(rows.values), splits.start_prob)[:, :14]
+        hidden = rows.exists_mask & (torch.arange(rows.exists_mask.shape[1]) % 3 == 1)
+        states = level.reader(rows.values, hidden, splits.start_prob)
         segmentation = level.choose_starts(rows, splits.start_prob)
         losses = autoencoder_objective(level, rows, segmentation, chance(1)).losses
         windows = [torch.cat([part.start_prob.flatten() for part in level.windows(rows, segmentation)])]
@@ -221,7 +223,7 @@ def test_presets_describe_models_that_can_be_built(name: str) -> None:
     config = load_preset(name)
     with torch.device("meta"):
         model = Zonkey(config.model)
-    sizes = {"tiny": (3e5, 3e6), "small": (3e6, 2e7), "base": (5e7, 2e8), "large": (5e8, 2e9)}
+    sizes = {"tiny": (3e5, 4e6), "small": (3e6, 2e7), "base": (5e7, 2e8), "large": (5e8, 2e9)}
     low, high = sizes[name]
     assert low < sum(parameter.numel() for parameter in model.parameters()) < high
     channels = [None, *(below.channels for below in model.levels[:-1])]

@@ -6,8 +6,10 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,9 +18,20 @@ from hypothesis import strategies as st
 
 from tests.model_helpers import TEXT, small_model
 from zonkey_core import segmenting
+from zonkey_core.checkpoint import CONFIG, MODEL, describe, load_model, pack_tensors, write_files
+from zonkey_core.config import Config
 from zonkey_core.errors import ConfigError
 from zonkey_core.model import Zonkey, text_sequence
-from zonkey_core.segmenting import LevelCutter, Segment, segment_stream
+from zonkey_core.segmenting import (
+    LevelCutter,
+    RateThreshold,
+    segment_levels,
+    segment_stream,
+    splitting_tensors,
+    take_head,
+    threshold_for_rate,
+)
+from zonkey_core.segments import Segment, Segments, Starts
 
 WINDOW = 8
 runs = settings(max_examples=30, deadline=None)
@@ -57,8 +70,23 @@ def reading(blocks: tuple[tuple[int, int], tuple[int, int]], *, exact: bool = Fa
         yield
 
 
-def segments_of(model: Zonkey, chunks: Iterable[bytes], level: int = 0) -> list[Segment]:
-    return list(itertools.chain.from_iterable(segment_stream(model, chunks, level=level)))
+def segments_of(model: Zonkey, chunks: Iterable[bytes], level: int = 0, threshold: float = 0.5) -> list[Segment]:
+    return list(itertools.chain.from_iterable(segment_stream(model, chunks, level=level, threshold=threshold)))
+
+
+def trees_of(model: Zonkey, chunks: Iterable[bytes], level: int, **options: Any) -> list[Segment]:
+    return [tree for found in segment_levels(model, chunks, level=level, **options) for tree in found.nested()]
+
+
+def descendants(segments: Iterable[Segment], level: int) -> list[Segment]:
+    """The segments of `level` among trees, without what is nested in them."""
+    found: list[Segment] = []
+    for segment in segments:
+        if segment.level == level:
+            found.append(msgspec.structs.replace(segment, segments=()))
+        else:
+            found += descendants(segment.segments, level)
+    return found
 
 
 def pieces(data: bytes, borders: Iterable[int]) -> list[bytes]:
@@ -222,3 +250,134 @@ def test_nothing_in_gives_nothing_out() -> None:
     model = model_with(0, -0.7)
     for chunks in ([], [b""], [b"", b""]):
         assert segments_of(model, chunks, 0) == segments_of(model, chunks, 1) == []
+
+
+@runs
+@given(models, texts, st.lists(st.integers(0, 500), max_size=40), st.sampled_from(BLOCKS))
+def test_trees_hold_the_segments_of_every_level_however_the_input_arrives(
+    model: Zonkey, data: bytes, borders: list[int], blocks: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    with reading(blocks):
+        trees = trees_of(model, pieces(data, borders), 1)
+        for level in (0, 1):
+            assert descendants(trees, level) == segments_of(model, [data], level)
+    for tree in trees:
+        assert b"".join(inner.text for inner in tree.segments) == tree.text
+        assert (tree.segments[0].start, tree.segments[-1].end) == (tree.start, tree.end)
+
+
+def test_trees_of_three_levels_and_of_one() -> None:
+    model = model_with(2, -0.7, levels=3)
+    data = (TEXT * 6).encode()
+    with reading(BLOCKS[0]):
+        trees = trees_of(model, [data], 2)
+        assert [descendants(trees, level) for level in range(3)] == [
+            segments_of(model, [data], level) for level in range(3)
+        ]
+        assert trees_of(model, [data], 0) == segments_of(model, [data], 0)
+
+
+def test_a_run_of_segments_is_shared_out_by_hand() -> None:
+    def starts(*offsets: int) -> Starts:
+        return Starts(np.array(offsets), np.full(len(offsets), 0.5, dtype=np.float32))
+
+    run = Segments(100, b"abcdef", (starts(100, 101, 103, 105), starts(100, 103)))
+    assert run.texts() == [b"abc", b"def"] and run.begins.tolist() == [0, 3]
+    letters = [[inner.text for inner in segment.segments] for segment in run.nested()]
+    assert letters == [[b"a", b"bc"], [b"de", b"f"]]
+    flat = [(segment.start, segment.end, segment.segments) for segment in run.flat()]
+    assert flat == [(100, 103, ()), (103, 106, ())]
+
+
+def test_offsets_count_from_where_the_caller_says() -> None:
+    model = model_with(1, -0.7)
+    data = TEXT.encode()
+
+    def moved(segment: Segment) -> Segment:
+        inner = tuple(map(moved, segment.segments))
+        return msgspec.structs.replace(segment, start=segment.start + 7, end=segment.end + 7, segments=inner)
+
+    assert trees_of(model, [data], 1, start=7) == [moved(tree) for tree in trees_of(model, [data], 1)]
+
+
+@runs
+@given(models, texts, st.integers(0, 1), st.floats(0.01, 0.99), st.sampled_from(BLOCKS))
+def test_a_threshold_moves_the_cuts_of_its_level_alone(
+    model: Zonkey, data: bytes, level: int, threshold: float, blocks: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    with reading(blocks):
+        trees = trees_of(model, [data], level, threshold=threshold)
+        every = segments_of(model, [data], level, threshold=0.0)
+        below = segments_of(model, [data], 0)
+    sure = {segment.start for segment in every if segment.prob > np.float32(threshold)}
+    assert sure <= {tree.start for tree in trees}
+    if level:
+        assert descendants(trees, 0) == below
+        assert not trees or max(len(tree.segments) for tree in trees) <= WINDOW
+    else:
+        assert all(tree.end - tree.start <= WINDOW for tree in trees)
+
+
+@runs
+@given(models, texts, st.integers(0, 1), st.floats(1.01, 40), st.sampled_from(BLOCKS))
+@example(model_with(0, -0.7), b"a", 0, 30.0, BLOCKS[0])
+@example(model_with(0, -0.7), b"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", 1, 3.0, BLOCKS[0])
+def test_no_threshold_is_nearer_to_a_rate(
+    model: Zonkey, data: bytes, level: int, rate: float, blocks: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    assume(data)
+
+    def reached(threshold: float) -> float:
+        return len(data) / len(segments_of(model, [data], level, threshold))
+
+    with reading(blocks):
+        found = threshold_for_rate(model, data, level=level, bytes_per_segment=rate)
+        others = {segment.prob for segment in segments_of(model, [data], level, 0.0)} - {1.0}
+        rates = [reached(0.0), *(reached(other) for other in sorted(others)[:: 1 + len(others) // 10])]
+        assert found.bytes_per_segment == reached(found.threshold)
+        longest = reached(max(others, default=0.0))
+    assert abs(found.bytes_per_segment - rate) <= min(abs(other - rate) for other in rates) + 1e-9
+    assert found.within_reach == (rates[0] <= rate and (rate <= longest or longest == len(data)))
+
+
+def test_a_rate_out_of_reach_gives_the_nearest() -> None:
+    model = model_with(1, -0.7)
+    data = (TEXT * 2).encode()
+    long = threshold_for_rate(model, data, level=0, bytes_per_segment=100)
+    assert not long.within_reach and WINDOW / 2 < long.bytes_per_segment <= WINDOW
+    short = threshold_for_rate(model, data, level=1, bytes_per_segment=1.01)
+    assert not short.within_reach
+    assert short.bytes_per_segment == len(data) / len(segments_of(model, [data], 0))
+    assert threshold_for_rate(model, b"", level=0, bytes_per_segment=4) == RateThreshold(0.5, 0.0, True)
+
+
+@given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=10), st.integers(1, 50))
+def test_the_head_of_a_stream_is_there_again(data: bytes, borders: list[int], size: int) -> None:
+    head, chunks = take_head(iter(pieces(data, borders)), size)
+    assert head == data[:size]
+    assert b"".join(chunks) == data
+
+
+def test_no_more_than_the_head_is_awaited() -> None:
+    source = iter([b"ab", b"cd", b"ef"])
+    head, chunks = take_head(source, 3)
+    assert (head, next(source)) == (b"abc", b"ef")
+    assert [*chunks] == [b"abcd"]
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 1.0, float("nan")])
+def test_a_threshold_out_of_range_is_refused(threshold: float) -> None:
+    with pytest.raises(ConfigError, match="threshold must be"):
+        segments_of(model_with(0, -0.7), [b"text"], 0, threshold)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_a_part_of_a_model_cuts_as_the_whole(level: int, tmp_path: Path) -> None:
+    model = model_with(3, -0.7, levels=3)
+    files = {CONFIG: describe(Config(model=model.config), 1), MODEL: pack_tensors(model.state_dict(), half=True)}
+    write_files(tmp_path, files)
+    whole, part = load_model(tmp_path), load_model(tmp_path, prefixes=splitting_tensors(level))
+    data = (TEXT * 3).encode()
+    assert trees_of(part, [data], level) == trees_of(whole, [data], level)
+    read = {name for name, tensor in part.state_dict().items() if not tensor.is_meta}
+    assert read == {name for name in whole.state_dict() if name.startswith(splitting_tensors(level))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.model_helpers import (
+    TEXT,
     byte_rows,
     chance,
     few,
@@ -22,9 +24,11 @@ from tests.model_helpers import (
     small_model,
 )
 from zonkey_core.bytes import cut_allowed_mask
+from zonkey_core.existence import cumulative_log_continue
 from zonkey_core.level import Level
+from zonkey_core.objectives import splitter_objective
 from zonkey_core.positions import PositionSequence
-from zonkey_core.segment_splitter import SegmentReader, SegmentSplitter, hide_positions
+from zonkey_core.segment_splitter import CONTEXTS, ContextReader, SegmentReader, SegmentSplitter, hide_positions
 
 MODEL = small_model(2)
 
@@ -66,35 +70,74 @@ def with_biased_splitter(bias: float) -> Level:
     return level
 
 
+def hidden_changed(true: PositionSequence, other: Tensor, hidden: Tensor) -> PositionSequence:
+    """The same rows with other values under the mask."""
+    mask = hidden if true.values.dim() == 2 else hidden.unsqueeze(-1)
+    return true._replace(values=other.where(mask, true.values))
+
+
 @few
-@given(byte_texts, st.data())
-def test_hidden_bytes_do_not_leak(data: bytes, draw: st.DataObject) -> None:
+@given(byte_texts, st.data(), seeds)
+def test_hidden_bytes_do_not_leak(data: bytes, draw: st.DataObject, seed: int) -> None:
     other = bytes(draw.draw(st.lists(st.integers(0, 255), min_size=len(data), max_size=len(data))))
-    hidden = torch.tensor([draw.draw(st.lists(st.booleans(), min_size=len(data), max_size=len(data)))])
-    true = byte_rows(data)
-    changed = true._replace(values=byte_rows(other).values.where(hidden, true.values))
-    assert_no_leak(MODEL.levels[0], true, changed, hidden)
+    assert_no_leak(MODEL.levels[0], byte_rows(data), byte_rows(other).values, seed)
 
 
 @few
 @given(seeds, st.integers(2, 20))
 def test_hidden_latents_do_not_leak(seed: int, length: int) -> None:
-    true, other = (latent_rows(MODEL.levels[1], [length], seed=seed + extra) for extra in (0, 1))
-    hidden = torch.rand(1, length, generator=chance(seed)) < 0.4
-    changed = true._replace(values=other.values.where(hidden.unsqueeze(-1), true.values))
-    assert_no_leak(MODEL.levels[1], true, changed, hidden)
+    level = MODEL.levels[1]
+    true, other = (latent_rows(level, [length, 3], seed=seed + extra, padding=1) for extra in (0, 5))
+    assert_no_leak(level, true, other.values, seed)
 
 
 @torch.no_grad()
-def assert_no_leak(level: Level, true: PositionSequence, changed: PositionSequence, hidden: Tensor) -> None:
-    before, after = level.split(true, hidden), level.split(changed, hidden)
+def assert_no_leak(level: Level, true: PositionSequence, other: Tensor, seed: int) -> None:
+    """What stands under the mask changes nothing that splitter and reader are shown or say."""
+    hidden, shown = hide_positions(true, 0.4, chance(seed))
+    changed = hidden_changed(true, other, hidden)
+    hidden_again, shown_again = hide_positions(changed, 0.4, chance(seed))
+    assert torch.equal(hidden, hidden_again) and torch.equal(shown, shown_again)
+    before, after = (level.split(rows._replace(values=shown)) for rows in (true, changed))
     assert torch.equal(before.start_prob, after.start_prob)
     assert torch.equal(before.start_logits, after.start_logits)
-    states = [
-        level.reader(level.reader_embedding(sequence.values, hidden), splits.start_prob)
-        for sequence, splits in ((true, before), (changed, after))
-    ]
-    assert torch.equal(*states)
+    states = [level.reader(shown, hidden, splits.start_prob) for splits in (before, after)]
+    assert torch.equal(*states) and len(states[0]) == hidden.sum()
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_what_is_minimised_knows_hidden_values_as_targets_alone(index: int) -> None:
+    level = MODEL.levels[index]
+    if index == 0:
+        rows = [byte_rows(text, text[::-1]) for text in (bytes(range(60, 100)), bytes(range(160, 200)))]
+    else:
+        rows = [latent_rows(level, [30, 20], seed=seed) for seed in (1, 7)]
+    hidden, _ = hide_positions(rows[0], level.config.mask_rate, chance(3))
+    changed = hidden_changed(rows[0], rows[1].values, hidden)
+    found = [splitter_objective(level, each, chance(3), stability=0.0) for each in (rows[0], changed)]
+    assert hidden.any() and not torch.equal(found[0]["masked"], found[1]["masked"])
+    for name in ("rate", "overlong", "uncertainty"):
+        assert torch.equal(found[0][name], found[1][name])
+
+
+def test_what_is_hidden_is_replaced_by_what_is_visible() -> None:
+    rows = byte_rows(bytes(range(100)), bytes(range(100, 200)))
+    rows.exists_mask[1, 60:] = False
+    hidden, shown = hide_positions(rows, 0.5, chance(2))
+    visible = rows.exists_mask & ~hidden
+    assert hidden.any() and not hidden[1, 60:].any()
+    assert torch.equal(shown[~hidden], rows.values[~hidden])
+    assert set(shown[hidden].tolist()) <= set(rows.values[visible].tolist())
+    assert (shown[0][hidden[0]] >= 100).any() and (shown[1][hidden[1]] < 100).any(), "of all rows"
+    assert len(set(shown[hidden].tolist())) > 30, "each drawn for itself"
+
+
+def test_where_nothing_is_visible_nothing_is_hidden() -> None:
+    for rows in (byte_rows(b"abc"), latent_rows(MODEL.levels[1], [3], seed=1, padding=2)):
+        hidden, shown = hide_positions(rows, 1.0, chance(1))
+        assert not hidden.any() and torch.equal(shown, rows.values)
+    losses = splitter_objective(MODEL.levels[0], byte_rows(b"a"), chance(1), stability=0.0)
+    assert losses["masked"] == 0 and all(loss.isfinite() for loss in losses.values())
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -105,16 +148,18 @@ def test_what_is_not_hidden_is_seen(index: int) -> None:
     other = byte_rows(b"abcXefgh") if index == 0 else true._replace(values=true.values.clone())
     if index:
         other.values[0, 3] *= -1
-    nothing = torch.zeros(1, 8, dtype=torch.bool)
-    assert not torch.equal(level.split(true, nothing).start_logits, level.split(other, nothing).start_logits)
-    states = [level.reader(level.reader_embedding(row.values, nothing), torch.zeros(1, 8)) for row in (true, other)]
+    assert not torch.equal(level.split(true).start_logits, level.split(other).start_logits)
+    hidden = torch.zeros(1, 8, dtype=torch.bool)
+    hidden[0, 4] = True
+    states = [level.reader(row.values, hidden, torch.zeros(1, 8)) for row in (true, other)]
     assert not torch.equal(*states)
 
 
 def test_positions_are_hidden_at_the_given_rate() -> None:
-    hidden = hide_positions(torch.Size([100, 100]), 0.3, chance(1))
+    rows = byte_rows(*[b"x" * 100] * 100)
+    hidden, _ = hide_positions(rows, 0.3, chance(1))
     assert hidden.float().mean().item() == pytest.approx(0.3, abs=0.02)
-    assert not hide_positions(torch.Size([5]), 0.0, chance(1)).any()
+    assert not hide_positions(rows, 0.0, chance(1))[0].any()
 
 
 @law
@@ -202,68 +247,169 @@ def test_padding_belongs_to_no_segment() -> None:
     assert unaware.slot_mask.sum(1).tolist() == [1, 4]
 
 
+@pytest.mark.parametrize("channels", [None, 6])
 @pytest.mark.parametrize(("kernel", "layers"), [(3, 1), (5, 2), (7, 3)])
 @torch.no_grad()
-def test_a_probability_depends_on_as_much_as_reach_says(kernel: int, layers: int) -> None:
+def test_a_probability_depends_on_as_much_as_reach_says(kernel: int, layers: int, channels: int | None) -> None:
     torch.manual_seed(1)
-    splitter = SegmentSplitter(8, kernel, layers, 4.0).double()
+    splitter = SegmentSplitter(channels, 8, kernel, layers, 4.0, 512).double()
     torch.nn.init.normal_(splitter.head.weight)
-    length, place = 41, 20
-    embedded = normal(1, length, 8, seed=2)
-    other = embedded.clone()
-    other[0, place] += 3
-    everywhere = torch.ones(1, length, dtype=torch.bool)
-    logits = [
-        splitter(rows, everywhere, allowed_mask=everywhere, forced_mask=~everywhere).start_logits[0]
-        for rows in (embedded, other)
-    ]
+    length, place, around = 51, 25, layers * (kernel // 2)
+    if channels is None:
+        assert splitter.ngrams is not None
+        torch.nn.init.normal_(splitter.ngrams.table)
+        rows = byte_rows(bytes(range(40, 40 + length)))
+        other = rows._replace(values=rows.values.clone())
+        other.values[0, place] = 200
+    else:
+        everywhere = torch.ones(1, length, dtype=torch.bool)
+        rows = PositionSequence(normal(1, length, channels, seed=2), everywhere, ~everywhere)
+        other = rows._replace(values=rows.values.clone())
+        other.values[0, place] += 3
+    logits = [splitter(each).start_logits[0] for each in (rows, other)]
     moved = (logits[0] != logits[1]).nonzero().flatten().tolist()
-    assert moved == list(range(place - splitter.reach, place + splitter.reach + 1))
+    assert moved == list(range(place - around, place + splitter.reach + 1))
+    assert splitter.reach == around + (5 if channels is None else 0)
 
 
+@pytest.mark.parametrize("before", [1, 4, 40])
 @torch.no_grad()
-def test_an_untrained_splitter_cuts_at_its_rate() -> None:
+def test_padding_around_a_text_changes_no_probability(before: int) -> None:
+    """A stream's beginning is read after a halo of padding."""
+    level = copy.deepcopy(MODEL.levels[0]).double()
+    text = TEXT.encode()[:60]
+    values = torch.cat([torch.randint(256, (before,), generator=chance(before)), torch.tensor(list(text)),
+                        torch.randint(256, (7,), generator=chance(before))])[None]
+    exists = torch.zeros_like(values, dtype=torch.bool)
+    exists[0, before : before + len(text)] = True
+    plain = level.split(byte_rows(text))
+    padded = level.split(PositionSequence(values, exists, torch.zeros_like(exists)))
+    inside = slice(before, before + len(text))
+    torch.testing.assert_close(padded.start_logits[:, inside], plain.start_logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(padded.start_prob[0, inside][1:], plain.start_prob[0, 1:], atol=1e-6, rtol=0)
+    assert (padded.start_prob[~exists] == 1).all()
+
+
+@pytest.mark.parametrize("channels", [None, 16])
+@torch.no_grad()
+def test_an_untrained_splitter_cuts_at_its_rate(channels: int | None) -> None:
     torch.manual_seed(0)
-    splitter = SegmentSplitter(16, 5, 2, 5.0)
+    splitter = SegmentSplitter(channels, 16, 5, 2, 5.0, 64)
     everywhere = torch.ones(1, 500, dtype=torch.bool)
-    splits = splitter(
-        normal(1, 500, 16, seed=1, dtype=torch.float32), everywhere, allowed_mask=everywhere, forced_mask=~everywhere
-    )
+    values = torch.randint(128, (1, 500), generator=chance(1)) if channels is None else torch.randn(1, 500, channels)
+    splits = splitter(PositionSequence(values, everywhere, ~everywhere))
     assert splits.start_prob.mean().item() == pytest.approx(1 / 5, abs=0.02)
+
+
+def test_a_shift_lowers_every_logit() -> None:
+    level = small_model(1).levels[0]
+    rows = byte_rows(TEXT.encode()[:50])
+    before = level.split(rows).start_logits
+    level.splitter.shift(1.5)
+    torch.testing.assert_close(level.split(rows).start_logits, before - 1.5)
 
 
 @law
 @given(seeds, st.integers(0, 23))
-def test_the_reader_sees_its_own_segment_alone(seed: int, place: int) -> None:
+def test_the_reader_of_latents_sees_its_own_segment_alone(seed: int, place: int) -> None:
     torch.manual_seed(0)
-    reader = SegmentReader(16, 2, 2, span=10).double()
+    reader = SegmentReader(6, 16, 2, 2, span=10).double()
     probs = (torch.rand(1, 24, generator=chance(seed)) < 0.3).double()
     probs[:, 0] = 1
-    embedded = normal(1, 24, 16, seed=seed)
-    other = embedded.clone()
-    other[0, place] += 5 * normal(16, seed=seed + 1)
+    hidden = torch.rand(1, 24, generator=chance(seed + 1)) < 0.5
+    values = normal(1, 24, 6, seed=seed)
+    other = values.clone()
+    other[0, place] += 5 * normal(6, seed=seed + 1)
     with torch.no_grad():
-        before, after = reader(embedded, probs)[0], reader(other, probs)[0]
+        before, after = reader(values, hidden, probs), reader(other, hidden, probs)
     segment = probs[0].cumsum(0)
     span = torch.arange(24) // 10
-    sees = (segment == segment[place]) & (span == span[place])
+    sees = ((segment == segment[place]) & (span == span[place]) & ~hidden[0, place])[hidden[0]]
     assert torch.equal(before[~sees], after[~sees])
     assert (before[sees] != after[sees]).any(1).all()
 
 
 @torch.no_grad()
-def test_the_reader_sees_further_the_less_likely_a_cut_is() -> None:
+def test_the_reader_of_latents_sees_further_the_less_likely_a_cut_is() -> None:
     torch.manual_seed(0)
-    reader = SegmentReader(16, 2, 2, span=16).double()
-    embedded = normal(1, 8, 16, seed=1)
-    other = embedded.clone()
-    other[0, 0] += 5 * normal(16, seed=2)
+    reader = SegmentReader(6, 16, 2, 2, span=16).double()
+    values = normal(1, 8, 6, seed=1)
+    other = values.clone()
+    other[0, 0] += 5 * normal(6, seed=2)
+    hidden = torch.zeros(1, 8, dtype=torch.bool)
+    hidden[0, 5] = True
     changes = []
     for prob in (0.0, 0.5, 0.99, 1.0):
         probs = torch.zeros(1, 8, dtype=torch.float64)
         probs[0, 4] = prob
-        changes.append((reader(embedded, probs)[0, 4:] - reader(other, probs)[0, 4:]).abs().max().item())
+        changes.append((reader(values, hidden, probs) - reader(other, hidden, probs)).abs().max().item())
     assert changes[0] > changes[1] > changes[2] > changes[3] == 0
+
+
+def byte_reader() -> ContextReader:
+    """A reader of bytes with a table so large that hardly any two contexts share a row."""
+    torch.manual_seed(0)
+    reader = ContextReader(8, 1 << 16).double()
+    torch.nn.init.normal_(reader.vectors.table)
+    return reader
+
+
+@torch.no_grad()
+def test_the_reader_of_bytes_sees_what_surely_lies_in_its_own_segment_alone() -> None:
+    reader, length, seen = byte_reader(), 16, 0
+    for seed in range(60):
+        generator = chance(seed)
+        probs = (torch.rand(2, length, generator=generator) < 0.2).double()
+        hidden = torch.rand(2, length, generator=generator) < 0.5
+        values = torch.randint(256, (2, length), generator=generator)
+        place = int(torch.randint(length, (), generator=generator))
+        other = values.clone()
+        other[0, place] = (values[0, place] + 1) % 256
+        changed = (reader(values, hidden, probs) != reader(other, hidden, probs)).any(1).tolist()
+        cuts = set(probs[0].nonzero().flatten().tolist())
+        for (row, at), differs in zip(hidden.nonzero().tolist(), changed, strict=True):
+            in_contexts = any(
+                at - left <= place <= at + right and at - left >= 0 and at + right < length
+                and not cuts & set(range(at - left + 1, at + right + 1))
+                for left, right in CONTEXTS
+            )
+            assert differs == (row == 0 and place != at and in_contexts)
+            seen += differs
+    assert seen > 50
+
+
+@torch.no_grad()
+def test_the_reader_of_bytes_sees_as_far_as_a_cut_is_unlikely() -> None:
+    reader = byte_reader()
+    values = torch.tensor([list(b"abcdefghi")])
+    other = values.clone()
+    other[0, 0] = 120
+    hidden = torch.zeros(1, 9, dtype=torch.bool)
+    hidden[0, 4] = True
+    changes, summed = [], []
+    for prob in (0.0, 0.5, 0.99, 1.0):
+        probs = torch.zeros(1, 9, dtype=torch.float64)
+        probs[0, 2] = prob
+        changes.append((reader(values, hidden, probs) - reader(other, hidden, probs)).abs().max().item())
+        first, second = (reader.vectors(each, cumulative_log_continue(probs), hidden) for each in (values, other))
+        summed.append(first - second)
+    assert changes[0] > changes[1] > changes[2] > changes[3] == 0
+    for prob, change in zip((0.5, 0.99, 1.0), summed[1:], strict=True):
+        torch.testing.assert_close(change, (1 - prob) * summed[0], atol=1e-12, rtol=1e-9)
+
+
+@torch.no_grad()
+def test_the_reader_of_bytes_sees_neither_padding_nor_another_document() -> None:
+    level = small_model(1).levels[0]
+    rows, other = (byte_rows(b"abcd" + text + b"efgh" + text) for text in (b"1234", b"5678"))
+    for each in (rows, other):
+        each.exists_mask[0, 12:] = False
+        each.document_mask[0, [4, 8]] = True
+    hidden = torch.zeros_like(rows.exists_mask)
+    hidden[0, [1, 2, 3, 9, 10, 11]] = True
+    probs = level.split(rows).start_prob
+    assert (probs[0, [0, 4, 8, 12, 13, 14, 15]] == 1).all()
+    assert torch.equal(level.reader(rows.values, hidden, probs), level.reader(other.values, hidden, probs))
 
 
 def test_a_segment_length_sets_the_splitters_first_rate() -> None:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-_LINE_ESCAPES = {b"\\": b"\\\\", b"\n": b"\\n", b"\t": b"\\t", b"\r": b"\\r"}
-_NULL_ESCAPES = {b"\\": b"\\\\", b"\0": b"\\0"}
+LINE_ESCAPES = {b"\\": b"\\", b"\n": b"n", b"\t": b"t", b"\r": b"r"}
+"""What stands after a backslash for each byte that a record of a line escapes."""
+NULL_ESCAPES = {b"\\": b"\\", b"\0": b"0"}
+"""The same for a record that NUL ends."""
 _MEANINGS = {b"\\": b"\\", b"n": b"\n", b"t": b"\t", b"r": b"\r", b"0": b"\0"}
 _LINE_PATTERN = re.compile(rb"[\\\n\t\r]")
-_NULL_PATTERN = re.compile(rb"[\\\0]")
 _UNDO_PATTERNS = {b"\n": re.compile(rb"\\(.)|\n", re.DOTALL), b"\0": re.compile(rb"\\(.)|\0", re.DOTALL)}
 
 
@@ -22,14 +23,9 @@ class BadEscapeError(ValueError):
     """The input of `undo` holds a backslash that begins no known escape."""
 
 
-def line_record(segment: bytes) -> bytes:
-    """`segment` as one line, its newline included."""
-    return _LINE_PATTERN.sub(lambda match: _LINE_ESCAPES[match[0]], segment) + b"\n"
-
-
-def null_record(segment: bytes) -> bytes:
-    """`segment` as one record that NUL ends."""
-    return _NULL_PATTERN.sub(lambda match: _NULL_ESCAPES[match[0]], segment) + b"\0"
+def escape_line(segment: bytes) -> bytes:
+    """`segment` as a record of a line, without its newline."""
+    return _LINE_PATTERN.sub(lambda match: b"\\" + LINE_ESCAPES[match[0]], segment)
 
 
 def undo(chunks: Iterable[bytes], *, end: bytes) -> Iterator[bytes]:

@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import BinaryIO
 
 from zonkey_cli.streams import Streams
@@ -53,12 +53,39 @@ class Inputs:
         except OSError as error:
             self.fail(name, error)
 
+    def status(self, name: str) -> os.stat_result:
+        """What the system knows of a file; raises `OSError`, or `ValueError` where standard input is closed."""
+        if name != "-":
+            return os.stat(name)
+        if self.streams.stdin is None:
+            raise ValueError("standard input is closed")
+        return os.fstat(self.streams.stdin.fileno())
+
     def _standard_input(self) -> BinaryIO:
         if self.streams.stdin is None:
             return io.BytesIO()
         if self.streams.stdin_is_terminal:
             self.streams.note("reading from the terminal; Ctrl-D ends the text")
         return self.streams.stdin
+
+
+def lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, Iterator[bytes]]]:
+    """The lines of a stream as they arrive: the byte offset of each, and its pieces, which add up to it.
+
+    The pieces have to be taken before the next line is; the last line may lack its newline.
+    """
+    pieces = (piece for chunk in chunks for piece in io.BytesIO(chunk))
+    end = 0
+
+    def line(piece: bytes) -> Iterator[bytes]:
+        nonlocal end
+        while piece:
+            end += len(piece)
+            yield piece
+            piece = b"" if piece.endswith(b"\n") else next(pieces, b"")
+
+    for first in pieces:
+        yield end, line(first)
 
 
 def describe(error: OSError) -> str:
@@ -71,11 +98,36 @@ def replace_file(path: str, data: bytes, *, mode: int) -> None:
 
     A reader, or a crash at any moment, meets the old file or the new one and nothing in between.
     """
-    folder = os.path.dirname(path) or "."
-    descriptor, temporary = tempfile.mkstemp(prefix=".zonkey-", dir=folder)
+    with _replacement(path, mode) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def written_whole(name: str) -> Iterator[BinaryIO]:
+    """A file to write, which takes the place of the file `name` when the body ends well, and else leaves no trace.
+
+    A symbolic link stays one, and permissions are kept. What is no regular file, such as a pipe, is written to as it
+    is. An `OSError` names `name`.
+    """
+    try:
+        if os.path.exists(name) and not os.path.isfile(name):
+            with open(name, "wb") as file:
+                yield file
+        else:
+            path = os.path.realpath(name)
+            with _replacement(path, _mode(path)) as file:
+                yield file
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from error
+
+
+@contextlib.contextmanager
+def _replacement(path: str, mode: int) -> Iterator[BinaryIO]:
+    """A temporary file in the folder of `path` that is moved there in the end, unless the body raises."""
+    descriptor, temporary = tempfile.mkstemp(prefix=".zonkey-", dir=os.path.dirname(path) or ".")
     try:
         with open(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
@@ -84,6 +136,15 @@ def replace_file(path: str, data: bytes, *, mode: int) -> None:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def _mode(path: str) -> int:
+    """The permission bits of the file `path`, or of a new one."""
+    with contextlib.suppress(FileNotFoundError):
+        return stat.S_IMODE(os.stat(path).st_mode)
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def edit_in_place(name: str, old: bytes, new: bytes, *, suffix: str) -> None:

@@ -57,29 +57,35 @@ def resolve_model(name: str | None) -> Path:
     )
 
 
-def load_model(streams: Streams, name: str | None, *, device: str) -> Zonkey:
-    """Read model `name` for use on `device`, with a sign of life on a terminal."""
+def load_model(streams: Streams, name: str | None, *, device: str, cutting_level: int | None = None) -> Zonkey:
+    """Read model `name` for use on `device`, with a sign of life on a terminal.
+
+    With `cutting_level`, only what cutting text up to that level needs is read.
+    """
     directory = resolve_model(name)
     with working(streams, "loading the model"):
         from zonkey_core.checkpoint import load_model as load
         from zonkey_core.devices import choose_device
+        from zonkey_core.segmenting import splitting_tensors
 
         chosen = choose_device(device)
-        model = load(directory, device=chosen)
+        prefixes = ("",) if cutting_level is None else splitting_tensors(cutting_level)
+        model = load(directory, device=chosen, prefixes=prefixes)
     streams.detail(f"model {directory} on {chosen}")
     return model
 
 
 def check_level(name: str | None, level: int | None) -> None:
     """Raise `BadValueError` when model `name` has no level `level`; reads no weights and imports no torch."""
-    if level is None:
-        return
-    directory = resolve_model(name)
+    if level is not None and level > (highest := highest_level(name)):
+        raise BadValueError(f"--level {level}: {resolve_model(name)} has levels 0 to {highest}")
+
+
+def highest_level(name: str | None) -> int:
+    """The highest level of model `name`; reads no weights and imports no torch."""
     from zonkey_core.checkpoint import read_model_card
 
-    count = len(read_model_card(directory).config.model.levels)
-    if level >= count:
-        raise BadValueError(f"--level {level}: {directory} has levels 0 to {count - 1}")
+    return len(read_model_card(resolve_model(name)).config.model.levels) - 1
 
 
 def _bundled_directory() -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -47,6 +49,17 @@ class Verb(click.Command):
                     formatter.write_text(explanation)
 
 
+class FiniteRange(click.FloatRange):
+    """A range of numbers in which infinity and what is no number do not lie."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Refuse them as other values out of range are."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
 class ModelName(click.ParamType[str, str]):
     """The name or folder of a model, completed from the known names and from folders."""
 
@@ -63,22 +76,28 @@ class ModelName(click.ParamType[str, str]):
 
 
 def one_of(context: click.Context, *names: str) -> str | None:
-    """The one parameter among alternatives that was given, or None.
+    """The one parameter among alternatives that was given, or None; see `compatible`."""
+    return next(iter(compatible(context, *names)), None)
+
+
+def compatible(context: click.Context, *names: str, together: Sequence[set[str]] = ()) -> list[str]:
+    """The parameters among alternatives that were given; only the pairs in `together` may be.
 
     The command line outranks the environment, which outranks the settings files; two of the same rank exclude each
-    other.
+    other, and of two ranks the higher has its way.
     """
+    kept: list[str] = []
     for rank in _RANKS:
         given = [
             name for name in names
             if context.params[name] not in (None, False, ()) and context.get_parameter_source(name) is rank
         ]
-        if len(given) > 1:
-            first, second = (_flag(context, name) for name in given[:2])
-            raise click.UsageError(f"{first} and {second} exclude each other.", context)
-        if given:
-            return given[0]
-    return None
+        for first, second in itertools.combinations(given, 2):
+            if {first, second} not in together:
+                flags = f"{_flag(context, first)} and {_flag(context, second)}"
+                raise click.UsageError(f"{flags} exclude each other.", context)
+        kept += [name for name in given if all({name, other} in together for other in kept)]
+    return kept
 
 
 def forbid_with(context: click.Context, name: str, *others: str) -> None:
@@ -86,6 +105,12 @@ def forbid_with(context: click.Context, name: str, *others: str) -> None:
     for other in others:
         if context.get_parameter_source(other) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{_flag(context, other)} cannot be used with {_flag(context, name)}.", context)
+
+
+def require_with(context: click.Context, name: str, other: str) -> None:
+    """Raise a usage error when the command line gives `name`, which makes no sense without `other`, alone."""
+    if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and not context.params[other]:
+        raise click.UsageError(f"{_flag(context, name)} needs {_flag(context, other)}.", context)
 
 
 def common_options(function: F) -> F:

@@ -53,7 +53,7 @@ class Streams:
 
     def write_json(self, value: Any) -> None:
         """Write one JSON document on a line of its own."""
-        self.write(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+        self.write(json_line(value))
 
     def flush(self) -> None:
         """Hand all data written so far to the reader of standard output."""
@@ -99,6 +99,11 @@ class Streams:
         with contextlib.suppress(OSError, ValueError):
             self.stderr.write(message + "\n")
             self.stderr.flush()
+
+
+def json_line(value: Any) -> bytes:
+    """A JSON document on a line of its own."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -1,7 +1,7 @@
 """Bytes in, bytes out: level 0 reads UTF-8 bytes, and any bytes survive.
 
-The symbols are the 256 byte values and one for a hidden byte. A cut may fall before any byte but the later ones of a
-code point; bytes that are not valid UTF-8 count as code points of one byte.
+The symbols are the 256 byte values and one for no byte. A cut may fall before any byte but the later ones of a code
+point; bytes that are not valid UTF-8 count as code points of one byte.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 BYTE_VALUES = 256
-HIDDEN = 256
+NO_BYTE = 256
+"""What stands before the first byte of a text, and after its last."""
 SYMBOLS = 257
 LONGEST_CODE_POINT = 4
 
@@ -18,8 +19,7 @@ LONGEST_CODE_POINT = 4
 def cut_allowed_mask(values: Tensor) -> Tensor:
     """Where a segment may begin: [B, L] byte values to a [B, L] mask, false inside a code point.
 
-    A byte 0x80-0xBF is inside one when a lead byte stands before it, near enough to still claim it. A `HIDDEN` byte
-    may be a lead byte, so it counts as one, and a cut may fall before it.
+    A byte 0x80-0xBF is inside one when a lead byte stands before it, near enough to still claim it.
     """
     narrow = values.to(torch.int16)  # a quarter of the memory traffic
     continues = (narrow >= 0x80) & (narrow < 0xC0)

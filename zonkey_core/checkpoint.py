@@ -170,32 +170,63 @@ def pack_tensors(tensors: Mapping[str, Tensor], *, half: bool = False) -> bytes:
     return save({name: ready(tensor) for name, tensor in tensors.items()})
 
 
-def read_tensors(directory: Path, name: str) -> dict[str, Tensor]:
-    """Read a safetensors file of a checkpoint; raises `CheckpointError`."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load
+def read_tensors(directory: Path, name: str, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file whose keys begin with one of `prefixes`; raises `CheckpointError`."""
+    from safetensors import SafetensorError, safe_open
 
     path = file_path(directory, name)
     try:
-        return load(path.read_bytes())
+        with safe_open(path, framework="pt") as file:
+            keys: list[str] = file.keys()
+            return {key: file.get_tensor(key) for key in keys if key.startswith(prefixes)}
     except FileNotFoundError as error:
         raise CheckpointError(f"{directory}: {name} is missing; copy or train the model again") from error
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}); copy or train the model again") from error
 
 
-def load_model(directory: Path, *, device: torch.device | str = "cpu") -> Zonkey:
-    """The averaged model of a checkpoint in float32, in evaluation mode, on `device`; raises `CheckpointError`."""
+def load_model(
+    directory: Path, *, device: torch.device | str = "cpu", prefixes: tuple[str, ...] = ("",)
+) -> Zonkey:
+    """The averaged model of a checkpoint in float32, in evaluation mode, on `device`; raises `CheckpointError`.
+
+    With `prefixes`, only the tensors whose names begin with one of them are read; the others are on the meta device.
+    """
     import torch
+
+    card = read_model_card(directory)
+    model = _unfilled_model(card.config)
+    tensors: dict[str, Tensor] = {
+        name: torch.empty_like(tensor, device="meta")
+        for name, tensor in model.state_dict().items() if not name.startswith(prefixes)
+    }
+    for name, tensor in read_tensors(directory, MODEL, prefixes).items():
+        tensors[name] = tensor.to(device, torch.float32)
+    fill_model(model, tensors, origin=directory / MODEL)
+    return model.eval().requires_grad_(False)
+
+
+def _unfilled_model(config: Config) -> Zonkey:
+    """A model whose parameters hold nothing in particular; its making draws no numbers and writes to no memory.
+
+    It is not made on the meta device, where drawing numbers loads torch's compiler, which takes longer than all the
+    rest of loading a model.
+    """
+    import torch
+    from torch.nn import init
+    from torch.overrides import TorchFunctionMode
 
     from zonkey_core.model import Zonkey
 
-    card = read_model_card(directory)
-    with torch.device("meta"):
-        model = Zonkey(card.config.model)
-    tensors = read_tensors(directory, MODEL)
-    fill_model(model, {name: tensor.float() for name, tensor in tensors.items()}, origin=directory / MODEL)
-    return model.to(device).eval().requires_grad_(False)
+    class Unfilled(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            named = kwargs or {}
+            if func in (init.normal_, init.uniform_, init.kaiming_uniform_):
+                return named["tensor"]
+            return (torch.empty if func in (torch.randn, torch.zeros) else func)(*args, **named)
+
+    with Unfilled():
+        return Zonkey(config.model)
 
 
 def fill_model(model: Zonkey, tensors: dict[str, Tensor], *, origin: Path) -> None:

@@ -44,11 +44,15 @@ class LevelConfig(_Struct, frozen=True):
     splitter_width: int = 96
     splitter_kernel: int = 5
     splitter_layers: int = 2
+    splitter_ngrams: int = 32768
+    """Rows of the splitter's table of byte n-grams; of use at level 0 alone."""
+    reader_contexts: int = 32768
+    """Rows of the table of contexts from which level 0's reader, which teaches the splitter, tells hidden bytes."""
     reader_layers: int = 2
-    """Layers of the masked-modelling Transformer that teaches the splitter; it is not used after training."""
+    """Layers of the Transformer that is the reader of the levels above."""
     reader_span: int = 128
-    """Positions that the reader sees at once."""
-    mask_rate: float = 0.15
+    """Positions that these readers see at once."""
+    mask_rate: float = 0.1
     """Share of the positions hidden from the splitter and the reader in training."""
     trunk_width: int = 128
     trunk_layers: int = 2
@@ -83,6 +87,8 @@ class TrainingConfig(_Struct, frozen=True):
     batch_rows: int = 6
     learning_rate: float = 3e-3
     """Peak rate of AdamW, which trains vectors, tables and convolutions."""
+    table_learning_rate: float = 8e-3
+    """Peak rate of AdamW for tables of strings, each row of which is met rarely."""
     matrix_learning_rate: float = 0.01
     """Peak rate of Muon, which trains the matrices."""
     weight_decay: float = 0.01
@@ -169,7 +175,8 @@ def check_model_config(model: ModelConfig, *, origin: str) -> None:
 
 def check_training_config(training: TrainingConfig, *, origin: str) -> None:
     """Raise `ConfigError` where a value of `training` is out of its range."""
-    for key in ("row_bytes", "batch_rows", "learning_rate", "gradient_clip", "shuffle_documents"):
+    rates = ("learning_rate", "table_learning_rate")
+    for key in ("row_bytes", "batch_rows", *rates, "gradient_clip", "shuffle_documents"):
         if not 0 < getattr(training, key) < math.inf:
             raise ConfigError(f"{origin}: training.{key} must be positive and finite, not {getattr(training, key)}")
     for key in ("weight_decay", "warmup", "final_rate", "average_decay"):

@@ -24,7 +24,7 @@ from zonkey_core.existence import (
 )
 from zonkey_core.noise_schedule import NoiseSchedule
 from zonkey_core.positions import PositionEmbedding, PositionReadout, PositionSequence
-from zonkey_core.segment_splitter import SegmentReader, SegmentSplitter, Splits
+from zonkey_core.segment_splitter import ContextReader, SegmentReader, SegmentSplitter, Splits
 
 NEGLIGIBLE_EXISTENCE = 0.05
 """Positions of a window that exist with less than this are neither compressed nor decoded in training."""
@@ -64,15 +64,23 @@ class Level(nn.Module):
     def __init__(self, config: LevelConfig, channels_below: int | None) -> None:
         super().__init__()
         self.config = config
+        self.reads_bytes = channels_below is None
         self.channels = config.latents * config.width
         self.schedule = NoiseSchedule(config.noise_scale)
         splitter_width = config.splitter_width
-        self.splitter_embedding = PositionEmbedding(channels_below, splitter_width, hides=True)
         self.splitter = SegmentSplitter(
-            splitter_width, config.splitter_kernel, config.splitter_layers, config.segment_length
+            channels_below,
+            splitter_width,
+            config.splitter_kernel,
+            config.splitter_layers,
+            config.segment_length,
+            config.splitter_ngrams,
         )
-        self.reader_embedding = PositionEmbedding(channels_below, splitter_width, hides=True)
-        self.reader = SegmentReader(splitter_width, config.heads, config.reader_layers, config.reader_span)
+        self.reader = (
+            ContextReader(splitter_width, config.reader_contexts)
+            if channels_below is None
+            else SegmentReader(channels_below, splitter_width, config.heads, config.reader_layers, config.reader_span)
+        )
         self.reader_readout = PositionReadout(channels_below, splitter_width)
         self.embedding = PositionEmbedding(channels_below, config.width)
         self.compressor = Compressor(
@@ -84,7 +92,7 @@ class Level(nn.Module):
 
     def splitter_parameters(self) -> Iterator[nn.Parameter]:
         """What the masked-modelling loss trains."""
-        for module in (self.splitter_embedding, self.splitter, self.reader_embedding, self.reader, self.reader_readout):
+        for module in (self.splitter, self.reader, self.reader_readout):
             yield from module.parameters()
 
     def autoencoder_parameters(self) -> Iterator[nn.Parameter]:
@@ -92,16 +100,9 @@ class Level(nn.Module):
         for module in (self.embedding, self.compressor, self.decoder, self.readout):
             yield from module.parameters()
 
-    def split(self, sequence: PositionSequence, hidden_mask: Tensor | None = None) -> Splits:
-        """The probability of a start at every position; with `hidden_mask`, seen from the masked sequence.
-
-        Padding counts as certain starts, so that it belongs to no segment.
-        """
-        forced = sequence.document_mask | ~sequence.exists_mask
-        forced[:, 0] = True
-        embedded = self.splitter_embedding(sequence.values, hidden_mask)
-        allowed = sequence.cut_allowed(hidden_mask)
-        splits: Splits = self.splitter(embedded, sequence.exists_mask, allowed_mask=allowed, forced_mask=forced)
+    def split(self, sequence: PositionSequence) -> Splits:
+        """The probability of a start at every position."""
+        splits: Splits = self.splitter(sequence)
         return splits
 
     def choose_starts(

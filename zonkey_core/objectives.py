@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from zonkey_core.bytes import BYTE_VALUES
 from zonkey_core.denoiser import DecodedWindows, NoisySlots
 from zonkey_core.existence import LOG_FLOOR, cumulative_log_continue
 from zonkey_core.level import Level, Segmentation, Windows
@@ -25,8 +26,12 @@ from zonkey_core.losses import (
 )
 from zonkey_core.noise_schedule import NoiseSchedule
 from zonkey_core.positions import LARGEST_BANK, PositionSequence
-from zonkey_core.segment_splitter import hide_positions
+from zonkey_core.segment_splitter import draw_relaxed, hide_positions
+from zonkey_core.text_noise import noise_rows, noised_start_prob
 
+NOISED_ROWS = 2
+WARMEST, COOLEST = 1.0, 0.4
+"""Temperatures at which starts are drawn at the beginning of a splitter's stage and at its end."""
 DECODER_NOISE = 0.5
 """Largest noise-to-signal ratio that the autoencoder's decoder is trained to undo."""
 
@@ -40,26 +45,70 @@ class Encoded(NamedTuple):
 
 
 def splitter_objective(
-    level: Level, sequence: PositionSequence, generator: torch.Generator, *, certainty: float = 1.0
+    level: Level,
+    sequence: PositionSequence,
+    generator: torch.Generator,
+    *,
+    certainty: float = 1.0,
+    stability: float = 1.0,
+    temperature: float = COOLEST,
 ) -> dict[str, Tensor]:
     """Leak-free masked modelling: splitter and reader both see the masked sequence only (design of the splitter).
 
-    `certainty` weighs the penalty on probabilities that are neither 0 nor 1.
+    The reader is given starts drawn at a `temperature` (`draw_relaxed`). `certainty` weighs the penalty on
+    probabilities that are neither 0 nor 1, and `stability` that on cuts of bytes that change under noise.
     """
-    hidden = hide_positions(sequence.exists_mask.shape, level.config.mask_rate, generator)
-    hidden = hidden.to(sequence.values.device)
-    splits = level.split(sequence, hidden)
-    states = level.reader(level.reader_embedding(sequence.values, hidden), splits.start_prob)
-    chosen = hidden & sequence.exists_mask
-    masked = level.reader_readout.loss(states[chosen], sequence.values[chosen]).sum() / chosen.sum().clamp(min=1)
+    hidden, values = hide_positions(sequence, level.config.mask_rate, generator)
+    splits = level.split(sequence._replace(values=values))
+    drawn = draw_relaxed(splits, temperature, generator)
+    told = level.reader_readout.loss(level.reader(values, hidden, drawn), sequence.values[hidden])
+    if level.reads_bytes:
+        alone = alone_in_segment(drawn)[hidden]
+        told = (1 - alone) * told + alone * unigram_cost(sequence)[hidden]
+    masked = told.sum() / max(1, len(told))
     cumulative = cumulative_log_continue(splits.start_prob)
     rate = rate_penalty(splits.start_prob, sequence.exists_mask, 1 / level.config.segment_length)
-    return {
+    losses = {
         "masked": masked,
         "rate": rate,
         "overlong": overlong_penalty(cumulative, level.config.window),
         "uncertainty": certainty * uncertainty_penalty(splits.start_prob, sequence.exists_mask),
     }
+    if stability and level.reads_bytes:
+        losses["stability"] = stability * stability_loss(level, sequence, generator)
+    return losses
+
+
+def alone_in_segment(start_prob: Tensor) -> Tensor:
+    """[B, L] probability that a position is all of its segment: `p_i p_{i+1}`, and a row's end begins another."""
+    return start_prob * functional.pad(start_prob[:, 1:], (0, 1), value=1.0)
+
+
+def unigram_cost(sequence: PositionSequence) -> Tensor:
+    """[B, L] nats that it takes to tell a byte from nothing: `-log` of its share of the batch.
+
+    A byte that is cut off from all others costs this much. A reader would learn which bytes it finds alone, and the
+    splitter, which has seen what surrounds a hidden byte, could then tell it by cutting it off.
+    """
+    counts = torch.bincount(sequence.values[sequence.exists_mask], minlength=BYTE_VALUES).float()
+    cost: Tensor = -(counts / counts.sum()).clamp(min=1e-9).log()
+    return cost[sequence.values]
+
+
+def stability_loss(level: Level, sequence: PositionSequence, generator: torch.Generator) -> Tensor:
+    """Cross-entropy of the starts of noised rows against the splitter's own of the clean ones, a fixed target.
+
+    One row in `NOISED_ROWS` is noised.
+    """
+    count = -(-len(sequence.values) // NOISED_ROWS)
+    clean = PositionSequence(*(part[:count] for part in sequence))
+    with torch.no_grad():
+        target = level.split(clean).start_prob
+    noised, origins = noise_rows(clean, generator)
+    splits = level.split(noised)
+    asked = noised.exists_mask & noised.cut_allowed() & ~noised.document_mask
+    asked[:, 0] = False
+    return existence_loss(splits.start_logits, noised_start_prob(target, origins), asked.float())
 
 
 def window_losses(

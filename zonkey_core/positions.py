@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.bytes import BYTE_VALUES, HIDDEN, SYMBOLS, cut_allowed_mask
+from zonkey_core.bytes import BYTE_VALUES, cut_allowed_mask
 from zonkey_core.latents import to_sphere
 from zonkey_core.losses import contrastive_loss
 
@@ -30,45 +30,33 @@ class PositionSequence(NamedTuple):
     document_mask: Tensor
     """[B, L] true at the first position of a document."""
 
-    def cut_allowed(self, hidden_mask: Tensor | None = None) -> Tensor:
-        """[B, L] mask: anywhere between latents, not inside a code point between bytes, and not in padding.
-
-        With `hidden_mask`, what stands under it has no influence, lest the mask tell what was hidden.
-        """
+    def cut_allowed(self) -> Tensor:
+        """[B, L] mask: anywhere between latents, not inside a code point between bytes, and not in padding."""
         if self.values.dim() > 2:
             return self.exists_mask
-        shown = self.values if hidden_mask is None else self.values.masked_fill(hidden_mask, HIDDEN)
-        return cut_allowed_mask(shown) & self.exists_mask
+        return cut_allowed_mask(self.values) & self.exists_mask
 
 
 class PositionEmbedding(nn.Module):
-    """Values to vectors of `width`; `channels` is None for bytes. Only one that `hides` can embed hidden latents."""
+    """Values to vectors of `width`; `channels` is None for bytes."""
 
-    def __init__(self, channels: int | None, width: int, *, hides: bool = False) -> None:
+    def __init__(self, channels: int | None, width: int) -> None:
         super().__init__()
         self.channels = channels
         if channels is None:
-            self.table = nn.Embedding(SYMBOLS, width)
+            self.table = nn.Embedding(BYTE_VALUES, width)
         else:
             self.linear = nn.Linear(channels, width)
-            self.hidden = nn.Parameter(torch.randn(width)) if hides else None
 
-    def forward(self, values: Tensor, hidden_mask: Tensor | None = None) -> Tensor:
-        """Embed true values; positions in `hidden_mask` look like nothing but hidden ones."""
-        if self.channels is None:
-            shown = values if hidden_mask is None else values.masked_fill(hidden_mask, HIDDEN)
-            embedded: Tensor = self.table(shown)
-            return embedded
-        embedded = self.linear(values)
-        if hidden_mask is None:
-            return embedded
-        assert self.hidden is not None
-        return torch.where(hidden_mask.unsqueeze(-1), self.hidden.to(embedded.dtype), embedded)
+    def forward(self, values: Tensor) -> Tensor:
+        """Embed true values."""
+        embedded: Tensor = self.table(values) if self.channels is None else self.linear(values)
+        return embedded
 
     def embed_soft(self, soft: Tensor) -> Tensor:
         """Embed what a read-out gave, differentiably: the mean embedding under byte probabilities, or latents."""
         if self.channels is None:
-            return functional.linear(soft, self.table.weight[:BYTE_VALUES].T)
+            return functional.linear(soft, self.table.weight.T)
         embedded: Tensor = self.linear(soft)
         return embedded
 

@@ -3,14 +3,18 @@
 Positions are gathered into blocks at fixed offsets of the stream, whatever pieces it arrives in, and each block is
 read with enough of its surroundings that every probability is the one that the whole text would give. Cuts therefore
 depend neither on how the input arrives nor on where a block ends.
+
+Cuts of a level are cuts of every level below, so `segment_levels` gives all levels in one pass: whole segments of the
+highest, as arrays, with those that they consist of.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,25 +28,27 @@ from zonkey_core.existence import forced_starts
 from zonkey_core.level import Level, Segmentation
 from zonkey_core.model import Zonkey
 from zonkey_core.positions import PositionSequence
+from zonkey_core.segments import Segment, Segments, Starts
 
-BYTE_BLOCK = (8, 4096)
+BYTE_BLOCK = (32, 1024)
 """Most rows, and positions per row, of level 0's blocks. The first block is one row and each is twice the last, up to
 that many, so that the first segments of a slow stream come early."""
 LATENT_BLOCK = (4, 512)
 """The same above level 0."""
+THRESHOLD = 0.5
+"""The probability above which a cut is made, unless a caller chooses another for the highest level."""
+RATE_BYTES = 1 << 16
+"""Bytes at the beginning of a stream that a threshold for a rate is chosen on."""
 
 
-class Segment(msgspec.Struct, frozen=True):
-    """One segment of a stream."""
+class RateThreshold(NamedTuple):
+    """The threshold that comes nearest to a rate."""
 
-    level: int
-    start: int
-    """Byte offset of its first byte."""
-    end: int
-    """Byte offset after its last."""
-    prob: float
-    """The splitter's probability of a cut at `start`; 1 at the beginning of the stream."""
-    text: bytes
+    threshold: float
+    bytes_per_segment: float
+    """What it gives on the text that it was chosen on."""
+    within_reach: bool
+    """False where every threshold gives longer segments, or every one shorter; the whole text as one does not count."""
 
 
 class Cuts(NamedTuple):
@@ -58,9 +64,10 @@ class Cuts(NamedTuple):
 class LevelCutter:
     """Finds the cuts of one level in a stream of its positions."""
 
-    def __init__(self, level: Level, *, keep_latents: bool) -> None:
+    def __init__(self, level: Level, *, keep_latents: bool, threshold: float) -> None:
         self.level = level
         self.keep_latents = keep_latents
+        self.threshold = threshold
         self.is_bytes = level.readout.channels is None
         self.rows, self.row = BYTE_BLOCK if self.is_bytes else LATENT_BLOCK
         self.halo = level.config.window + max(level.splitter.reach, LONGEST_CODE_POINT - 1)
@@ -104,8 +111,8 @@ class LevelCutter:
         if self.done == 0:
             probs[0] = 1.0
         known = probs.cpu().numpy().copy()
-        starts = self._limit((known > 0.5).nonzero()[0], known)
-        probs[torch.from_numpy(starts[known[starts] <= 0.5]).to(probs.device)] = 1.0
+        starts = self._limit((known > self.threshold).nonzero()[0], known)
+        probs[torch.from_numpy(starts[known[starts] <= self.threshold]).to(probs.device)] = 1.0
         starts = starts[starts < count]
         if len(starts):
             self.last_start = self.done + int(starts[-1])
@@ -158,69 +165,155 @@ class LevelCutter:
         return self.level.encode(sequence, segmentation).float()
 
 
-def segment_stream(model: Zonkey, chunks: Iterable[bytes], *, level: int = 0) -> Iterator[list[Segment]]:
+def splitting_tensors(level: int) -> tuple[str, ...]:
+    """How the names of the tensors begin that cutting up to `level` needs; a model may leave the others unread."""
+    return tuple(
+        f"stack.{index}.{part}."
+        for index in range(level + 1)
+        for part in (("splitter",) if index == level else ("splitter", "embedding", "compressor"))
+    )
+
+
+def segment_stream(
+    model: Zonkey, chunks: Iterable[bytes], *, level: int = 0, threshold: float = THRESHOLD
+) -> Iterator[list[Segment]]:
     """Segments of a stream at one level, in lists as they become known; their texts add up to the input.
 
-    Raises `ConfigError` for a level that the model does not have.
+    Raises as `segment_levels`.
+    """
+    for segments in segment_levels(model, chunks, level=level, threshold=threshold):
+        yield segments.flat()
+
+
+def segment_levels(
+    model: Zonkey, chunks: Iterable[bytes], *, level: int = 0, threshold: float = THRESHOLD, start: int = 0
+) -> Iterator[Segments]:
+    """Segments of a stream at `level` and all levels below, as they become known; their texts add up to the input.
+
+    A cut of `level` is made where the probability is above `threshold`, in [0, 1), and of the levels below where it
+    is above one half, as in training. `start` is the byte offset of the first byte. Raises `ConfigError` for a level
+    that the model does not have, or a threshold out of range.
     """
     if not 0 <= level < len(model.levels):
         raise ConfigError(f"level must be between 0 and {len(model.levels) - 1}, not {level}")
-    cutters = [LevelCutter(each, keep_latents=index < level) for index, each in enumerate(model.levels[: level + 1])]
-    writer = _SegmentWriter(level)
+    if not 0 <= threshold < 1:
+        raise ConfigError(f"threshold must be at least 0 and below 1, not {threshold}")
+    cutters = [
+        LevelCutter(each, keep_latents=index < level, threshold=THRESHOLD if index < level else threshold)
+        for index, each in enumerate(model.levels[: level + 1])
+    ]
+    gathered = _Gathered(level, start)
     precision = choose_precision("auto", model.device)
-    offset = 0
+    offset = start
     for chunk in chunks:
         if not chunk:
             continue
         values = torch.from_numpy(np.frombuffer(chunk, dtype=np.uint8).astype(np.int64)).to(model.device)
-        writer.text += chunk
+        gathered.text += chunk
         places = np.arange(offset, offset + len(chunk), dtype=np.int64)
         offset += len(chunk)
         with autocast(model.device, precision):
             cuts = list(_climb(cutters, 0, cutters[0].push(values, places)))
-        for cut in cuts:
-            yield writer.segments(cut)
+        yield from gathered.add(cuts)
     for index, cutter in enumerate(cutters):
         with autocast(model.device, precision):
             cuts = list(_climb(cutters, index, cutter.finish()))
-        for cut in cuts:
-            yield writer.segments(cut)
-    yield writer.rest(offset)
+        yield from gathered.add(cuts)
+    yield from gathered.rest()
 
 
-def _climb(cutters: list[LevelCutter], index: int, cuts: Iterator[Cuts]) -> Iterator[Cuts]:
-    """Pass a level's cuts up to the last cutter, and yield that one's."""
+def _climb(cutters: list[LevelCutter], index: int, cuts: Iterator[Cuts]) -> Iterator[tuple[int, Cuts]]:
+    """Pass the cuts of a level up through the levels above; yields every level's, with its index."""
     for cut in cuts:
-        if index + 1 == len(cutters):
-            yield cut
-        elif cut.latents is not None:
+        yield index, cut
+        if cut.latents is not None:
             yield from _climb(cutters, index + 1, cutters[index + 1].push(cut.latents, cut.offsets))
 
 
-class _SegmentWriter:
-    """Turns starts into segments: one is complete when the next is known."""
+class _Gathered:
+    """Gathers starts into whole segments of the highest level: one is whole when the start of the next is known.
 
-    def __init__(self, level: int) -> None:
-        self.level = level
+    By then the starts of the levels below are known up to there, since they are what it was found among.
+    """
+
+    def __init__(self, level: int, start: int) -> None:
         self.text = bytearray()
         """The stream from `self.start` on."""
-        self.start = 0
-        self.prob = 1.0
+        self.start = start
+        self.starts = [Starts(np.zeros(0, np.int64), np.zeros(0, np.float32))] * (level + 1)
+        """Those that are known from there on."""
 
-    def segments(self, cuts: Cuts) -> list[Segment]:
-        """The segments that a further block of starts completes."""
-        result = []
-        begin = self.start
-        for offset, prob in zip(cuts.offsets.tolist(), cuts.probs.tolist(), strict=True):
-            if offset > self.start:
-                text = bytes(self.text[self.start - begin : offset - begin])
-                result.append(Segment(self.level, self.start, offset, self.prob, text))
-            self.start, self.prob = offset, prob
-        del self.text[: self.start - begin]
-        return result
+    def add(self, found: Iterable[tuple[int, Cuts]]) -> Iterator[Segments]:
+        """Take further cuts, each with its level; yields the segments that they complete."""
+        for level, cuts in found:
+            offsets, probs = self.starts[level]
+            self.starts[level] = Starts(np.append(offsets, cuts.offsets), np.append(probs, cuts.probs))
+            if level == len(self.starts) - 1 and len(self.starts[level].offsets) > 1:
+                yield self._take(int(self.starts[level].offsets[-1]))
 
-    def rest(self, end: int) -> list[Segment]:
-        """The last segment."""
-        if end == self.start:
-            return []
-        return [Segment(self.level, self.start, end, self.prob, bytes(self.text))]
+    def rest(self) -> Iterator[Segments]:
+        """The last segment, where there is one."""
+        if self.text:
+            yield self._take(self.start + len(self.text))
+
+    def _take(self, end: int) -> Segments:
+        """Everything before byte offset `end`, a start of the highest level or the end of the stream."""
+        halves = [each.split(end) for each in self.starts]
+        size = end - self.start
+        taken = Segments(self.start, bytes(self.text[:size]), tuple(before for before, _ in halves))
+        self.starts = [after for _, after in halves]
+        self.start = end
+        del self.text[:size]
+        return taken
+
+
+def take_head(chunks: Iterable[bytes], size: int = RATE_BYTES) -> tuple[bytes, Iterator[bytes]]:
+    """The first `size` bytes of a stream, or all of a shorter one, and the whole stream again."""
+    rest = iter(chunks)
+    held = bytearray()
+    while len(held) < size and (chunk := next(rest, None)) is not None:
+        held += chunk
+    return bytes(held[:size]), itertools.chain([bytes(held)], rest)
+
+
+def threshold_for_rate(model: Zonkey, text: bytes, *, level: int, bytes_per_segment: float) -> RateThreshold:
+    """The threshold at which the segments of `text` at `level` are as near as can be to `bytes_per_segment` long.
+
+    Found by bisection over the probabilities that occur: the number of segments, forced cuts included, never rises
+    with the threshold.
+    """
+    if not text:
+        return RateThreshold(THRESHOLD, 0.0, True)
+    parts = [each.starts for each in segment_levels(model, [text], level=level, threshold=0.0)]
+    probs = np.concatenate([starts[level].probs for starts in parts])
+    positions = np.concatenate([starts[level].offsets for starts in parts])
+    length = len(text)
+    if level:
+        below = np.concatenate([starts[level - 1].offsets for starts in parts])
+        positions, length = np.searchsorted(below, positions), len(below)
+    thresholds = _thresholds(probs)
+    window = model.levels[level].config.window
+
+    def rate(index: int) -> float:
+        return len(text) / _count_segments(positions[probs > thresholds[index]], positions, length, window)
+
+    above = bisect.bisect_left(range(len(thresholds)), bytes_per_segment, key=rate)
+    near = range(max(above - 1, 0), min(above + 1, len(thresholds)))
+    best = min(near, key=lambda index: abs(rate(index) - bytes_per_segment))
+    longest = rate(len(thresholds) - 1)
+    within_reach = rate(0) <= bytes_per_segment and (bytes_per_segment <= longest or longest == len(text))
+    return RateThreshold(float(thresholds[best]), rate(best), within_reach)
+
+
+def _thresholds(probs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Every threshold that makes a difference to starts of these probabilities, ascending: 0, then between them."""
+    values = np.unique(np.append(probs, np.float32(1)))
+    middles = values[:-1] + (values[1:] - values[:-1]) / 2
+    return np.append(np.float32(0), np.where(middles < values[1:], middles, values[:-1]))
+
+
+def _count_segments(starts: NDArray[np.int64], allowed: NDArray[np.int64], length: int, window: int) -> int:
+    """How many segments `length` positions have that are cut at `starts` and, where they must be, at `allowed` ones."""
+    allowed_mask = np.zeros(length, dtype=np.bool_)
+    allowed_mask[allowed] = True
+    return len(starts) + len(forced_starts(np.append(starts, length), allowed_mask, window))

@@ -8,8 +8,10 @@ import stat
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from zonkey_cli.files import Inputs, edit_in_place, replace_file
+from zonkey_cli.files import Inputs, edit_in_place, lines, replace_file, written_whole
 from zonkey_cli.streams import Streams
 
 
@@ -83,3 +85,57 @@ def test_failure_before_the_end_keeps_the_old_file(
         replace_file(str(path), b"new", mode=0o600)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["text"]
+
+
+@given(st.lists(st.text(st.sampled_from("a\n\r\0")).map(str.encode), max_size=8))
+def test_lines_add_up_and_end_at_newlines_alone(chunks: list[bytes]) -> None:
+    data = b"".join(chunks)
+    found = [(start, b"".join(pieces)) for start, pieces in lines(chunks)]
+    assert [line for _, line in found] == io.BytesIO(data).readlines()
+    assert all(data[start : start + len(line)] == line for start, line in found)
+
+
+def test_a_line_is_there_as_soon_as_its_end_is() -> None:
+    source = iter([b"o", b"ne\ntw", b"o"])
+    found = lines(source)
+    assert b"".join(next(found)[1]) == b"one\n"
+    assert next(source) == b"o"
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path, link = tmp_path / "text", tmp_path / "link"
+    link.symlink_to("text")
+    with written_whole(str(link)) as file:
+        file.write(b"new")
+        assert not path.exists()
+    assert link.is_symlink() and path.read_bytes() == b"new"
+    path.chmod(0o640)
+    with pytest.raises(KeyboardInterrupt), written_whole(str(path)) as file:
+        file.write(b"newer")
+        raise KeyboardInterrupt
+    with written_whole(str(path)) as file:
+        file.write(b"newest")
+    assert path.read_bytes() == b"newest" and stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert sorted(os.listdir(tmp_path)) == ["link", "text"]
+
+
+def test_what_is_no_regular_file_is_written_to_as_it_is() -> None:
+    with written_whole(os.devnull) as file:
+        file.write(b"new")
+    assert not Path(os.devnull).is_file()
+
+
+def test_an_error_of_writing_names_the_file(tmp_path: Path) -> None:
+    for name in ("none/text", "."):
+        with pytest.raises(OSError) as failure, written_whole(str(tmp_path / name)):
+            pass
+        assert failure.value.filename == str(tmp_path / name)
+
+
+def test_the_status_of_inputs(tmp_path: Path) -> None:
+    own, _ = streams(b"")
+    inputs = Inputs(own, [])
+    assert os.path.samestat(inputs.status(str(tmp_path)), tmp_path.stat())
+    own.stdin = None
+    with pytest.raises(ValueError, match="closed"):
+        inputs.status("-")

@@ -97,6 +97,20 @@ def test_segments_come_before_the_text_ends(zonkey: Zonkey, tiny_model: Path) ->
     assert zonkey.run("segment", "--undo", stdin=first + rest).stdout == sent + b"The end."
 
 
+def test_lines_are_cut_before_the_next_is_there(zonkey: Zonkey, tiny_model: Path) -> None:
+    process = zonkey.start("segment", "-m", tiny_model, "--line-buffered", "--join", "|")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for line in (b"These words come first.\n", b"\n", b"More of them come later.\n"):
+        process.stdin.write(line)
+        process.stdin.flush()
+        ready, _, _ = select.select([process.stdout], [], [], 60)
+        assert ready, "no segment of a line within a minute"
+        assert process.stdout.readline().replace(b"|", b"") == line
+    process.stdin.close()
+    assert (process.stdout.read(), process.wait(60)) == (b"", 0)
+
+
 def test_undo_refuses_other_text(zonkey: Zonkey) -> None:
     good = zonkey.folder / "good"
     good.write_bytes(b"a \nb\\n\n")

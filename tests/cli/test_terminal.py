@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import pty
+import re
+import select
 from pathlib import Path
 
 from tests.conftest import QUICK_TRAINING, Zonkey
@@ -54,6 +56,30 @@ def test_no_colour_when_it_is_not_wanted_or_a_format_is(zonkey: Zonkey, tiny_mod
         assert b"\x1b" not in seen
         assert seen.endswith(b"\\n\n")
     assert on_terminal(zonkey, "stdout", "segment", "-m", tiny_model, "--join", "", stdin=text) == text
+
+
+def test_shades_of_probability_and_a_tree(zonkey: Zonkey, tiny_model: Path) -> None:
+    text = b"The town lies by the river.\n"
+    seen = on_terminal(zonkey, "stdout", "segment", "-m", tiny_model, "--prob", stdin=text)
+    assert seen.startswith(b"\x1b[38;5;16;48;5;33mT\x1b[0m")
+    assert re.sub(rb"\x1b\[[\d;]*m", b"", seen) == text
+    seen = on_terminal(zonkey, "stdout", "segment", "-m", tiny_model, "--tree", stdin=text)
+    assert "└── ".encode() in seen and b"\x1b[" in seen
+
+
+def test_typed_lines_are_answered_at_once(zonkey: Zonkey, tiny_model: Path) -> None:
+    near, far = pty.openpty()
+    process = zonkey.start("segment", "-m", tiny_model, "-q", "--join", "", stdin=far)
+    os.close(far)
+    assert process.stdout is not None
+    for line in (b"The town lies by the river.\n", b"It has a mill.\n"):
+        os.write(near, line)
+        ready, _, _ = select.select([process.stdout], [], [], 60)
+        assert ready, "a typed line has no answer"
+        assert process.stdout.readline() == line
+    os.write(near, b"\x04")
+    assert (process.stdout.read(), process.wait(60)) == (b"", 0)
+    os.close(near)
 
 
 def test_info_draws_tables(zonkey: Zonkey, tiny_model: Path) -> None:

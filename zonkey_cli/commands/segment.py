@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import itertools
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
 
-from zonkey_cli.escaping import BadEscapeError, line_record, null_record, undo
+from zonkey_cli.escaping import BadEscapeError, undo
 from zonkey_cli.exit_codes import ExitCode
-from zonkey_cli.files import Inputs
-from zonkey_cli.models import check_level, load_model
+from zonkey_cli.files import Inputs, lines, written_whole
+from zonkey_cli.models import check_level, highest_level, load_model
 from zonkey_cli.options import (
     FILE,
+    FiniteRange,
     Manual,
     Verb,
     common_options,
+    compatible,
     device_option,
     forbid_with,
     json_option,
     model_option,
     null_option,
-    one_of,
+    require_with,
 )
 from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
-    from zonkey_core.segmenting import Segment
-
-_COLOURS = (b"\x1b[36m", b"\x1b[33m")
-_RESET = b"\x1b[0m"
+    from zonkey_cli.segment_formats import Format
+    from zonkey_core.model import Zonkey
+    from zonkey_core.segments import Segments
 
 MANUAL = Manual(
     examples=(
@@ -37,23 +42,79 @@ MANUAL = Manual(
         ("echo 'the unbelievable truth' | zonkey segment --join '|'", "Running text with the cuts marked."),
         ("zonkey segment --level 1 book.txt", "Sentence-like segments, one a line."),
         ("zonkey segment book.txt | zonkey segment --undo | cmp - book.txt", "There and back, byte for byte."),
-        ("zonkey segment --json book.txt | jq .prob", "How sure the model is of each cut."),
+        ("zonkey segment --prob book.txt | awk '$1 < 0.9' | cut -f2-", "The segments whose cut the model doubts."),
+        ("zonkey segment --bytes-per-segment 4 book.txt", "Shorter segments, at the rate of a common tokenizer."),
+        ("tail -f log | zonkey segment --line-buffered", "The segments of each line as soon as it is there."),
+        ("zonkey segment --tree --json book.txt | jq '.segments | length'", "How many words a sentence has."),
+        ("zonkey segment --stats --top 50 *.txt", "What the segments of many files are like."),
+        ("zonkey segment --html page.html book.txt", "A page to look at, with every level and probability."),
     ),
     exit_status=(("1", "A file could not be read, or the input of --undo is no output of segment."),),
 )
 
-Render = Callable[[Iterable[bytes]], Iterator[bytes]]
-"""Turns the segments of one file, in order, into what is written for each."""
+_CUTTING = ("threshold", "bytes_per_segment", "line_buffered")
+_FORMATS = ("as_json", "null", "join", "prob", "tree", "stats", "html")
+_TOGETHER = ({"as_json", "tree"}, {"as_json", "stats"}, {"null", "prob"})
+"""The formats that can be had together."""
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """How text is cut."""
+
+    level: int
+    threshold: float | None
+    bytes_per_segment: float | None
+    line_buffered: bool | None
+    """Whether each line is a text of its own; None stands for input from a terminal alone."""
 
 
 @click.command("segment", cls=Verb, manual=MANUAL, short_help="Cut text into the segments that the model learned.")
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=FILE)
 @click.option(
-    "--level", type=click.IntRange(min=0), metavar="N", default=0, show_default=True,
-    help="Whose segments: 0 is word-like, 1 sentence-like, and so on.",
+    "--level", type=click.IntRange(min=0), metavar="N",
+    help="Whose segments: 0 is word-like, 1 sentence-like, and so on.  "
+    "[default: 0; with --tree and --html the model's highest]",
+)
+@click.option(
+    "--threshold", type=FiniteRange(min=0, max=1, min_open=True, max_open=True), metavar="P",
+    help="Cut where the probability is above P at the level shown; levels below keep 0.5, as the model was trained.  "
+    "[default: 0.5]",
+)
+@click.option(
+    "--bytes-per-segment", type=FiniteRange(min=1, min_open=True), metavar="R",
+    help="Choose the threshold for segments of R bytes on average, on the first 64 KiB of each file.",
+)
+@click.option(
+    "--line-buffered/--no-line-buffered", default=None,
+    help="Cut each line as a text of its own and write its segments at once; slower on long files. On for standard "
+    "input that is a terminal, unless --bytes-per-segment is given.",
 )
 @click.option("--join", metavar="STR", help="Write running text with STR between segments, nothing escaped.")
-@json_option("Write one object a line: file, level, start and end in bytes, prob of the cut at start, text.")
+@click.option(
+    "--prob", is_flag=True,
+    help="Show the probability of the cut at each segment's start: before it, with a tab between, or on a terminal by "
+    "how its first character is shaded.",
+)
+@click.option("--tree", is_flag=True, help="Write segments nested, from level N to 0: each above those it is made of.")
+@click.option(
+    "--stats", is_flag=True,
+    help="Write what the segments of all files are like: number, lengths, and the most frequent. "
+    "Distinct segments are held in memory.",
+)
+@click.option(
+    "--top", type=click.IntRange(min=0), metavar="N", default=20, show_default=True,
+    help="How many of the most frequent segments --stats shows.",
+)
+@click.option(
+    "--html", metavar="PAGE",
+    help="Write a page with the segments of level N and all below, and their probabilities, to the file PAGE; "
+    "- is standard output.",
+)
+@json_option(
+    "Write one object a line: file, level, start and end in bytes, prob of the cut at start, text; with --tree also "
+    "segments, with --stats one object with all figures."
+)
 @null_option(r"End each segment by NUL; only NUL and backslash are escaped, as \0 and \\.")
 @click.option("--undo", is_flag=True, help="Turn lines (with -0, NUL-terminated records) back into the exact text.")
 @model_option
@@ -63,8 +124,16 @@ Render = Callable[[Iterable[bytes]], Iterator[bytes]]
 def command(
     context: click.Context,
     files: tuple[str, ...],
-    level: int,
+    level: int | None,
+    threshold: float | None,
+    bytes_per_segment: float | None,
+    line_buffered: bool | None,
     join: str | None,
+    prob: bool,
+    tree: bool,
+    stats: bool,
+    top: int,
+    html: str | None,
     as_json: bool,
     null: bool,
     undo: bool,
@@ -80,95 +149,138 @@ def command(
     and every other byte stands for itself. On a terminal, without a format option, running text appears instead with
     its segments in alternating colours. In --json, text holds the replacement character where a segment is not valid
     UTF-8; start and end count bytes and are exact.
+
+    Where the model's window allows no longer segment, it forces a cut, whatever its probability.
     """
     streams = context.ensure_object(Streams)
     inputs = Inputs(streams, files)
     if undo:
-        forbid_with(context, "undo", "as_json", "join", "level")
+        forbid_with(context, "undo", "level", "top", *_CUTTING, *(name for name in _FORMATS if name != "null"))
         _undo(streams, inputs, end=b"\0" if null else b"\n")
     else:
-        chosen = one_of(context, "as_json", "null", "join")
+        require_with(context, "top", "stats")
+        formats = compatible(context, *_FORMATS, together=_TOGETHER)
+        ways = compatible(context, *_CUTTING, together=[{"threshold", "line_buffered"}])
+        _check_page(context, inputs, html if "html" in formats else None)
         check_level(model, level)
-        _segment(streams, inputs, model=model, device=device, level=level, render=_renderer(streams, chosen, join))
+        if level is None:
+            level = highest_level(model) if {"tree", "html"} & {*formats} else 0
+        cutting = Cutting(
+            level=level,
+            threshold=threshold if "threshold" in ways else None,
+            bytes_per_segment=bytes_per_segment if "bytes_per_segment" in ways else None,
+            line_buffered=False if "bytes_per_segment" in ways else line_buffered,
+        )
+        _segment(
+            streams, inputs, cutting, model=model, device=device, page=html if "html" in formats else None,
+            make_format=lambda: _format(streams, formats, level=cutting.level, join=join, top=top),
+        )
     return ExitCode.SOFT_FAILURE if inputs.failed else ExitCode.DONE
 
 
-def _renderer(streams: Streams, chosen: str | None, join: str | None) -> Render | None:
-    """What writes the segments in the chosen format; None stands for JSON, which tells more than their text."""
-    if chosen == "as_json":
-        return None
-    if chosen == "null":
-        return lambda segments: map(null_record, segments)
-    if chosen == "join" and join is not None:
-        separator = _argument_bytes(join)
-        return lambda segments: _joined(segments, separator)
-    if streams.colours_output:
-        return _coloured
-    return lambda segments: map(line_record, segments)
+def _check_page(context: click.Context, inputs: Inputs, page: str | None) -> None:
+    """Raise a usage error when `page` names no file, or one that is read."""
+    if page == "":
+        raise click.BadParameter("the name of a file needs at least one character.", context, param_hint="'--html'")
+    if page is None or not os.path.isfile(page):
+        return
+    for name in inputs.names:
+        with contextlib.suppress(OSError, ValueError):
+            if os.path.samestat(inputs.status(name), os.stat(page)):
+                raise click.UsageError(f"--html {page} is also an input; give the page a name of its own.", context)
+
+
+def _format(streams: Streams, formats: Collection[str], *, level: int, join: str | None, top: int) -> Format:
+    """What writes the segments in the chosen formats."""
+    from zonkey_cli.segment_formats import Coloured, Joined, JsonLines, Records
+
+    if "html" in formats:
+        from zonkey_cli.segment_page import Page
+
+        return Page(level=level)
+    if "stats" in formats:
+        from zonkey_cli.segment_stats import Stats, drawn_report, json_report, plain_report
+
+        plain = drawn_report if streams.colours_output else plain_report
+        return Stats(level=level, top=top, report=json_report if "as_json" in formats else plain)
+    if "as_json" in formats:
+        return JsonLines(nested="tree" in formats)
+    if "tree" in formats:
+        from zonkey_cli.segment_tree import DrawnTree, IndentedTree
+
+        return DrawnTree() if streams.colours_output else IndentedTree()
+    if "join" in formats and join is not None:
+        return Joined(join.encode("utf-8", "surrogateescape"))
+    if streams.colours_output and "null" not in formats:
+        return Coloured(prob="prob" in formats)
+    return Records(null="null" in formats, prob="prob" in formats)
 
 
 def _segment(
-    streams: Streams, inputs: Inputs, *, model: str, device: str, level: int, render: Render | None
+    streams: Streams,
+    inputs: Inputs,
+    cutting: Cutting,
+    *,
+    model: str,
+    device: str,
+    page: str | None,
+    make_format: Callable[[], Format],
 ) -> None:
-    """Write the segments of every input; the model is loaded at the first that can be opened."""
-    loaded = None
-    for name, file in inputs:
-        if loaded is None:
-            loaded = load_model(streams, model, device=device)
-        from zonkey_core.segmenting import segment_stream
+    """Write the segments of every input; nothing is loaded or written when none can be opened."""
+    files = iter(inputs)
+    first = next(files, None)
+    if first is None:
+        return
+    loaded = load_model(streams, model, device=device, cutting_level=cutting.level)
+    form = make_format()
+    with _output(streams, page) as write:
+        for name, file in itertools.chain([first], files):
+            write(form.begin(name))
+            for text in _texts(streams, loaded, cutting, name, inputs.chunks(name, file)):
+                for index, segments in enumerate(text):
+                    write(form.show(segments, first=index == 0))
+        write(form.end())
 
-        batches = segment_stream(loaded, inputs.chunks(name, file), level=level)
-        if render is None:
-            for batch in batches:
-                _write_json(streams, name, batch)
-                streams.flush()
-        else:
-            _write_rendered(streams, batches, render)
 
+@contextlib.contextmanager
+def _output(streams: Streams, page: str | None) -> Iterator[Callable[[bytes], object]]:
+    """The function that writes to the file `page`, or to standard output, which gets every piece at once."""
+    if page is not None and page != "-":
+        with written_whole(page) as file:
+            yield file.write
+        return
 
-def _write_rendered(streams: Streams, batches: Iterable[list[Segment]], render: Render) -> None:
-    """Write what `render` makes of the segments, and flush after every batch."""
-
-    def texts() -> Iterator[bytes]:
-        for batch in batches:
-            for segment in batch:
-                yield segment.text
+    def write(data: bytes) -> None:
+        if data:
+            streams.write(data)
             streams.flush()
 
-    for piece in render(texts()):
-        streams.write(piece)
+    yield write
 
 
-def _write_json(streams: Streams, name: str, batch: Iterable[Segment]) -> None:
-    """Write a batch as JSON lines."""
-    for segment in batch:
-        streams.write_json(
-            {
-                "file": name,
-                "level": segment.level,
-                "start": segment.start,
-                "end": segment.end,
-                "prob": round(segment.prob, 6),
-                "text": segment.text.decode("utf-8", "replace"),
-            }
-        )
+def _texts(
+    streams: Streams, model: Zonkey, cutting: Cutting, name: str, chunks: Iterable[bytes]
+) -> Iterator[Iterator[Segments]]:
+    """The segments of each text of a file: of the whole, or of every line."""
+    from zonkey_core.segmenting import THRESHOLD, segment_levels, take_head, threshold_for_rate
 
-
-def _joined(segments: Iterable[bytes], separator: bytes) -> Iterator[bytes]:
-    """Running text with `separator` between segments."""
-    for index, segment in enumerate(segments):
-        yield separator + segment if index else segment
-
-
-def _coloured(segments: Iterable[bytes]) -> Iterator[bytes]:
-    """Running text whose segments alternate in colour."""
-    for index, segment in enumerate(segments):
-        yield _COLOURS[index % 2] + segment + _RESET
-
-
-def _argument_bytes(argument: str) -> bytes:
-    """The bytes that were typed on the command line."""
-    return argument.encode("utf-8", "surrogateescape")
+    threshold = THRESHOLD if cutting.threshold is None else cutting.threshold
+    if cutting.bytes_per_segment is not None:
+        head, chunks = take_head(chunks)
+        found = threshold_for_rate(model, head, level=cutting.level, bytes_per_segment=cutting.bytes_per_segment)
+        threshold = found.threshold
+        streams.detail(f"{name}: threshold {threshold:.6g}, {found.bytes_per_segment:.4g} bytes a segment")
+        if not found.within_reach:
+            streams.note(
+                f"{name}: {cutting.bytes_per_segment:g} bytes a segment cannot be reached at level {cutting.level}; "
+                f"the nearest is {found.bytes_per_segment:.4g}"
+            )
+    typed = name == "-" and streams.stdin_is_terminal
+    if cutting.line_buffered or (cutting.line_buffered is None and typed):
+        for start, line in lines(chunks):
+            yield segment_levels(model, line, level=cutting.level, threshold=threshold, start=start)
+    else:
+        yield segment_levels(model, chunks, level=cutting.level, threshold=threshold)
 
 
 def _undo(streams: Streams, inputs: Inputs, *, end: bytes) -> None:

@@ -13,6 +13,7 @@ import click
 from zonkey_cli.exit_codes import BadValueError, ExitCode
 from zonkey_cli.models import is_model, resolve_model
 from zonkey_cli.options import (
+    FiniteRange,
     Manual,
     ModelName,
     Verb,
@@ -39,8 +40,8 @@ DEFAULT_PRESET = "tiny"
 DEFAULT_MINUTES = 10.0
 DEFAULT_OUT = "zonkey-model"
 _STORED = (
-    "data", "data_config", "data_dir", "steps", "minutes", "start_from", "preset", "config_file", "overrides", "stage",
-    "seed", "device", "precision",
+    "data", "data_config", "data_dir", "steps", "minutes", "start_from", "preset", "config_file", "overrides",
+    "bytes_per_segment", "stage", "seed", "device", "precision",
 )
 """Options whose values a checkpoint keeps, so that `--resume` has no use for them."""
 
@@ -50,6 +51,7 @@ MANUAL = Manual(
         ("zonkey train --data wiki --data-dir ~/wikipedia --minutes 60", "A model of a local copy of Wikipedia."),
         ("zonkey train --resume", "Go on with the run in ./zonkey-model that was stopped."),
         ("zonkey train --from bundled --data letters/ --out my-letters", "Adapt the bundled model to your own text."),
+        ("zonkey train --from bundled --stage splitter --data code/", "Learn only how to split your text."),
         ("zonkey train --preset small --set level.1.heads=8 --data book.txt", "Another size, with one value changed."),
     ),
     environment=(
@@ -95,6 +97,10 @@ MANUAL = Manual(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True,
     help="Change one value of the configuration, as in level.1.heads=8; may be repeated.",
 )
+@click.option(
+    "--bytes-per-segment", type=FiniteRange(min=1, min_open=True), metavar="R",
+    help="Mean length of a word-like segment that the model is to learn; short for --set level.0.segment_length=R.",
+)
 @click.option("--stage", type=click.Choice(STAGES), help="Run one stage of the curriculum only.")
 @seed_option("Seed of the weights, the order of the data and the noise.  [default: 0]")
 @device_option
@@ -120,6 +126,7 @@ def command(
     preset: str | None,
     config_file: str | None,
     overrides: tuple[str, ...],
+    bytes_per_segment: float | None,
     stage: str | None,
     seed: int | None,
     device: str,
@@ -141,6 +148,8 @@ def command(
     _check_out(out, resume=resume)
     if resume:
         return _resume(streams, Path(out), tensorboard=tensorboard)
+    if bytes_per_segment is not None:
+        overrides = (*overrides, f"level.0.segment_length={bytes_per_segment}")
     config = _configuration(context, preset, config_file, start_from, overrides)
     source = None if start_from is None else resolve_model(start_from)
     from zonkey_core.data import SourceSpec

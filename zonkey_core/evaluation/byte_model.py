@@ -28,6 +28,7 @@ from zonkey_core.bytes import BYTE_VALUES, SYMBOLS
 from zonkey_core.checkpoint import CONFIG, MODEL, pack_tensors, read_tensors
 from zonkey_core.devices import autocast, choose_precision
 from zonkey_core.errors import CheckpointError
+from zonkey_core.string_vectors import lookup_table, ngram_keys, table_rows
 from zonkey_core.transformer import Block, Transformer, rotary_phases, rotate
 
 BEGIN = 256
@@ -36,8 +37,6 @@ SCORING_ROWS = 64
 ORDERS = (2, 3, 4, 6)
 """Lengths of the n-grams whose vectors are added; each has an equal share of the channels."""
 HIDDEN_SHARE = 0.5
-SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)
-"""An odd number that spreads what it multiplies over 64 bits."""
 
 
 class ByteModelShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -77,8 +76,7 @@ class NgramVectors(nn.Module):
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
         self.rows = rows
-        # Of three dimensions, so that Muon, which is for matrices, leaves it to AdamW.
-        self.table = nn.Parameter(torch.zeros(1, len(ORDERS) * rows, width // len(ORDERS)))
+        self.table = lookup_table(len(ORDERS) * rows, width // len(ORDERS))
 
     def forward(self, symbols: Tensor, hiding: torch.Generator | None) -> Tensor:
         """[B, L] symbols to [B, L, D]; what stands before the first of them counts as begin symbols.
@@ -86,15 +84,8 @@ class NgramVectors(nn.Module):
         With a generator, each vector is hidden with probability `HIDDEN_SHARE` and the others grow to make up for it.
         Without that the vectors learn a text by heart when it is read a second time.
         """
-        length = symbols.shape[1]
-        padded = functional.pad(symbols, (max(ORDERS) - 1, 0), value=BEGIN)
-        keys = torch.zeros_like(symbols)
-        places: list[Tensor] = []
-        for back in range(max(ORDERS)):
-            first = max(ORDERS) - 1 - back
-            keys = (keys + padded[:, first : first + length] + 1) * SPREAD
-            if back + 1 in ORDERS:
-                places.append((keys >> 32) % self.rows + len(places) * self.rows)
+        keys = ngram_keys(symbols, max(ORDERS))
+        places = [table_rows(keys[order - 1], self.rows) + which * self.rows for which, order in enumerate(ORDERS)]
         vectors = functional.embedding(torch.stack(places, -1), self.table[0])
         if hiding is not None:
             shown = torch.rand(vectors.shape[:-1], generator=hiding, device=vectors.device) >= HIDDEN_SHARE

@@ -18,7 +18,8 @@ from zonkey_core.evaluation.byte_model import BEGIN, ByteModel, ByteModelShape, 
 from zonkey_core.training.optimizers import build_optimizers, learning_rate_factor, set_learning_rates, take_step
 
 TRAINING = TrainingConfig(
-    batch_rows=16, learning_rate=6e-3, matrix_learning_rate=0.02, weight_decay=0.2, warmup=0.02, final_rate=0.02
+    batch_rows=16, learning_rate=6e-3, table_learning_rate=6e-3, matrix_learning_rate=0.02, weight_decay=0.2,
+    warmup=0.02, final_rate=0.02,
 )
 """Chosen on validation text of Simple English Wikipedia for what is learned in a minute or two on a CPU."""
 

@@ -20,7 +20,7 @@ from zonkey_core.evaluation.store import fingerprint
 from zonkey_core.model import Zonkey
 from zonkey_core.training import Event, StepEvent, TrainingOptions, resume, train
 
-READ_SHARE, MOST_READ = 30, 40_000_000
+READ_SHARE, MOST_READ = 60, 60_000_000
 """Bytes that are read for each that is scored, and at most."""
 TEXT = "text.jsonl"
 CHECKPOINT_MINUTES = 1.0

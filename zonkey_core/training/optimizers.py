@@ -11,20 +11,28 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from zonkey_core.bytes import SYMBOLS
+from zonkey_core.bytes import BYTE_VALUES, SYMBOLS
 from zonkey_core.config import TrainingConfig
 from zonkey_core.errors import CheckpointError
+from zonkey_core.string_vectors import is_lookup_table
 
 SMALLEST_MATRIX = 16
 """Narrower matrices have too few directions for orthogonal updates."""
 
 
 def build_optimizers(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> list[Optimizer]:
-    """One optimiser for the matrices and one for the rest; either is left out when it would have nothing to do."""
+    """One optimiser for the matrices and one for the rest, where tables of strings have a rate of their own.
+
+    One that would have nothing to do is left out.
+    """
     matrices: list[nn.Parameter] = []
+    tables: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for parameter in parameters:
-        is_table = parameter.dim() == 2 and len(parameter) == SYMBOLS
+        if is_lookup_table(parameter):
+            tables.append(parameter)
+            continue
+        is_table = parameter.dim() == 2 and len(parameter) in (BYTE_VALUES, SYMBOLS)
         inner = parameter.dim() == 2 and min(parameter.shape) >= SMALLEST_MATRIX and not is_table
         (matrices if inner else others).append(parameter)
     optimizers: list[Optimizer] = []
@@ -38,10 +46,10 @@ def build_optimizers(parameters: Iterable[nn.Parameter], config: TrainingConfig)
                 adjust_lr_fn="match_rms_adamw",
             )
         )
-    if others:
-        optimizers.append(
-            AdamW(others, lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay)
-        )
+    rates = ((others, config.learning_rate), (tables, config.table_learning_rate))
+    groups = [{"params": group, "lr": rate} for group, rate in rates if group]
+    if groups:
+        optimizers.append(AdamW(groups, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]

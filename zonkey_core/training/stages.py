@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from zonkey_core.level import Level
 from zonkey_core.model import Zonkey
-from zonkey_core.objectives import autoencoder_objective, denoiser_objective, splitter_objective
+from zonkey_core.objectives import COOLEST, WARMEST, autoencoder_objective, denoiser_objective, splitter_objective
 from zonkey_core.positions import PositionSequence
 from zonkey_core.training.curriculum import Stage
 
+STABILITY = 3.0
+STABLE_FROM = 0.3
+"""Share of a splitter's stage after which its cuts are to stay the same under noise."""
 CERTAIN_FROM = 0.7
 """Share of a splitter's stage after which its cuts are to become certain. Made certain from the start, they stay where
 they happen to be: words of text without spaces were found with F1 0.35 instead of 0.76 after five minutes."""
@@ -47,12 +50,16 @@ def stage_losses(
     if stage.level is None:
         return joint_losses(model, sequence, generator, upper_gradient=min(1.0, 2 * fraction))
     level = model.levels[stage.level]
-    if stage.level:
-        below = model.ascend(sequence, stage.level - 1)[-1]
-        sequence = model.levels[stage.level - 1].upper_sequence(below.latents, below.segmentation)
+    sequence = level_positions(model, stage.level, sequence)
     if stage.name == "splitter":
-        certainty = float(fraction >= CERTAIN_FROM)
-        losses = splitter_objective(level, sequence, generator, certainty=certainty)
+        losses = splitter_objective(
+            level,
+            sequence,
+            generator,
+            certainty=float(fraction >= CERTAIN_FROM),
+            stability=STABILITY * float(fraction >= STABLE_FROM),
+            temperature=WARMEST + (COOLEST - WARMEST) * fraction,
+        )
     else:
         with torch.no_grad():
             segmentation = level.choose_starts(sequence, level.split(sequence).start_prob)
@@ -63,6 +70,14 @@ def stage_losses(
                 latents = level.encode(sequence, segmentation)
             losses = denoiser_objective(level, sequence, segmentation, latents, generator)
     return {f"{stage.level}/{name}": loss for name, loss in losses.items()}
+
+
+def level_positions(model: Zonkey, index: int, sequence: PositionSequence) -> PositionSequence:
+    """The positions that level `index` reads of a batch of bytes, without gradients."""
+    if index == 0:
+        return sequence
+    below = model.ascend(sequence, index - 1)[-1]
+    return model.levels[index - 1].upper_sequence(below.latents, below.segmentation)
 
 
 def joint_losses(

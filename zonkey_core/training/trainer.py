@@ -33,6 +33,7 @@ from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
 from zonkey_core.held_out import held_out_rows, quick_figures
 from zonkey_core.model import Zonkey, byte_sequence
 from zonkey_core.positions import PositionSequence
+from zonkey_core.training.calibration import calibrate
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.events import CheckpointEvent, Event, FiguresEvent, StageEvent, StepEvent
 from zonkey_core.training.optimizers import (
@@ -46,9 +47,10 @@ from zonkey_core.training.optimizers import (
     take_step,
 )
 from zonkey_core.training.preview import Preview
-from zonkey_core.training.stages import stage_losses, stage_parameters
+from zonkey_core.training.stages import level_positions, stage_losses, stage_parameters
 
 REPORT_SECONDS = 1.0
+CALIBRATION_BATCHES = 8
 
 
 class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,6 +219,7 @@ class Trainer:
                 self.save(batches.state(), on_event)
                 saved = time.monotonic()
         self._finish_stage(parameters)
+        self._calibrate(stage, batches)
         self.save(batches.state(), on_event)
         return True
 
@@ -266,6 +269,16 @@ class Trainer:
         self.optimizers = None
         self.record.stage += 1
         self.record.stage_step, self.record.stage_seconds = 0, 0.0
+
+    def _calibrate(self, stage: Stage, batches: Prefetcher) -> None:
+        """After a stage that moved splitters, let them cut further batches at their target rates."""
+        if stage.name not in ("splitter", "joint"):
+            return
+        rows = [self._sequence(batches.next_batch()) for _ in range(CALIBRATION_BATCHES)]
+        for index in range(len(self.model.levels)) if stage.level is None else (stage.level,):
+            with autocast(self.device, self.precision):
+                calibrate(self.model.levels[index], (level_positions(self.model, index, row) for row in rows))
+            self.average.levels[index].splitter.load_state_dict(self.model.levels[index].splitter.state_dict())
 
     def _report(
         self, stage: Stage, losses: dict[str, Tensor], speed: float, on_event: Callable[[Event], None]

@@ -1,0 +1,80 @@
+"""Whether a splitter's probabilities tell its reader what was hidden, beyond where segments begin.
+
+    python benchmarks/side_channel.py --model DIR --data wiki --data-dir ~/wikipedia
+
+Prints the masked loss of level 0, in nats per hidden byte of held-out text, when the reader is given
+
+- p as in training, from the text with other bytes in place of the hidden ones;
+- cuts drawn from that p, certain ones, which have lost all that a probability could say beside them;
+- p from another masking of the same text, which knows nothing of what this one hides;
+- the same p moved to other places: whole rows turned by half their length, so that rate and lengths stay;
+- no cuts at all, and a cut everywhere.
+
+If p were a side channel, the second and the third would lose what p gains over the fourth.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from zonkey_core.checkpoint import load_model
+from zonkey_core.data import SourceSpec
+from zonkey_core.existence import sample_starts
+from zonkey_core.held_out import held_out_rows
+from zonkey_core.segment_splitter import hide_positions
+
+ROW_BYTES, ROWS = 1024, 128
+ROUNDS = 4
+
+
+@torch.no_grad()
+def masked_losses(model_path: Path, spec: SourceSpec) -> dict[str, float]:
+    """Mean loss of each way to choose `p`."""
+    level = load_model(model_path).levels[0]
+    sequence = held_out_rows(spec, ROW_BYTES, ROWS)
+    if sequence is None:
+        raise SystemExit("the data has no validation text to fill a row")
+    generator = torch.Generator().manual_seed(0)
+    sums: dict[str, float] = {}
+    count = 0
+    for _ in range(ROUNDS):
+        hidden, values = hide_positions(sequence, level.config.mask_rate, generator)
+        _, other = hide_positions(sequence, level.config.mask_rate, generator)
+        prob = level.split(sequence._replace(values=values)).start_prob
+        ways: dict[str, Tensor] = {
+            "p of the masked text": prob,
+            "cuts drawn from it": sample_starts(prob, generator).float(),
+            "cuts above one half": (prob > 0.5).float(),
+            "p of another masking": level.split(sequence._replace(values=other)).start_prob,
+            "p of the clean text": level.split(sequence).start_prob,
+            "p moved elsewhere": prob.roll(ROW_BYTES // 2, 1),
+            "no cuts": torch.zeros_like(prob),
+            "cuts everywhere": torch.ones_like(prob),
+        }
+        for name, start_prob in ways.items():
+            states = level.reader(values, hidden, start_prob)
+            loss = level.reader_readout.loss(states, sequence.values[hidden]).sum()
+            sums[name] = sums.get(name, 0.0) + float(loss)
+        count += int(hidden.sum())
+    return {name: value / count for name, value in sums.items()}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", nargs="+", default=["wiki"])
+    parser.add_argument("--data-config", default="20231101.en")
+    parser.add_argument("--data-dir")
+    options = parser.parse_args()
+    spec = SourceSpec(sources=tuple(options.data), wiki_config=options.data_config, wiki_dir=options.data_dir)
+    for name, loss in masked_losses(options.model, spec).items():
+        print(f"{name:24}{loss:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Noise on rows of bytes, with where each noised byte came from, to teach a splitter the same cuts under it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zonkey_core.existence import cumulative_log_continue
+from zonkey_core.positions import PositionSequence
+
+KIND_SHARES = (0.5, 0.16, 0.18, 0.16)
+"""How often a row loses bytes, has some twice, or has its letters in any case or in the upper one."""
+LEAST_SHARE, MOST_SHARE = 0.05, 0.25
+"""Of the bytes of a row that are dropped, or written twice."""
+CASE_BIT = 0x20
+
+
+class NoisedRows(NamedTuple):
+    """Noised rows of bytes."""
+
+    sequence: PositionSequence
+    """[B, L]; a row that has become shorter is padded, and one that has become longer is cut off."""
+    origins: Tensor
+    """[B, L] position in the clean row that each byte came from."""
+
+
+def noise_rows(sequence: PositionSequence, generator: torch.Generator) -> NoisedRows:
+    """Noise each row in one of four ways, drawn at random: bytes dropped or written twice, letters of any case or all
+    in the upper one. Letters are those of ASCII."""
+    values = sequence.values.cpu()
+    batch, length = values.shape
+    kind = torch.multinomial(torch.tensor(KIND_SHARES), batch, replacement=True, generator=generator).unsqueeze(1)
+    share = LEAST_SHARE + (MOST_SHARE - LEAST_SHARE) * torch.rand(batch, 1, generator=generator)
+    struck = torch.rand(batch, length, generator=generator) < share
+    copies = torch.ones_like(values) - (struck & (kind == 0)).long() + (struck & (kind == 1)).long()
+    copies = copies * sequence.exists_mask.cpu()
+    ends = copies.cumsum(1)
+    order = torch.arange(1, length + 1).expand(batch, length).contiguous()
+    origins = torch.searchsorted(ends, order).clamp(max=length - 1)
+    exists = order <= ends[:, -1:]
+    noised = values.gather(1, origins)
+    small = noised | CASE_BIT
+    letter = (small >= ord("a")) & (small <= ord("z"))
+    upper = torch.rand(batch, length, generator=generator) < 0.5
+    changed = torch.where(upper | (kind == 3), noised & ~CASE_BIT, small)
+    noised = changed.where(letter & (kind >= 2), noised)
+    device = sequence.values.device
+    begins = sequence.document_mask.cpu().long().cumsum(1).gather(1, origins)
+    documents = torch.diff(begins, dim=1, prepend=torch.zeros(batch, 1, dtype=torch.long)) > 0
+    rows = PositionSequence(noised.to(device), exists.to(device), (documents & exists).to(device))
+    return NoisedRows(rows, origins.to(device))
+
+
+def noised_start_prob(start_prob: Tensor, origins: Tensor) -> Tensor:
+    """Starts of clean rows [B, L] as starts of the noised ones, by where their bytes came from.
+
+    A byte begins a segment if it, or a byte that was dropped since the one before it, did so; a second copy does not:
+    `1 - exp(C_{o_j} - C_{o_{j-1}})`. The first of a row always does.
+    """
+    cumulative = cumulative_log_continue(start_prob).gather(1, origins)
+    began = -torch.expm1(torch.diff(cumulative, dim=1))
+    return torch.cat([torch.ones_like(cumulative[:, :1]), began], 1)
