@@ -4,9 +4,9 @@ A *probe* computes named lists of tensors on a *side*: a model on a device under
 the CPU beforehand and copied to each side. The error of a check is `|out - ref| / |ref|`, the largest over its tensors,
 and NaN fails.
 
-Models are untrained, but their splitters cut unevenly. Where a choice has no half-way, at cuts and drawn starts, the
-device is held to the CPU's choices, lest one probability that crosses a threshold hide everything behind it; how far
-its own choices differ is the check named "cuts".
+Models are untrained, but their splitters cut unevenly, and they know codes of latents. Where a choice has no half-way,
+at cuts, drawn starts and codes, the device is held to the CPU's choices, lest one probability that crosses a threshold
+hide everything behind it; how far its own cuts differ is the check named "cuts".
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import itertools
 import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 from unittest import mock
 
 import msgspec
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from zonkey_core.attention import FLEX_LENGTH, PLAIN_LENGTH, DocumentBias, attend, prepare_bias, window_bias
+from zonkey_core.codebook import Codebook
 from zonkey_core.config import Config
 from zonkey_core.denoiser import NoisySlots
 from zonkey_core.devices import autocast
@@ -35,9 +37,10 @@ from zonkey_core.model import Ascent, Zonkey
 from zonkey_core.objectives import autoencoder_objective, denoiser_objective, splitter_objective
 from zonkey_core.positions import PositionSequence
 from zonkey_core.sampling import Slots, denoise
+from zonkey_core.segment_splitter import SegmentReader
 from zonkey_core.stitcher import stitch
 from zonkey_core.training.optimizers import build_optimizers
-from zonkey_core.training.stages import joint_losses
+from zonkey_core.training.stages import guide_parameters, guided_loss, joint_losses
 
 TOLERANCES = {
     "output": (0.02, 1e-4),
@@ -93,17 +96,20 @@ Objective = Callable[[Side, torch.Generator], dict[str, Tensor]]
 
 
 class Choices:
-    """Keeps the segmentations of the first run and holds later ones to them, with gradients to their own starts."""
+    """Keeps the segmentations and codes of the first run and holds later ones to them, with gradients to own starts."""
 
     def __init__(self) -> None:
         self.held: list[Segmentation] = []
+        self.codes: list[Tensor] = []
         self.own: list[Tensor] = []
 
     @contextlib.contextmanager
     def pinned(self, side: Side) -> Iterator[None]:
         """Within, a level chooses as in the first run; `own` becomes the starts that it would have chosen."""
         choose = Level.choose_starts
-        first, held = not self.held, iter(tuple(self.held))
+        find = Codebook.forward
+        first = not self.held and not self.codes
+        held, codes = iter(tuple(self.held)), iter(tuple(self.codes))
         self.own = []
 
         def hold(
@@ -113,12 +119,18 @@ class Choices:
             mask = torch.zeros_like(sequence.exists_mask)
             self.own.append(mask.scatter(1, found.starts, found.slot_mask) | mask.scatter(1, found.starts[:, :1], True))
             if first:
-                self.held.append(found._replace(start_prob=start_prob.detach()))
+                self.held.append(found._replace(start_prob=found.start_prob.detach()))
                 return found
             kept = side.put(next(held))
-            return kept._replace(start_prob=start_prob + (kept.start_prob - start_prob).detach())
+            return kept._replace(start_prob=found.start_prob + (kept.start_prob - found.start_prob).detach())
 
-        with mock.patch.object(Level, "choose_starts", hold):
+        def hold_codes(codebook: Codebook, latents: Tensor) -> Tensor:
+            if first:
+                self.codes.append(find(codebook, latents))
+                return self.codes[-1]
+            return side.put(next(codes))
+
+        with mock.patch.object(Level, "choose_starts", hold), mock.patch.object(Codebook, "forward", hold_codes):
             yield
 
 
@@ -167,9 +179,22 @@ def component_probes(index: int, level: Level, view: Ascent, generator: torch.Ge
         decoded = of(side).decode(side.put(latents[0]))
         return [decoded.states, decoded.start_logits, decoded.log_existence, of(side).readout(decoded.states)]
 
+    choices = Choices()
+
     def read(side: Side) -> Sequence[Tensor]:
         start_prob = side.put(view.segmentation.start_prob)
-        return [of(side).reader(side.put(view.sequence.values), side.put(hidden), start_prob)]
+        with choices.pinned(side):
+            return [of(side).reader(side.put(view.sequence.values), side.put(hidden), start_prob)]
+
+    def guide(side: Side) -> Sequence[Tensor]:
+        cutter = of(side).guide
+        assert cutter is not None
+        return cast("Sequence[Tensor]", cutter(side.put(view.sequence)))
+
+    def nearness(side: Side) -> Sequence[Tensor]:
+        reader, put = of(side).reader, side.put(view.sequence.values)
+        assert isinstance(reader, SegmentReader)
+        return [functional.cosine_similarity(put, reader.codebook.centres[reader.codebook(put)], dim=-1)]
 
     def sample(side: Side) -> Sequence[Tensor]:
         put = Slots(side.put(row.latents), side.put(row.known_mask), row.starts_document, row.noise_level)
@@ -186,6 +211,8 @@ def component_probes(index: int, level: Level, view: Ascent, generator: torch.Ge
         ),
         "sampler, 4 steps": sample,
     }
+    if level.guide is not None:
+        parts |= {"guide": guide, "codes": nearness}
 
     def probing(part: Callable[[Side], Sequence[Tensor]]) -> Probe:
         def probe(side: Side) -> dict[str, Sequence[Tensor]]:
@@ -218,8 +245,8 @@ def objective_probe(objective: Objective, seed: int) -> Probe:
     return probe
 
 
-def objective_probes(index: int, view: Ascent, seed: int) -> dict[str, Probe]:
-    """The three objectives of one level, on the reference's positions, segmentation and latents."""
+def objective_probes(index: int, rows: PositionSequence, view: Ascent, seed: int) -> dict[str, Probe]:
+    """The objectives of one level, on the reference's positions, segmentation and latents."""
 
     def splitter(side: Side, generator: torch.Generator) -> dict[str, Tensor]:
         return splitter_objective(side.model.levels[index], side.put(view.sequence), generator)
@@ -232,7 +259,14 @@ def objective_probes(index: int, view: Ascent, seed: int) -> dict[str, Probe]:
         level, (sequence, segmentation, latents) = side.model.levels[index], side.put(view)
         return denoiser_objective(level, sequence, segmentation, latents, generator)
 
+    def following(side: Side, generator: torch.Generator) -> dict[str, Tensor]:
+        put = side.put(rows)
+        located = side.model.located_positions(put, index)
+        return {"following": guided_loss(side.model, index, put, located, generator)}
+
     named = {"splitter": splitter, "autoencoder": autoencoder, "denoiser": denoiser}
+    if index:
+        named["following"] = following
     return {f"level {index}: {name} objective": objective_probe(each, seed) for name, each in named.items()}
 
 
@@ -255,7 +289,7 @@ def optimizer_probe(model: Zonkey, config: Config, generator: torch.Generator) -
 
     def probe(side: Side) -> dict[str, Sequence[Tensor]]:
         moved = copy.deepcopy(side.model)
-        optimizers = build_optimizers(moved.parameters(), config.training)
+        optimizers = build_optimizers(moved.parameters(), config.training, guide_parameters(moved))
         for step in gradients:
             for parameter, gradient in zip(moved.parameters(), step, strict=True):
                 parameter.grad = side.put(gradient)
@@ -264,8 +298,9 @@ def optimizer_probe(model: Zonkey, config: Config, generator: torch.Generator) -
         before = dict(zip(moved.parameters(), side.model.parameters(), strict=True))
         distances: dict[str, list[Tensor]] = {}
         for optimizer in optimizers:
-            moves = [(each - before[each]).flatten() for each in optimizer.param_groups[0]["params"]]
-            distances.setdefault(type(optimizer).__name__, []).append(torch.cat(moves))
+            for group in optimizer.param_groups:
+                moves = [(each - before[each]).flatten() for each in group["params"]]
+                distances.setdefault(type(optimizer).__name__, []).append(torch.cat(moves))
         return dict(distances)
 
     return probe
@@ -282,7 +317,7 @@ def all_probes(model: Zonkey, config: Config, rows: PositionSequence, seed: int)
     views = model.ascend(rows, len(model.levels) - 1)
     for index, (level, view) in enumerate(zip(model.levels, views, strict=True)):
         probes |= component_probes(index, level, view, generator)
-        probes |= objective_probes(index, view, seed + index)
+        probes |= objective_probes(index, rows, view, seed + index)
 
     def joint(side: Side, draws: torch.Generator) -> dict[str, Tensor]:
         return joint_losses(side.model, side.put(rows), draws, upper_gradient=0.5)
@@ -326,17 +361,22 @@ def run_checks(probes: dict[str, Probe], reference: Side, sides: Sequence[Side])
 def untrained_model(config: Config, rows: PositionSequence, seed: int, *, frequency: float = 1.0) -> Zonkey:
     """A model on the CPU whose splitters are unsure and cut these rows unevenly, as often as configured.
 
-    A `frequency` above 1 cuts that much more often: then the rate's loss is no difference of equals, which no
-    precision tells apart.
+    So do its guides, and codebooks are fitted to these rows. A `frequency` above 1 cuts that much more often: then the
+    rate's loss is no difference of equals, which no precision tells apart.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Zonkey(config.model)
         for level in model.levels:
-            nn.init.normal_(level.splitter.head.weight, std=2 / level.config.splitter_width**0.5)
+            for cutter in (level.splitter, level.guide):
+                if cutter is not None:
+                    nn.init.normal_(cutter.head.weight, std=2 / level.config.splitter_width**0.5)
     for index, level in enumerate(model.levels):
-        below = model.ascend(rows, index - 1)[-1] if index else None
-        sequence = rows if below is None else model.levels[index - 1].upper_sequence(below.latents, below.segmentation)
-        logits = level.split(sequence).start_logits[sequence.exists_mask]
-        level.splitter.head.bias -= logits.quantile(max(0.0, 1 - frequency / level.config.segment_length))
+        sequence = model.located_positions(rows, index).sequence
+        for cutter in (level.splitter, level.guide):
+            if cutter is not None:
+                logits = cutter(sequence).start_logits[sequence.exists_mask]
+                cutter.shift(float(logits.quantile(max(0.0, 1 - frequency / level.config.segment_length))))
+        if isinstance(level.reader, SegmentReader):
+            level.reader.codebook.fit(sequence.values[sequence.exists_mask], torch.Generator().manual_seed(seed))
     return model

@@ -40,7 +40,7 @@ from zonkey_core.positions import PositionSequence
 from zonkey_core.sampling import SamplingOptions, generate
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.optimizers import build_optimizers, take_step
-from zonkey_core.training.stages import stage_losses, stage_parameters
+from zonkey_core.training.stages import guide_parameters, stage_losses, stage_parameters
 
 CPU = torch.device("cpu")
 COMPARED_ROWS = 2
@@ -48,6 +48,8 @@ BATCHES = 8
 WARMUPS = 2
 LEAST_RUNS = 3
 PEAK_SECONDS = 0.5
+FRACTION = 0.9
+"""How far stages are, for the timing: late enough that nothing of what they minimise is left out."""
 SAMPLING = SamplingOptions()
 
 
@@ -93,14 +95,14 @@ class TrainingStep:
         for parameter in self.parameters:
             parameter.requires_grad_(True)
         self.average = [parameter.detach().clone() for parameter in self.parameters]
-        self.optimizers = build_optimizers(self.parameters, config.training)
+        self.optimizers = build_optimizers(self.parameters, config.training, guide_parameters(model))
         self.total = torch.zeros(())
 
     def run(self) -> None:
         """One update."""
         sequence = rows_of(next(self.batches), self.side.device)
         with self.side.computing():
-            losses = stage_losses(self.model, self.stage, sequence, self.generator, 0.5)
+            losses = stage_losses(self.model, self.stage, sequence, self.generator, FRACTION)
         total = torch.stack(list(losses.values())).sum()
         take_step(total, self.parameters, self.optimizers, self.config.training.gradient_clip)
         self.total = total.detach()

@@ -57,7 +57,7 @@ def masked_losses(model_path: Path, spec: SourceSpec) -> dict[str, float]:
         }
         for name, start_prob in ways.items():
             states = level.reader(values, hidden, start_prob)
-            loss = level.reader_readout.loss(states, sequence.values[hidden]).sum()
+            loss = level.reader_loss(states, sequence.values[hidden]).sum()
             sums[name] = sums.get(name, 0.0) + float(loss)
         count += int(hidden.sum())
     return {name: value / count for name, value in sums.items()}

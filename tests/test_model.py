@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.model_helpers import TEXT, byte_rows, chance, few, latent_rows, seeds, small_model
+from tests.model_helpers import TEXT, byte_rows, chance, few, latent_rows, normal, seeds, small_model
 from zonkey_core.config import PRESETS, load_preset
+from zonkey_core.existence import LOG_FLOOR
 from zonkey_core.level import Level
 from zonkey_core.model import Zonkey, text_sequence
 from zonkey_core.objectives import (
@@ -20,7 +24,8 @@ from zonkey_core.objectives import (
     splitter_objective,
 )
 from zonkey_core.positions import PositionSequence
-from zonkey_core.training.stages import joint_losses
+from zonkey_core.text_noise import UPPER_KIND_SHARES, noise_rows
+from zonkey_core.training.stages import guided_loss, joint_losses
 
 DATA = (TEXT * 4).encode()
 ROWS = byte_rows(DATA[:240], DATA[33:273], DATA[301:541])
@@ -34,6 +39,20 @@ def upper_rows(model: Zonkey, index: int) -> PositionSequence:
     return model.levels[index - 1].upper_sequence(below.latents, below.segmentation)
 
 
+def cut_rows(pieces: Sequence[Sequence[bytes]]) -> tuple[PositionSequence, Tensor]:
+    """Rows of pieces, and the certain starts of the pieces; rows are padded with bytes that do not exist."""
+    texts = [b"".join(row) for row in pieces]
+    longest = max(map(len, texts))
+    rows = byte_rows(*(text + bytes(range(longest - len(text))) for text in texts))
+    probs = torch.zeros(len(texts), longest)
+    for row, text in enumerate(texts):
+        rows.exists_mask[row, len(text) :] = False
+        ends = torch.tensor(list(map(len, pieces[row]))).cumsum(0)
+        probs[row, [0, *ends[:-1].tolist()]] = 1
+        probs[row, len(text) :] = 1
+    return rows, probs
+
+
 def assert_useful(losses: dict[str, Tensor], parameters: list[nn.Parameter]) -> None:
     """Losses are finite, and together they move every one of the parameters."""
     assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
@@ -42,9 +61,15 @@ def assert_useful(losses: dict[str, Tensor], parameters: list[nn.Parameter]) -> 
         assert gradient is not None and gradient.isfinite().all() and (gradient != 0).any()
 
 
+def parts_reached(losses: dict[str, Tensor], parameters: list[nn.Parameter]) -> list[bool]:
+    """Whether losses reach each of the parameters at all."""
+    gradients = torch.autograd.grad(sum(losses.values(), torch.zeros(())), parameters, allow_unused=True)
+    return [gradient is not None for gradient in gradients]
+
+
 @torch.no_grad()
 def test_three_levels_by_configuration_alone() -> None:
-    model = small_model(3, seed=2)
+    model = small_model(3, seed=3)
     views = model.ascend(ROWS, 2)
     assert len(views) == 3
     for index, view in enumerate(views):
@@ -61,7 +86,19 @@ def test_three_levels_by_configuration_alone() -> None:
 def test_objectives_train_what_they_should_at_every_level(index: int) -> None:
     model = small_model(3)
     level, rows = model.levels[index], upper_rows(model, index)
-    assert_useful(splitter_objective(level, rows, chance(1)), list(level.splitter_parameters()))
+    taught = [parameter for module in (level.guide or level.splitter, level.reader, level.reader_readout)
+              for parameter in module.parameters()]
+    losses = splitter_objective(level, rows, chance(1))
+    assert_useful(losses, taught)
+    if index:
+        followers = list(level.splitter.parameters())
+        assert {id(parameter) for parameter in level.splitter_parameters()} == set(map(id, taught + followers))
+        losses = splitter_objective(level, rows, chance(1))
+        assert not any(parts_reached(losses, followers)), "what cuts learns from its guide alone"
+        losses = {"following": guided_loss(model, index, ROWS, model.located_positions(ROWS, index), chance(1))}
+        assert_useful(losses, followers)
+        losses = {"following": guided_loss(model, index, ROWS, model.located_positions(ROWS, index), chance(1))}
+        assert not any(parts_reached(losses, taught)), "which does not learn from it"
     with torch.no_grad():
         segmentation = level.choose_starts(rows, level.split(rows).start_prob)
     encoded = autoencoder_objective(level, rows, segmentation, chance(2))
@@ -75,7 +112,10 @@ def test_objectives_train_what_they_should_at_every_level(index: int) -> None:
 def test_joint_training_reaches_every_parameter() -> None:
     model = small_model(3)
     losses = joint_losses(model, ROWS, chance(4), upper_gradient=1.0)
-    assert len(losses) == 3 * 11 + 1, "the same at every level, and at level 0 stability"
+    assert len(losses) == 3 * 11 + 1 + 2, "the same at every level, at level 0 stability, above it following"
+    assert {name for name in losses if name.endswith(("stability", "following"))} == {
+        "0/stability", "1/following", "2/following",
+    }
     assert_useful(losses, list(model.parameters()))
 
 
@@ -153,6 +193,107 @@ def test_a_row_is_encoded_alike_alone_and_among_others(seed: int) -> None:
         torch.testing.assert_close(
             latents, encode_rows(level, byte_rows(bytes(ROWS.values[row].tolist())))[0], atol=1e-4, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("seed", range(4))
+@torch.no_grad()
+def test_segments_of_the_same_bytes_are_compressed_once_and_as_each_alone(seed: int) -> None:
+    level = small_model(1, seed=seed).levels[0]
+    words = [b"a", b"aa", b"the ", b"then ", b"the\n", "über".encode(), b"\0", b"\0\0", b"heron", b"heronry "]
+    draws = torch.randint(len(words), (3, 40), generator=chance(seed)).tolist()
+    pieces = [[words[index] for index in row] for row in draws]
+    rows, probs = cut_rows(pieces)
+    segmentation = level.choose_starts(rows, probs)
+    with mock.patch.object(level, "compress", wraps=level.compress) as compress:
+        latents = level.encode(rows, segmentation)
+    flat = [piece for row in pieces for piece in row]
+    assert len(latents) == len(flat)
+    assert sum(len(call.args[0]) for call in compress.call_args_list) == len(set(flat))
+    for piece, latent in zip(flat, latents, strict=True):
+        alone = level.compress(torch.tensor([list(piece)]), torch.zeros(1, len(piece)))
+        torch.testing.assert_close(latent, alone[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@torch.no_grad()
+def test_segments_that_only_begin_alike_are_compressed_each(index: int) -> None:
+    """Uncertain ends make windows of the same values differ, and latents are not bytes."""
+    level = small_model(2).levels[index]
+    if index == 0:
+        rows = byte_rows(b"abcd" * 20, b"abcd" * 20)
+    else:
+        rows = latent_rows(level, [40, 40], seed=1)
+        rows.values[:] = rows.values[0, :4].repeat(10, 1)
+    probs = 0.1 + 0.8 * torch.rand(2, rows.values.shape[1], generator=chance(1))
+    probs[:, ::4] = 1
+    probs[:, 1::4] = 0
+    segmentation = level.choose_starts(rows, probs, generator=chance(2))
+    latents = level.encode(rows, segmentation)
+    for windows in level.windows(rows, segmentation):
+        for place, segment in enumerate(windows.segments.tolist()):
+            alone = level.compress(windows.values[place : place + 1], windows.log_existence[place : place + 1])
+            torch.testing.assert_close(latents[segment], alone[0], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_gradients_flow_through_each_of_equal_segments() -> None:
+    level = small_model(1).levels[0]
+    rows, probs = cut_rows([[b"one ", b"two ", b"one ", b"one "]])
+    segmentation = level.choose_starts(rows, probs)
+    with torch.enable_grad():
+        latents = level.encode(rows, segmentation)
+        weights = normal(*latents.shape, seed=1, dtype=torch.float32)
+        found = torch.autograd.grad((latents * weights).sum(), list(level.compressor.parameters()))
+        windows = torch.tensor([list(text) for text in (b"one ", b"two ", b"one ", b"one ")])
+        each = level.compress(windows, torch.zeros(4, 4))
+        expected = torch.autograd.grad((each * weights).sum(), list(level.compressor.parameters()))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_chosen_cuts_are_certain_and_drawn_ones_as_likely_as_before() -> None:
+    level = small_model(1).levels[0]
+    probs = level.split(ROWS).start_prob
+    chosen = level.choose_starts(ROWS, probs)
+    starts = torch.zeros_like(probs).scatter(1, chosen.starts, chosen.slot_mask.float())
+    starts[:, 0] = 1
+    assert torch.equal(chosen.start_prob, starts)
+    assert torch.equal(level.choose_starts(ROWS, probs, generator=chance(1)).start_prob, probs)
+    for windows in level.windows(ROWS, chosen):
+        assert ((windows.log_existence == 0) | (windows.log_existence == LOG_FLOOR)).all()
+
+
+@few
+@given(seeds, st.booleans())
+@torch.no_grad()
+def test_positions_are_located_where_their_bytes_begin(seed: int, noised: bool) -> None:
+    model = small_model(3, seed=3)
+    begin = seed % 60
+    rows = byte_rows(DATA[begin : begin + 120], DATA[begin + 7 : begin + 127])
+    rows.document_mask[:, 33] = True
+    if noised:
+        rows = noise_rows(rows, chance(seed), UPPER_KIND_SHARES).sequence
+    below = model.located_positions(rows, 0)
+    assert below.sequence is rows and torch.equal(below.offsets, torch.arange(120).expand(2, -1))
+    for index in (1, 2):
+        level = model.levels[index - 1]
+        located = model.located_positions(rows, index)
+        exists = located.sequence.exists_mask
+        assert located.offsets.shape == exists.shape and (located.offsets[~exists] == 0).all()
+        for row in range(2):
+            offsets = located.offsets[row][exists[row]].tolist()
+            inner = below.offsets[row][below.sequence.exists_mask[row]].tolist()
+            assert offsets[0] == 0 and set(offsets) <= set(inner)
+            ends = [*offsets[1:], int(rows.exists_mask[row].sum())]
+            for place, (start, end) in enumerate(zip(offsets, ends, strict=True)):
+                assert start < end
+                inside = [at for at, offset in enumerate(inner) if start <= offset < end]
+                values = below.sequence.values[row, inside][None]
+                alone = level.compress(values, torch.zeros(1, len(inside)))[0]
+                torch.testing.assert_close(located.sequence.values[row, place], alone, atol=1e-4, rtol=1e-4)
+                assert located.sequence.document_mask[row, place] == rows.document_mask[row, start]
+        below = located
 
 
 @torch.no_grad()

@@ -202,7 +202,7 @@ def test_upper_borders_are_lower_borders(
 
 
 def test_three_levels_are_nested() -> None:
-    model = model_with(2, -0.7, levels=3)
+    model = model_with(1, -0.7, levels=3)
     data = (TEXT * 6).encode()
     with reading(BLOCKS[0]):
         starts = [{segment.start for segment in segments_of(model, [data], level)} for level in range(3)]
@@ -267,7 +267,7 @@ def test_trees_hold_the_segments_of_every_level_however_the_input_arrives(
 
 
 def test_trees_of_three_levels_and_of_one() -> None:
-    model = model_with(2, -0.7, levels=3)
+    model = model_with(1, -0.7, levels=3)
     data = (TEXT * 6).encode()
     with reading(BLOCKS[0]):
         trees = trees_of(model, [data], 2)

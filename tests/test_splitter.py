@@ -15,6 +15,7 @@ from tests.model_helpers import (
     TEXT,
     byte_rows,
     chance,
+    codebook_of,
     few,
     latent_rows,
     law,
@@ -98,11 +99,14 @@ def assert_no_leak(level: Level, true: PositionSequence, other: Tensor, seed: in
     changed = hidden_changed(true, other, hidden)
     hidden_again, shown_again = hide_positions(changed, 0.4, chance(seed))
     assert torch.equal(hidden, hidden_again) and torch.equal(shown, shown_again)
-    before, after = (level.split(rows._replace(values=shown)) for rows in (true, changed))
-    assert torch.equal(before.start_prob, after.start_prob)
-    assert torch.equal(before.start_logits, after.start_logits)
-    states = [level.reader(shown, hidden, splits.start_prob) for splits in (before, after)]
-    assert torch.equal(*states) and len(states[0]) == hidden.sum()
+    for cutter in (level.splitter, level.guide):
+        if cutter is None:
+            continue
+        before, after = (cutter(rows._replace(values=shown)) for rows in (true, changed))
+        assert torch.equal(before.start_prob, after.start_prob)
+        assert torch.equal(before.start_logits, after.start_logits)
+        states = [level.reader(shown, hidden, splits.start_prob) for splits in (before, after)]
+        assert torch.equal(*states) and len(states[0]) == hidden.sum()
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -148,7 +152,8 @@ def test_what_is_not_hidden_is_seen(index: int) -> None:
     other = byte_rows(b"abcXefgh") if index == 0 else true._replace(values=true.values.clone())
     if index:
         other.values[0, 3] *= -1
-    assert not torch.equal(level.split(true).start_logits, level.split(other).start_logits)
+    for cutter in (level.splitter, level.guide or level.splitter):
+        assert not torch.equal(cutter(true).start_logits, cutter(other).start_logits)
     hidden = torch.zeros(1, 8, dtype=torch.bool)
     hidden[0, 4] = True
     states = [level.reader(row.values, hidden, torch.zeros(1, 8)) for row in (true, other)]
@@ -248,7 +253,7 @@ def test_padding_belongs_to_no_segment() -> None:
 
 
 @pytest.mark.parametrize("channels", [None, 6])
-@pytest.mark.parametrize(("kernel", "layers"), [(3, 1), (5, 2), (7, 3)])
+@pytest.mark.parametrize(("kernel", "layers"), [(1, 1), (3, 1), (5, 2), (7, 3)])
 @torch.no_grad()
 def test_a_probability_depends_on_as_much_as_reach_says(kernel: int, layers: int, channels: int | None) -> None:
     torch.manual_seed(1)
@@ -309,11 +314,18 @@ def test_a_shift_lowers_every_logit() -> None:
     torch.testing.assert_close(level.split(rows).start_logits, before - 1.5)
 
 
+def latent_reader(span: int) -> SegmentReader:
+    """A reader of latents of 6 channels that knows 5 kinds of them."""
+    torch.manual_seed(0)
+    reader = SegmentReader(6, 16, 2, 2, span, codes=5).double()
+    torch.nn.init.normal_(reader.codebook.centres)
+    return reader
+
+
 @law
 @given(seeds, st.integers(0, 23))
 def test_the_reader_of_latents_sees_its_own_segment_alone(seed: int, place: int) -> None:
-    torch.manual_seed(0)
-    reader = SegmentReader(6, 16, 2, 2, span=10).double()
+    reader = latent_reader(span=10)
     probs = (torch.rand(1, 24, generator=chance(seed)) < 0.3).double()
     probs[:, 0] = 1
     hidden = torch.rand(1, 24, generator=chance(seed + 1)) < 0.5
@@ -331,8 +343,7 @@ def test_the_reader_of_latents_sees_its_own_segment_alone(seed: int, place: int)
 
 @torch.no_grad()
 def test_the_reader_of_latents_sees_further_the_less_likely_a_cut_is() -> None:
-    torch.manual_seed(0)
-    reader = SegmentReader(6, 16, 2, 2, span=16).double()
+    reader = latent_reader(span=16)
     values = normal(1, 8, 6, seed=1)
     other = values.clone()
     other[0, 0] += 5 * normal(6, seed=2)
@@ -413,5 +424,46 @@ def test_the_reader_of_bytes_sees_neither_padding_nor_another_document() -> None
 
 
 def test_a_segment_length_sets_the_splitters_first_rate() -> None:
-    level = Level(level_config(segment_length=4.0, window=16), None)
-    assert level.splitter.head.bias.sigmoid().item() == pytest.approx(0.25)
+    below, above = (Level(level_config(segment_length=4.0, window=16), channels) for channels in (None, 6))
+    assert below.guide is None and above.guide is not None
+    for cutter in (below.splitter, above.splitter, above.guide):
+        assert cutter.head.bias.sigmoid().item() == pytest.approx(0.25)
+
+
+# What is told of hidden positions
+
+
+@torch.no_grad()
+def test_a_hidden_latent_is_told_as_its_code_alone() -> None:
+    level = MODEL.levels[1]
+    codebook = codebook_of(level)
+    values = normal(200, level.embedding.channels or 0, seed=1, dtype=torch.float32)
+    states = normal(200, level.config.splitter_width, seed=2, dtype=torch.float32)
+    codes = codebook(values)
+    assert len(set(codes.tolist())) > len(codebook.centres) / 2
+    found = level.reader_loss(states, values)
+    log_probs = level.reader_readout(states).log_softmax(-1)
+    torch.testing.assert_close(found, -log_probs[torch.arange(200), codes])
+    assert torch.equal(found, level.reader_loss(states, codebook.centres[codes]))
+
+
+@torch.no_grad()
+def test_a_hidden_byte_is_told_as_itself() -> None:
+    level = MODEL.levels[0]
+    states = normal(256, level.config.splitter_width, seed=2, dtype=torch.float32)
+    found = level.reader_loss(states, torch.arange(256))
+    torch.testing.assert_close(found, -level.reader_readout(states).log_softmax(-1).diagonal())
+
+
+@torch.no_grad()
+def test_the_reader_of_latents_knows_the_codes_of_what_it_sees() -> None:
+    reader = latent_reader(span=8)
+    values = normal(1, 8, 6, seed=3)
+    codes = reader.codebook(values)
+    hidden = codes == codes[0, 4]
+    assert not hidden.all()
+    before = reader(values, hidden, torch.zeros(1, 8).double())
+    reader.code_embedding.weight[codes[0, 4]] += normal(16, seed=4)
+    assert torch.equal(reader(values, hidden, torch.zeros(1, 8).double()), before)
+    reader.code_embedding.weight[codes[~hidden][0]] += normal(16, seed=5)
+    assert not torch.allclose(reader(values, hidden, torch.zeros(1, 8).double()), before)

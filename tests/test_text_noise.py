@@ -15,7 +15,18 @@ from zonkey_core.losses import existence_loss
 from zonkey_core.objectives import NOISED_ROWS, splitter_objective, stability_loss
 from zonkey_core.positions import PositionSequence
 from zonkey_core.segment_splitter import Splits
-from zonkey_core.text_noise import KIND_SHARES, LEAST_SHARE, MOST_SHARE, NoisedRows, noise_rows, noised_start_prob
+from zonkey_core.text_noise import (
+    KIND_SHARES,
+    LEAST_SHARE,
+    LOST_SHARE,
+    LOWERED,
+    MOST_SHARE,
+    RARE,
+    UPPER_KIND_SHARES,
+    NoisedRows,
+    noise_rows,
+    noised_start_prob,
+)
 
 LENGTH = 240
 KINDS = ("dropped", "doubled", "any case", "upper case")
@@ -63,10 +74,11 @@ def test_rows_are_noised_in_each_way_as_often_as_is_said(kind: str) -> None:
     assert share - 0.1 < len(rows_of(kind)) / len(SIZES) < share + 0.1
 
 
+@pytest.mark.parametrize("shares", [KIND_SHARES, UPPER_KIND_SHARES])
 @few
-@given(seeds)
-def test_a_noised_byte_is_the_one_that_it_came_from_up_to_case(seed: int) -> None:
-    noised = noise_rows(ROWS, chance(seed))
+@given(seed=seeds)
+def test_a_noised_byte_is_the_one_that_it_came_from_up_to_case(shares: tuple[float, ...], seed: int) -> None:
+    noised = noise_rows(ROWS, chance(seed), shares)
     exists = noised.sequence.exists_mask
     clean = ROWS.values.gather(1, noised.origins)
     assert bytes(noised.sequence.values[exists].tolist()).lower() == bytes(clean[exists].tolist()).lower()
@@ -145,17 +157,143 @@ def test_documents_begin_at_the_first_of_their_bytes_that_is_left() -> None:
     assert moved, "some first bytes were dropped"
 
 
-def test_noise_is_drawn_from_the_generator_alone_and_leaves_its_input() -> None:
+@pytest.mark.parametrize("shares", [KIND_SHARES, UPPER_KIND_SHARES])
+def test_noise_is_drawn_from_the_generator_alone_and_leaves_its_input(shares: tuple[float, ...]) -> None:
     rows = many_rows(8)
     torch.manual_seed(0)
-    first = noise_rows(rows, chance(5))
+    first = noise_rows(rows, chance(5), shares)
     torch.manual_seed(1)
-    second = noise_rows(rows, chance(5))
+    second = noise_rows(rows, chance(5), shares)
+    assert not torch.equal(first.sequence.values, noise_rows(rows, chance(6), shares).sequence.values)
     assert torch.equal(first.origins, second.origins)
     for one, two in zip(first.sequence, second.sequence, strict=True):
         assert torch.equal(one, two)
     for kept, fresh in zip(rows, many_rows(8), strict=True):
         assert torch.equal(kept, fresh)
+
+
+# Rare bytes that are lost
+
+FREQUENT, MIDDLING, SELDOM = b"AaBb \n", bytes(range(128, 158)), bytes(range(158, 218))
+"""Values that make up 0.7, 0.24 and 0.06 of a batch."""
+ALL_LOSE = (0.0, 0.0, 0.0, 0.0, 1.0)
+
+
+def tiered_rows(count: int = 250) -> PositionSequence:
+    """Rows of bytes of three frequencies, with documents that begin within, padded with a rare value."""
+    generator = chance(4)
+    weights = torch.zeros(256)
+    for values, share in ((FREQUENT, 0.7), (MIDDLING, 0.24), (SELDOM, 0.06)):
+        weights[list(values)] = share / len(values)
+    drawn = torch.multinomial(weights, count * LENGTH, replacement=True, generator=generator).view(count, LENGTH)
+    rows = byte_rows(*(bytes(row) for row in drawn.tolist()))
+    rows.exists_mask[1::2, LENGTH // 2 :] = False
+    rows.document_mask[:, LENGTH // 3] = True
+    rows.values[1::2, LENGTH // 2 :] = SELDOM[0]
+    return rows
+
+
+TIERED = tiered_rows()
+POORER = noise_rows(TIERED, chance(7), ALL_LOSE)
+
+
+def clean_and_kept(row: int) -> tuple[bytes, list[int], bool]:
+    """A row as it was before it lost bytes, the places of those that it kept, and whether its letters are small."""
+    origins = origins_of(POORER, row)
+    clean = bytes(TIERED.values[row][TIERED.exists_mask[row]].tolist())
+    found = bytes(POORER.sequence.values[row, : len(origins)].tolist())
+    lowered = not set(found) & set(b"AB")
+    clean = clean.replace(b"A", b"a").replace(b"B", b"b") if lowered else clean
+    assert found == bytes(clean[origin] for origin in origins)
+    return clean, origins, lowered
+
+
+def test_a_row_loses_all_of_a_rare_value_or_none() -> None:
+    lost_rows = 0
+    for row in range(len(TIERED.values)):
+        clean, kept, _ = clean_and_kept(row)
+        assert kept == sorted(set(kept))
+        gone = bytes(value for place, value in enumerate(clean) if place not in set(kept))
+        assert not set(gone) & set(bytes(clean[place] for place in kept))
+        assert not set(gone) & set(FREQUENT)
+        lost_rows += bool(gone)
+    assert lost_rows > 0.9 * len(TIERED.values)
+
+
+@pytest.mark.parametrize(
+    ("values", "share"),
+    [(values, LOST_SHARE * (1 - share / RARE)) for values, share in ((MIDDLING, 0.008), (SELDOM, 0.001))]
+    + [(SELDOM[:1], LOST_SHARE)],
+    ids=["middling", "seldom", "that of the padding"],
+)
+def test_values_are_lost_the_more_often_the_rarer_they_are(values: bytes, share: float) -> None:
+    there = lost = 0
+    for row in range(len(TIERED.values)):
+        clean, kept, _ = clean_and_kept(row)
+        had = set(clean) & set(values)
+        there += len(had)
+        lost += len(had - {clean[place] for place in kept})
+    assert lost / there == pytest.approx(share, abs=0.1 if len(values) > 1 else 0.25)
+
+
+def test_what_is_rare_is_so_in_the_batch() -> None:
+    """A row may lose what it is full of."""
+    rows = byte_rows(*[b"ab" * 99 + b"a#"] * 99, b"#" * 40 + b"ab" * 79 + b"!!")
+    sizes = [noise_rows(rows, chance(seed), ALL_LOSE).sequence.exists_mask.sum(1) for seed in range(100)]
+    assert {int(size) for each in sizes for size in each[:99]} == {199, 200}
+    assert {int(each[99]) for each in sizes} == {158, 160, 198, 200}
+
+
+def test_what_tells_is_lost_as_often_as_what_is_rare() -> None:
+    telling = torch.zeros(256, dtype=torch.bool)
+    telling[list(b" A")] = True
+    noised = noise_rows(TIERED, chance(8), ALL_LOSE, telling)
+    without = {value: 0 for value in FREQUENT}
+    large = 0
+    for row in range(len(TIERED.values)):
+        kept = origins_of(noised, row)
+        found = noised.sequence.values[row, : len(kept)].tolist()
+        large += ord("B") in found
+        for value in FREQUENT:
+            clean = TIERED.values[row][TIERED.exists_mask[row]].tolist()
+            without[value] += value not in found
+            assert value in b"AaBb" or found.count(value) in (0, clean.count(value))
+    count = len(TIERED.values)
+    assert without[ord(" ")] / count == pytest.approx(LOST_SHARE, abs=0.1)
+    assert (without[ord("A")] - count + large) / large == pytest.approx(LOST_SHARE, abs=0.2)
+    assert without[ord("b")] == without[ord("a")] == without[ord("\n")] == 0, "what is small does not tell"
+
+
+def test_letters_become_small_in_a_share_of_the_rows_that_lose_bytes() -> None:
+    small = sum(clean_and_kept(row)[2] for row in range(len(TIERED.values)))
+    assert small / len(TIERED.values) == pytest.approx(LOWERED, abs=0.1)
+
+
+def test_documents_begin_after_lost_bytes_too() -> None:
+    moved = 0
+    for row in range(len(TIERED.values)):
+        _, kept, _ = clean_and_kept(row)
+        expected = {min(place for place, origin in enumerate(kept) if origin >= start) for start in (0, LENGTH // 3)}
+        moved += LENGTH // 3 not in kept
+        assert set(POORER.sequence.document_mask[row].nonzero().flatten().tolist()) == expected
+    assert moved
+
+
+@pytest.mark.parametrize("kind", range(5))
+def test_odds_choose_the_way(kind: int) -> None:
+    """Rows are noised in no way that has no share."""
+    shares = [float(each == kind) for each in range(5)]
+    noised = noise_rows(TIERED, chance(3), shares)
+    seen = set()
+    for row in range(len(TIERED.values)):
+        origins = torch.tensor(origins_of(noised, row))
+        steps = origins.diff()
+        letters = set(noised.sequence.values[row, : len(origins)].tolist()) & set(b"AaBb")
+        seen.add((bool((steps > 1).any()), bool((steps == 0).any()), bytes(sorted(letters))))
+    dropped, doubled, cases = (set(each) for each in zip(*seen, strict=True))
+    assert True in dropped if kind in (0, 4) else dropped == {False}
+    assert True in doubled if kind == 1 else doubled == {False}
+    assert cases == {3: {b"AB"}, 4: {b"ABab", b"ab"}}.get(kind, {b"ABab"})
 
 
 # Starts of noised rows

@@ -52,6 +52,8 @@ class LevelConfig(_Struct, frozen=True):
     """Layers of the Transformer that is the reader of the levels above."""
     reader_span: int = 128
     """Positions that these readers see at once."""
+    reader_codes: int = 1024
+    """Kinds of latents that these readers tell apart."""
     mask_rate: float = 0.1
     """Share of the positions hidden from the splitter and the reader in training."""
     trunk_width: int = 128
@@ -89,6 +91,8 @@ class TrainingConfig(_Struct, frozen=True):
     """Peak rate of AdamW, which trains vectors, tables and convolutions."""
     table_learning_rate: float = 8e-3
     """Peak rate of AdamW for tables of strings, each row of which is met rarely."""
+    guide_learning_rate: float = 6e-4
+    """Peak rate of AdamW for the guides of splitters; a faster one loses sentences in the noise."""
     matrix_learning_rate: float = 0.01
     """Peak rate of Muon, which trains the matrices."""
     weight_decay: float = 0.01
@@ -175,7 +179,7 @@ def check_model_config(model: ModelConfig, *, origin: str) -> None:
 
 def check_training_config(training: TrainingConfig, *, origin: str) -> None:
     """Raise `ConfigError` where a value of `training` is out of its range."""
-    rates = ("learning_rate", "table_learning_rate")
+    rates = ("learning_rate", "table_learning_rate", "guide_learning_rate")
     for key in ("row_bytes", "batch_rows", *rates, "gradient_clip", "shuffle_documents"):
         if not 0 < getattr(training, key) < math.inf:
             raise ConfigError(f"{origin}: training.{key} must be positive and finite, not {getattr(training, key)}")

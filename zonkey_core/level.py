@@ -12,11 +12,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from zonkey_core.bytes import BYTE_VALUES, NO_BYTE
 from zonkey_core.compressor import Compressor
 from zonkey_core.config import LevelConfig
 from zonkey_core.denoiser import DecodedWindows, Decoder, Trunk
 from zonkey_core.existence import (
+    LOG_FLOOR,
     cumulative_log_continue,
     limit_segment_length,
     sample_starts,
@@ -25,6 +28,7 @@ from zonkey_core.existence import (
 from zonkey_core.noise_schedule import NoiseSchedule
 from zonkey_core.positions import PositionEmbedding, PositionReadout, PositionSequence
 from zonkey_core.segment_splitter import ContextReader, SegmentReader, SegmentSplitter, Splits
+from zonkey_core.string_vectors import ngram_keys
 
 NEGLIGIBLE_EXISTENCE = 0.05
 """Positions of a window that exist with less than this are neither compressed nor decoded in training."""
@@ -76,12 +80,25 @@ class Level(nn.Module):
             config.segment_length,
             config.splitter_ngrams,
         )
+        self.guide = (
+            None
+            if channels_below is None
+            else SegmentSplitter(channels_below, splitter_width, 1, 1, config.segment_length, 0)
+        )
+        """Above bytes: the splitter that the masked-modelling loss trains, from each position alone."""
         self.reader = (
             ContextReader(splitter_width, config.reader_contexts)
             if channels_below is None
-            else SegmentReader(channels_below, splitter_width, config.heads, config.reader_layers, config.reader_span)
+            else SegmentReader(
+                channels_below,
+                splitter_width,
+                config.heads,
+                config.reader_layers,
+                config.reader_span,
+                config.reader_codes,
+            )
         )
-        self.reader_readout = PositionReadout(channels_below, splitter_width)
+        self.reader_readout = nn.Linear(splitter_width, BYTE_VALUES if channels_below is None else config.reader_codes)
         self.embedding = PositionEmbedding(channels_below, config.width)
         self.compressor = Compressor(
             config.width, config.latents, config.heads, config.compressor_layers, config.window
@@ -91,9 +108,10 @@ class Level(nn.Module):
         self.readout = PositionReadout(channels_below, config.width)
 
     def splitter_parameters(self) -> Iterator[nn.Parameter]:
-        """What the masked-modelling loss trains."""
-        for module in (self.splitter, self.reader, self.reader_readout):
-            yield from module.parameters()
+        """What cuts, and what teaches it to."""
+        for module in (self.splitter, self.guide, self.reader, self.reader_readout):
+            if module is not None:
+                yield from module.parameters()
 
     def autoencoder_parameters(self) -> Iterator[nn.Parameter]:
         """What compresses and decodes."""
@@ -105,19 +123,24 @@ class Level(nn.Module):
         splits: Splits = self.splitter(sequence)
         return splits
 
+    def reader_loss(self, states: Tensor, values: Tensor) -> Tensor:
+        """What it cost the reader to tell hidden bytes [K], or the codes of hidden latents [K, C]: [K], in nats."""
+        kinds = self.reader.codebook(values) if isinstance(self.reader, SegmentReader) else values
+        return functional.cross_entropy(self.reader_readout(states).float(), kinds, reduction="none")
+
     def choose_starts(
         self, sequence: PositionSequence, start_prob: Tensor, *, generator: torch.Generator | None = None
     ) -> Segmentation:
         """A segmentation: drawn from `start_prob` with a generator, else its starts above one half.
 
-        The latter is the one that a model is used with, so no segment of it is longer than the window, and the cuts
-        that this takes are certain ones.
+        The latter is the one that a model is used with: no segment of it is longer than the window, and every cut of
+        it is certain.
         """
         if generator is None:
             likely = (start_prob > 0.5) | ~sequence.exists_mask
             likely[:, 0] = True
             mask = limit_segment_length(likely, sequence.cut_allowed(), self.config.window)
-            start_prob = start_prob.masked_fill(mask & ~likely, 1.0)
+            start_prob = mask.to(start_prob.dtype)
         else:
             mask = sample_starts(start_prob.detach(), generator)
         mask = mask & sequence.exists_mask
@@ -162,11 +185,23 @@ class Level(nn.Module):
         return latents
 
     def encode(self, sequence: PositionSequence, segmentation: Segmentation) -> Tensor:
-        """Latents [K, C] of all existing segments, in order."""
+        """Latents [K, C] of all existing segments, in order; segments of the same bytes are compressed once."""
         latents = segmentation.start_prob.new_zeros(int(segmentation.slot_mask.sum()), self.channels)
         for windows in self.windows(sequence, segmentation):
-            latents = latents.index_copy(0, windows.segments, self.compress(windows.values, windows.log_existence))
+            each, which = self._distinct(windows)
+            compressed = self.compress(windows.values[each], windows.log_existence[each])
+            latents = latents.index_copy(0, windows.segments, compressed[which])
         return latents
+
+    def _distinct(self, windows: Windows) -> tuple[Tensor, Tensor]:
+        """Indices of windows that differ, and which of these each window equals; bytes with certain ends alone."""
+        order = torch.arange(len(windows.values), device=windows.values.device)
+        exists = windows.log_existence == 0
+        if not self.reads_bytes or not bool((exists | (windows.log_existence <= LOG_FLOOR)).all()):
+            return order, order
+        symbols = windows.values.masked_fill(~exists, NO_BYTE)
+        keys, which = torch.unique(ngram_keys(symbols, symbols.shape[1])[-1][:, -1], return_inverse=True)
+        return order.new_zeros(len(keys)).scatter_(0, which, order), which
 
     def recompress(self, decoded: DecodedWindows) -> Tensor:
         """Decoded windows to the latents that they stand for, differentiably: the sampler's clean estimate."""

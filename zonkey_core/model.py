@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from zonkey_core.config import ModelConfig
 from zonkey_core.level import Level, Segmentation
-from zonkey_core.positions import PositionSequence
+from zonkey_core.positions import LocatedPositions, PositionSequence
 
 
 class Ascent(NamedTuple):
@@ -57,6 +57,19 @@ class Zonkey(nn.Module):
             views.append(Ascent(sequence, segmentation, latents))
             sequence = level.upper_sequence(latents, segmentation)
         return views
+
+    @torch.no_grad()
+    def located_positions(self, sequence: PositionSequence, index: int) -> LocatedPositions:
+        """What level `index` reads of a batch of bytes, without gradients."""
+        if index == 0:
+            order = torch.arange(sequence.values.shape[1], device=sequence.values.device)
+            return LocatedPositions(sequence, order.expand_as(sequence.values))
+        views = self.ascend(sequence, index - 1)
+        offsets = views[0].segmentation.starts
+        for view in views[1:]:
+            offsets = offsets.gather(1, view.segmentation.starts)
+        below = views[-1]
+        return LocatedPositions(self.levels[index - 1].upper_sequence(below.latents, below.segmentation), offsets)
 
 
 def byte_sequence(values: Tensor, document_mask: Tensor) -> PositionSequence:

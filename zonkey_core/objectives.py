@@ -30,6 +30,7 @@ from zonkey_core.segment_splitter import draw_relaxed, hide_positions
 from zonkey_core.text_noise import noise_rows, noised_start_prob
 
 NOISED_ROWS = 2
+"""One row in so many is noised where a splitter is held to the same cuts under noise."""
 WARMEST, COOLEST = 1.0, 0.4
 """Temperatures at which starts are drawn at the beginning of a splitter's stage and at its end."""
 DECODER_NOISE = 0.5
@@ -55,13 +56,14 @@ def splitter_objective(
 ) -> dict[str, Tensor]:
     """Leak-free masked modelling: splitter and reader both see the masked sequence only (design of the splitter).
 
-    The reader is given starts drawn at a `temperature` (`draw_relaxed`). `certainty` weighs the penalty on
-    probabilities that are neither 0 nor 1, and `stability` that on cuts of bytes that change under noise.
+    It trains level 0's splitter, and above that its guide. The reader is given starts drawn at a `temperature`
+    (`draw_relaxed`). `certainty` weighs the penalty on probabilities that are neither 0 nor 1, and `stability` that on
+    cuts of bytes that change under noise.
     """
     hidden, values = hide_positions(sequence, level.config.mask_rate, generator)
-    splits = level.split(sequence._replace(values=values))
+    splits = (level.guide or level.splitter)(sequence._replace(values=values))
     drawn = draw_relaxed(splits, temperature, generator)
-    told = level.reader_readout.loss(level.reader(values, hidden, drawn), sequence.values[hidden])
+    told = level.reader_loss(level.reader(values, hidden, drawn), sequence.values[hidden])
     if level.reads_bytes:
         alone = alone_in_segment(drawn)[hidden]
         told = (1 - alone) * told + alone * unigram_cost(sequence)[hidden]
@@ -95,13 +97,17 @@ def unigram_cost(sequence: PositionSequence) -> Tensor:
     return cost[sequence.values]
 
 
+def rows_to_noise(sequence: PositionSequence) -> PositionSequence:
+    """The rows of a batch that are noised: one in `NOISED_ROWS`."""
+    return PositionSequence(*(part[: -(-len(part) // NOISED_ROWS)] for part in sequence))
+
+
 def stability_loss(level: Level, sequence: PositionSequence, generator: torch.Generator) -> Tensor:
     """Cross-entropy of the starts of noised rows against the splitter's own of the clean ones, a fixed target.
 
     One row in `NOISED_ROWS` is noised.
     """
-    count = -(-len(sequence.values) // NOISED_ROWS)
-    clean = PositionSequence(*(part[:count] for part in sequence))
+    clean = rows_to_noise(sequence)
     with torch.no_grad():
         target = level.split(clean).start_prob
     noised, origins = noise_rows(clean, generator)

@@ -37,6 +37,14 @@ class PositionSequence(NamedTuple):
         return cut_allowed_mask(self.values) & self.exists_mask
 
 
+class LocatedPositions(NamedTuple):
+    """Rows of positions of a level with where they lie in the rows of bytes that they stand for."""
+
+    sequence: PositionSequence
+    offsets: Tensor
+    """[B, L] the byte at which each begins; 0 in padding."""
+
+
 class PositionEmbedding(nn.Module):
     """Values to vectors of `width`; `channels` is None for bytes."""
 

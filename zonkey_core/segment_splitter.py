@@ -7,6 +7,9 @@ the two sides tell least about each other. Splitter and reader both see the sequ
 place of the hidden ones; if the splitter saw the true ones, `p` would become a side channel that tells the reader what
 was hidden, and if it saw which are hidden, it would cut around these instead of where text can do without.
 
+Above bytes the same loss trains a *guide*, a splitter that sees each position alone and so finds which positions begin
+segments on the whole; the splitter that is used follows it and learns to tell from what stands around them.
+
 Shapes: positions [B, L], embedded [B, L, width]; `p` [B, L]; K hidden positions.
 """
 
@@ -21,6 +24,7 @@ from torch.nn import functional
 
 from zonkey_core.attention import DocumentBias
 from zonkey_core.bytes import NO_BYTE
+from zonkey_core.codebook import Codebook
 from zonkey_core.existence import cumulative_log_continue
 from zonkey_core.positions import PositionEmbedding, PositionSequence
 from zonkey_core.string_vectors import ContextVectors, NgramVectors
@@ -115,12 +119,14 @@ class ContextReader(nn.Module):
 
 
 class SegmentReader(nn.Module):
-    """The masked-modelling Transformer above level 0; each position sees its own segment alone."""
+    """The masked-modelling Transformer above level 0; each position sees its own segment alone, and tells codes."""
 
-    def __init__(self, channels: int, width: int, heads: int, layers: int, span: int) -> None:
+    def __init__(self, channels: int, width: int, heads: int, layers: int, span: int, codes: int) -> None:
         super().__init__()
         self.span = span
+        self.codebook = Codebook(codes, channels)
         self.embedding = PositionEmbedding(channels, width)
+        self.code_embedding = nn.Embedding(codes, width)
         self.hidden = nn.Parameter(torch.randn(width))
         self.transformer = Transformer(width, heads, layers, rotary=True)
         self.norm = nn.LayerNorm(width, bias=False)
@@ -130,7 +136,7 @@ class SegmentReader(nn.Module):
 
         Rows are read in spans of at most `span` positions.
         """
-        embedded = self.embedding(values)
+        embedded = self.embedding(values) + self.code_embedding(self.codebook(values))
         embedded = torch.where(hidden_mask.unsqueeze(-1), self.hidden.to(embedded.dtype), embedded)
         batch, length, width = embedded.shape
         span = min(self.span, length)

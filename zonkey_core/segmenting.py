@@ -112,11 +112,12 @@ class LevelCutter:
             probs[0] = 1.0
         known = probs.cpu().numpy().copy()
         starts = self._limit((known > self.threshold).nonzero()[0], known)
-        probs[torch.from_numpy(starts[known[starts] <= self.threshold]).to(probs.device)] = 1.0
+        certain = torch.zeros_like(probs)
+        certain[torch.from_numpy(starts).to(probs.device)] = 1.0
         starts = starts[starts < count]
         if len(starts):
             self.last_start = self.done + int(starts[-1])
-        latents = self._latents(probs, torch.from_numpy(starts)) if self.keep_latents and len(starts) else None
+        latents = self._latents(certain, torch.from_numpy(starts)) if self.keep_latents and len(starts) else None
         cuts = Cuts(self.offsets[starts + self.done - self.base], known[starts], latents)
         self.done += count
         self.blocks += 1
@@ -152,16 +153,16 @@ class LevelCutter:
         bounds = np.concatenate([[self.last_start - self.done], starts, [len(probs)]])
         return np.sort(np.concatenate([starts, forced_starts(bounds, probs > 0, self.level.config.window)]))
 
-    def _latents(self, probs: Tensor, starts: Tensor) -> Tensor:
-        """Latents of the segments that start in this block, read with what follows them."""
+    def _latents(self, certain: Tensor, starts: Tensor) -> Tensor:
+        """Latents of the segments that start in this block, given what is a start in it and in what follows it."""
         assert self.values is not None
         begin = self.done - self.base
-        values = self.values[begin : begin + len(probs)]
+        values = self.values[begin : begin + len(certain)]
         exists = torch.ones(1, len(values), dtype=torch.bool, device=values.device)
         sequence = PositionSequence(values[None], exists, torch.zeros_like(exists))
         starts = starts[None].to(values.device)
         mask = torch.ones_like(starts, dtype=torch.bool)
-        segmentation = Segmentation(starts, mask, torch.zeros_like(mask), probs[None, : len(values)])
+        segmentation = Segmentation(starts, mask, torch.zeros_like(mask), certain[None, : len(values)])
         return self.level.encode(sequence, segmentation).float()
 
 

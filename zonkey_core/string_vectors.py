@@ -38,12 +38,12 @@ def ngram_keys(symbols: Tensor, longest: int) -> list[Tensor]:
     What stands before the first symbol counts as `NO_BYTE`.
     """
     length = symbols.shape[1]
-    padded = functional.pad(symbols, (longest - 1, 0), value=NO_BYTE)
+    padded = functional.pad(symbols, (longest - 1, 0), value=NO_BYTE) + 1
     keys = torch.zeros_like(symbols)
     each: list[Tensor] = []
     for back in range(longest):
         first = longest - 1 - back
-        keys = (keys + padded[:, first : first + length] + 1) * SPREAD
+        keys = (keys + padded[:, first : first + length]) * SPREAD
         each.append(keys)
     return each
 

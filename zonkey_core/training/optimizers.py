@@ -6,6 +6,7 @@ Muon reached the same loss in about a quarter of AdamW's steps here (docs/experi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,17 +19,26 @@ from zonkey_core.string_vectors import is_lookup_table
 
 SMALLEST_MATRIX = 16
 """Narrower matrices have too few directions for orthogonal updates."""
+GUIDE_BETAS = 0.95, 0.99
+"""A guide's gradients are nearly all noise, so they are averaged over more steps."""
 
 
-def build_optimizers(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> list[Optimizer]:
+def build_optimizers(
+    parameters: Iterable[nn.Parameter], config: TrainingConfig, guides: Iterable[nn.Parameter] = ()
+) -> list[Optimizer]:
     """One optimiser for the matrices and one for the rest, where tables of strings have a rate of their own.
 
-    One that would have nothing to do is left out.
+    So have the parameters of `guides`, whatever their shape. An optimiser that would have nothing to do is left out.
     """
+    guiding = set(guides)
+    slow: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     tables: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for parameter in parameters:
+        if parameter in guiding:
+            slow.append(parameter)
+            continue
         if is_lookup_table(parameter):
             tables.append(parameter)
             continue
@@ -47,7 +57,9 @@ def build_optimizers(parameters: Iterable[nn.Parameter], config: TrainingConfig)
             )
         )
     rates = ((others, config.learning_rate), (tables, config.table_learning_rate))
-    groups = [{"params": group, "lr": rate} for group, rate in rates if group]
+    groups: list[dict[str, Any]] = [{"params": group, "lr": rate} for group, rate in rates if group]
+    if slow:
+        groups.append({"params": slow, "lr": config.guide_learning_rate, "betas": GUIDE_BETAS})
     if groups:
         optimizers.append(AdamW(groups, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True))
     for optimizer in optimizers:

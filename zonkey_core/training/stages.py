@@ -12,15 +12,26 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from zonkey_core.guidance import following_loss, telling_values
 from zonkey_core.level import Level
 from zonkey_core.model import Zonkey
-from zonkey_core.objectives import COOLEST, WARMEST, autoencoder_objective, denoiser_objective, splitter_objective
-from zonkey_core.positions import PositionSequence
+from zonkey_core.objectives import (
+    COOLEST,
+    WARMEST,
+    autoencoder_objective,
+    denoiser_objective,
+    rows_to_noise,
+    splitter_objective,
+)
+from zonkey_core.positions import LocatedPositions, PositionSequence
+from zonkey_core.text_noise import UPPER_KIND_SHARES, noise_rows
 from zonkey_core.training.curriculum import Stage
 
 STABILITY = 3.0
 STABLE_FROM = 0.3
-"""Share of a splitter's stage after which its cuts are to stay the same under noise."""
+"""Share of level 0's splitter's stage after which its cuts are to stay the same under noise."""
+FOLLOW_FROM = 0.6
+"""Share of a later splitter's stage after which it follows its guide."""
 CERTAIN_FROM = 0.7
 """Share of a splitter's stage after which its cuts are to become certain. Made certain from the start, they stay where
 they happen to be: words of text without spaces were found with F1 0.35 instead of 0.76 after five minutes."""
@@ -31,6 +42,11 @@ def stage_parameters(model: Zonkey, stage: Stage) -> list[nn.Parameter]:
     if stage.level is None:
         return list(model.parameters())
     return list(_level_parameters(model.levels[stage.level], stage.name))
+
+
+def guide_parameters(model: Zonkey) -> list[nn.Parameter]:
+    """The parameters of all guides."""
+    return [parameter for level in model.levels if level.guide is not None for parameter in level.guide.parameters()]
 
 
 def _level_parameters(level: Level, name: str) -> Iterator[nn.Parameter]:
@@ -50,7 +66,8 @@ def stage_losses(
     if stage.level is None:
         return joint_losses(model, sequence, generator, upper_gradient=min(1.0, 2 * fraction))
     level = model.levels[stage.level]
-    sequence = level_positions(model, stage.level, sequence)
+    rows, located = sequence, model.located_positions(sequence, stage.level)
+    sequence = located.sequence
     if stage.name == "splitter":
         losses = splitter_objective(
             level,
@@ -60,6 +77,8 @@ def stage_losses(
             stability=STABILITY * float(fraction >= STABLE_FROM),
             temperature=WARMEST + (COOLEST - WARMEST) * fraction,
         )
+        if stage.level and fraction >= FOLLOW_FROM:
+            losses["following"] = guided_loss(model, stage.level, rows, located, generator)
     else:
         with torch.no_grad():
             segmentation = level.choose_starts(sequence, level.split(sequence).start_prob)
@@ -72,12 +91,18 @@ def stage_losses(
     return {f"{stage.level}/{name}": loss for name, loss in losses.items()}
 
 
-def level_positions(model: Zonkey, index: int, sequence: PositionSequence) -> PositionSequence:
-    """The positions that level `index` reads of a batch of bytes, without gradients."""
-    if index == 0:
-        return sequence
-    below = model.ascend(sequence, index - 1)[-1]
-    return model.levels[index - 1].upper_sequence(below.latents, below.segmentation)
+def guided_loss(
+    model: Zonkey, index: int, rows: PositionSequence, located: LocatedPositions, generator: torch.Generator
+) -> Tensor:
+    """`following_loss` of level `index`, at least 1, for rows of bytes and its positions of them; some are noised."""
+    level, some = model.levels[index], rows_to_noise(rows)
+    assert level.guide is not None
+    clean = LocatedPositions(rows_to_noise(located.sequence), located.offsets[: len(some.values)])
+    with torch.no_grad():
+        start_prob = level.guide(clean.sequence).start_prob
+    telling = telling_values(some, clean.offsets, start_prob * clean.sequence.exists_mask)
+    noised, origins = noise_rows(some, generator, UPPER_KIND_SHARES, telling)
+    return following_loss(level, clean, start_prob, model.located_positions(noised, index), origins)
 
 
 def joint_losses(
@@ -85,8 +110,11 @@ def joint_losses(
 ) -> dict[str, Tensor]:
     """Every objective of every level in one graph; `upper_gradient` scales what passes down through the latents."""
     losses: dict[str, Tensor] = {}
+    rows = sequence
     for index, level in enumerate(model.levels):
         splits = splitter_objective(level, sequence, generator)
+        if index:
+            splits["following"] = guided_loss(model, index, rows, model.located_positions(rows, index), generator)
         start_prob = level.split(sequence).start_prob
         segmentation = level.choose_starts(sequence, start_prob, generator=generator)
         encoded = autoencoder_objective(level, sequence, segmentation, generator)

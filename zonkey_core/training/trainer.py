@@ -33,6 +33,7 @@ from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
 from zonkey_core.held_out import held_out_rows, quick_figures
 from zonkey_core.model import Zonkey, byte_sequence
 from zonkey_core.positions import PositionSequence
+from zonkey_core.segment_splitter import SegmentReader
 from zonkey_core.training.calibration import calibrate
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.events import CheckpointEvent, Event, FiguresEvent, StageEvent, StepEvent
@@ -47,10 +48,11 @@ from zonkey_core.training.optimizers import (
     take_step,
 )
 from zonkey_core.training.preview import Preview
-from zonkey_core.training.stages import level_positions, stage_losses, stage_parameters
+from zonkey_core.training.stages import guide_parameters, stage_losses, stage_parameters
 
 REPORT_SECONDS = 1.0
 CALIBRATION_BATCHES = 8
+CODEBOOK_BATCHES = 48
 
 
 class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -197,6 +199,8 @@ class Trainer:
         parameters = stage_parameters(self.model, stage)
         if self.optimizers is None:
             self.optimizers = self._stage_optimizers(stage)
+        if not record.stage_step:
+            self._fit_codebooks(stage, batches)
         self._train_only(parameters)
         on_event(StageEvent(stage.name, stage.level))
         last = reported = saved = time.monotonic()
@@ -248,7 +252,7 @@ class Trainer:
         return byte_sequence(*(part.to(self.device, non_blocking=True) for part in parts))
 
     def _stage_optimizers(self, stage: Stage) -> list[Optimizer]:
-        return build_optimizers(stage_parameters(self.model, stage), self.config.training)
+        return build_optimizers(stage_parameters(self.model, stage), self.config.training, guide_parameters(self.model))
 
     def _train_only(self, parameters: list[nn.Parameter]) -> None:
         """Let gradients flow to these parameters alone, and pair each with its average."""
@@ -270,6 +274,25 @@ class Trainer:
         self.record.stage += 1
         self.record.stage_step, self.record.stage_seconds = 0, 0.0
 
+    def _fit_codebooks(self, stage: Stage, batches: Prefetcher) -> None:
+        """Sort the latents that a stage's readers tell into kinds; a joint stage goes on with old ones."""
+        for index, (live, average) in enumerate(zip(self.model.levels, self.average.levels, strict=True)):
+            if not isinstance(live.reader, SegmentReader) or not isinstance(average.reader, SegmentReader):
+                continue
+            unfitted = not live.reader.codebook.centres.any()
+            if (stage.name == "splitter" and stage.level == index) or (stage.level is None and unfitted):
+                live.reader.codebook.fit(self._some_latents(index, batches), self.generator)
+                average.reader.codebook.load_state_dict(live.reader.codebook.state_dict())
+
+    def _some_latents(self, index: int, batches: Prefetcher) -> Tensor:
+        """Latents [M, C] that level `index` reads of the next batches."""
+        latents = []
+        for _ in range(CODEBOOK_BATCHES):
+            with autocast(self.device, self.precision):
+                sequence = self.model.located_positions(self._sequence(batches.next_batch()), index).sequence
+            latents.append(sequence.values[sequence.exists_mask])
+        return torch.cat(latents)
+
     def _calibrate(self, stage: Stage, batches: Prefetcher) -> None:
         """After a stage that moved splitters, let them cut further batches at their target rates."""
         if stage.name not in ("splitter", "joint"):
@@ -277,7 +300,10 @@ class Trainer:
         rows = [self._sequence(batches.next_batch()) for _ in range(CALIBRATION_BATCHES)]
         for index in range(len(self.model.levels)) if stage.level is None else (stage.level,):
             with autocast(self.device, self.precision):
-                calibrate(self.model.levels[index], (level_positions(self.model, index, row) for row in rows))
+                calibrate(
+                    self.model.levels[index],
+                    (self.model.located_positions(row, index).sequence for row in rows),
+                )
             self.average.levels[index].splitter.load_state_dict(self.model.levels[index].splitter.state_dict())
 
     def _report(
