@@ -39,8 +39,8 @@ from zonkey_core.model import Zonkey, byte_sequence
 from zonkey_core.positions import PositionSequence
 from zonkey_core.sampling import SamplingOptions, generate
 from zonkey_core.training.curriculum import Stage, plan_stages
-from zonkey_core.training.optimizers import build_optimizers, take_step
-from zonkey_core.training.stages import guide_parameters, stage_losses, stage_parameters
+from zonkey_core.training.optimizers import take_step
+from zonkey_core.training.stages import stage_losses, stage_optimizers, stage_parameters
 
 CPU = torch.device("cpu")
 COMPARED_ROWS = 2
@@ -95,7 +95,7 @@ class TrainingStep:
         for parameter in self.parameters:
             parameter.requires_grad_(True)
         self.average = [parameter.detach().clone() for parameter in self.parameters]
-        self.optimizers = build_optimizers(self.parameters, config.training, guide_parameters(model))
+        self.optimizers = stage_optimizers(model, stage, config.training)
         self.total = torch.zeros(())
 
     def run(self) -> None:

@@ -220,7 +220,7 @@ def test_memory_is_bounded_and_segments_come_early(level: int, monkeypatch: pyte
     def watched(self: LevelCutter, *given: Any) -> Iterator[Any]:
         yield from push(self, *given)
         assert self.values is not None and len(self.values) == len(self.offsets)
-        held[self.is_bytes].append(len(self.values))
+        held[self.level.reads_bytes].append(len(self.values))
 
     monkeypatch.setattr(LevelCutter, "push", watched)
     taken = 0

@@ -47,10 +47,8 @@ def following_loss(
     moved = noised_start_prob(of_bytes, origins.gather(1, noised.offsets))
     losses, weights = [], []
     for located, wanted in ((clean, target), (noised, moved)):
-        sequence = located.sequence
-        asked = sequence.exists_mask & ~sequence.document_mask
-        asked[:, 0] = False
-        logits = level.split(sequence).start_logits[asked]
+        asked = located.sequence.cut_open()
+        logits = level.split(located.sequence).start_logits[asked]
         wanted = wanted[asked]
         weight = torch.full_like(logits, START_WEIGHT)
         losses.append(functional.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight, reduction="sum"))

@@ -80,25 +80,19 @@ class Level(nn.Module):
             config.segment_length,
             config.splitter_ngrams,
         )
-        self.guide = (
-            None
-            if channels_below is None
-            else SegmentSplitter(channels_below, splitter_width, 1, 1, config.segment_length, 0)
-        )
+        self.guide: SegmentSplitter | None = None
         """Above bytes: the splitter that the masked-modelling loss trains, from each position alone."""
-        self.reader = (
-            ContextReader(splitter_width, config.reader_contexts)
-            if channels_below is None
-            else SegmentReader(
-                channels_below,
-                splitter_width,
-                config.heads,
-                config.reader_layers,
-                config.reader_span,
-                config.reader_codes,
+        self.reader: ContextReader | SegmentReader
+        if channels_below is None:
+            self.reader = ContextReader(splitter_width, config.reader_contexts)
+            kinds = BYTE_VALUES
+        else:
+            kinds = config.reader_codes
+            self.guide = SegmentSplitter(channels_below, splitter_width, 1, 1, config.segment_length, 0)
+            self.reader = SegmentReader(
+                channels_below, splitter_width, config.heads, config.reader_layers, config.reader_span, kinds
             )
-        )
-        self.reader_readout = nn.Linear(splitter_width, BYTE_VALUES if channels_below is None else config.reader_codes)
+        self.reader_readout = nn.Linear(splitter_width, kinds)
         self.embedding = PositionEmbedding(channels_below, config.width)
         self.compressor = Compressor(
             config.width, config.latents, config.heads, config.compressor_layers, config.window
@@ -188,20 +182,20 @@ class Level(nn.Module):
         """Latents [K, C] of all existing segments, in order; segments of the same bytes are compressed once."""
         latents = segmentation.start_prob.new_zeros(int(segmentation.slot_mask.sum()), self.channels)
         for windows in self.windows(sequence, segmentation):
-            each, which = self._distinct(windows)
-            compressed = self.compress(windows.values[each], windows.log_existence[each])
-            latents = latents.index_copy(0, windows.segments, compressed[which])
+            latents = latents.index_copy(0, windows.segments, self._compress_distinct(windows))
         return latents
 
-    def _distinct(self, windows: Windows) -> tuple[Tensor, Tensor]:
-        """Indices of windows that differ, and which of these each window equals; bytes with certain ends alone."""
-        order = torch.arange(len(windows.values), device=windows.values.device)
-        exists = windows.log_existence == 0
-        if not self.reads_bytes or not bool((exists | (windows.log_existence <= LOG_FLOOR)).all()):
-            return order, order
-        symbols = windows.values.masked_fill(~exists, NO_BYTE)
+    def _compress_distinct(self, windows: Windows) -> Tensor:
+        """Latents of windows, of which equal ones are compressed once where they are of bytes with certain ends."""
+        values, log_existence = windows.values, windows.log_existence
+        exists = log_existence == 0
+        if not self.reads_bytes or not bool((exists | (log_existence <= LOG_FLOOR)).all()):
+            return self.compress(values, log_existence)
+        symbols = values.masked_fill(~exists, NO_BYTE)
         keys, which = torch.unique(ngram_keys(symbols, symbols.shape[1])[-1][:, -1], return_inverse=True)
-        return order.new_zeros(len(keys)).scatter_(0, which, order), which
+        order = torch.arange(len(values), device=values.device)
+        each = order.new_zeros(len(keys)).scatter_(0, which, order)
+        return self.compress(values[each], log_existence[each])[which]
 
     def recompress(self, decoded: DecodedWindows) -> Tensor:
         """Decoded windows to the latents that they stand for, differentiably: the sampler's clean estimate."""

@@ -112,9 +112,7 @@ def stability_loss(level: Level, sequence: PositionSequence, generator: torch.Ge
         target = level.split(clean).start_prob
     noised, origins = noise_rows(clean, generator)
     splits = level.split(noised)
-    asked = noised.exists_mask & noised.cut_allowed() & ~noised.document_mask
-    asked[:, 0] = False
-    return existence_loss(splits.start_logits, noised_start_prob(target, origins), asked.float())
+    return existence_loss(splits.start_logits, noised_start_prob(target, origins), noised.cut_open().float())
 
 
 def window_losses(

@@ -36,6 +36,12 @@ class PositionSequence(NamedTuple):
             return self.exists_mask
         return cut_allowed_mask(self.values) & self.exists_mask
 
+    def cut_open(self) -> Tensor:
+        """[B, L] mask: where a cut is allowed and not certain, as at the beginnings of rows and documents."""
+        mask = self.cut_allowed() & ~self.document_mask
+        mask[:, 0] = False
+        return mask
+
 
 class LocatedPositions(NamedTuple):
     """Rows of positions of a level with where they lie in the rows of bytes that they stand for."""

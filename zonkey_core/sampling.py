@@ -165,7 +165,7 @@ def denoise(
 @torch.no_grad()
 def unfold(level: Level, slots: DenoisedSlots) -> Stitched:
     """Decode a row of slots and stitch the windows: byte contents [L, 256], or latents of the level below [L, C]."""
-    symbols = level.readout.channels is None
+    symbols = level.reads_bytes
     decoded = level.decode(slots.latents)
     contents = level.readout(decoded.states)
     if symbols:

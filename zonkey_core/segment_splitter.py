@@ -48,7 +48,7 @@ class Splits(NamedTuple):
 
 
 class SegmentSplitter(nn.Module):
-    """Convolutions over embedded positions, one start logit for each; `ngram_rows` is None above bytes."""
+    """Convolutions over embedded positions, one start logit for each; only bytes have a table, of `ngram_rows` rows."""
 
     def __init__(
         self,

@@ -68,8 +68,7 @@ class LevelCutter:
         self.level = level
         self.keep_latents = keep_latents
         self.threshold = threshold
-        self.is_bytes = level.readout.channels is None
-        self.rows, self.row = BYTE_BLOCK if self.is_bytes else LATENT_BLOCK
+        self.rows, self.row = BYTE_BLOCK if level.reads_bytes else LATENT_BLOCK
         self.halo = level.config.window + max(level.splitter.reach, LONGEST_CODE_POINT - 1)
         self.values: Tensor | None = None
         """Positions from `self.base` on."""

@@ -55,11 +55,9 @@ def noise_rows(
     struck = torch.rand(batch, length, generator=generator) < share
     copies = torch.ones_like(values) - (struck & (kind == 0)).long() + (struck & (kind == 1)).long()
     exists_mask = sequence.exists_mask.cpu()
-    small = values | CASE_BIT
-    letter = (small >= ord("a")) & (small <= ord("z"))
     if shares[-1]:
         lowered = (kind == 4) & (torch.rand(batch, 1, generator=generator) < LOWERED)
-        values = small.where(letter & lowered, values)
+        values = (values | CASE_BIT).where(_letters(values) & lowered, values)
         copies -= (_lost(values, exists_mask, telling, generator) & (kind == 4)).long()
     copies = copies * exists_mask
     copies[:, 0] += (copies.sum(1) == 0) & exists_mask[:, 0]
@@ -68,16 +66,20 @@ def noise_rows(
     origins = torch.searchsorted(ends, order).clamp(max=length - 1)
     exists = order <= ends[:, -1:]
     noised = values.gather(1, origins)
-    small = noised | CASE_BIT
-    letter = (small >= ord("a")) & (small <= ord("z"))
     upper = torch.rand(batch, length, generator=generator) < 0.5
-    changed = torch.where(upper | (kind == 3), noised & ~CASE_BIT, small)
-    noised = changed.where(letter & ((kind == 2) | (kind == 3)), noised)
+    changed = torch.where(upper | (kind == 3), noised & ~CASE_BIT, noised | CASE_BIT)
+    noised = changed.where(_letters(noised) & ((kind == 2) | (kind == 3)), noised)
     device = sequence.values.device
     begins = sequence.document_mask.cpu().long().cumsum(1).gather(1, origins)
     documents = torch.diff(begins, dim=1, prepend=torch.zeros(batch, 1, dtype=torch.long)) > 0
     rows = PositionSequence(noised.to(device), exists.to(device), (documents & exists).to(device))
     return NoisedRows(rows, origins.to(device))
+
+
+def _letters(values: Tensor) -> Tensor:
+    """[B, L] mask of the letters of ASCII."""
+    small = values | CASE_BIT
+    return (small >= ord("a")) & (small <= ord("z"))
 
 
 def _lost(values: Tensor, exists_mask: Tensor, telling: Tensor | None, generator: torch.Generator) -> Tensor:

@@ -15,8 +15,8 @@ from zonkey_core.devices import autocast, choose_precision
 from zonkey_core.evaluation.context import EvaluationContext
 from zonkey_core.model import byte_sequence
 from zonkey_core.training.curriculum import STAGES, Stage
-from zonkey_core.training.optimizers import build_optimizers, learning_rate_factor, set_learning_rates, take_step
-from zonkey_core.training.stages import stage_losses, stage_parameters
+from zonkey_core.training.optimizers import learning_rate_factor, set_learning_rates, take_step
+from zonkey_core.training.stages import stage_losses, stage_optimizers, stage_parameters
 
 
 class TrainingSteps:
@@ -32,7 +32,7 @@ class TrainingSteps:
         self.stages = [Stage(name, 0, 1.0) for name in STAGES[:3]]
         self.parameters = [stage_parameters(self.model, stage) for stage in self.stages]
         self.averages = [[each.detach().clone() for each in chosen] for chosen in self.parameters]
-        self.optimizers = [build_optimizers(chosen, self.training) for chosen in self.parameters]
+        self.optimizers = [stage_optimizers(self.model, stage, self.training) for stage in self.stages]
 
     def run(self, number: int) -> int:
         """A step of every stage of level 0; returns the bytes of their batches."""

@@ -19,9 +19,7 @@ def calibrate(level: Level, sequences: Iterable[PositionSequence]) -> None:
     """
     logits, positions = [], 0
     for sequence in sequences:
-        free = sequence.cut_allowed() & ~sequence.document_mask
-        free[:, 0] = False
-        logits.append(level.split(sequence).start_logits[free])
+        logits.append(level.split(sequence).start_logits[sequence.cut_open()])
         positions += int(sequence.exists_mask.sum() - (sequence.exists_mask & sequence.document_mask).sum())
     ranked = torch.cat(logits).sort(descending=True).values
     wanted = round(positions / level.config.segment_length)

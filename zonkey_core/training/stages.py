@@ -11,7 +11,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from zonkey_core.config import TrainingConfig
 from zonkey_core.guidance import following_loss, telling_values
 from zonkey_core.level import Level
 from zonkey_core.model import Zonkey
@@ -26,6 +28,7 @@ from zonkey_core.objectives import (
 from zonkey_core.positions import LocatedPositions, PositionSequence
 from zonkey_core.text_noise import UPPER_KIND_SHARES, noise_rows
 from zonkey_core.training.curriculum import Stage
+from zonkey_core.training.optimizers import build_optimizers
 
 STABILITY = 3.0
 STABLE_FROM = 0.3
@@ -47,6 +50,11 @@ def stage_parameters(model: Zonkey, stage: Stage) -> list[nn.Parameter]:
 def guide_parameters(model: Zonkey) -> list[nn.Parameter]:
     """The parameters of all guides."""
     return [parameter for level in model.levels if level.guide is not None for parameter in level.guide.parameters()]
+
+
+def stage_optimizers(model: Zonkey, stage: Stage, config: TrainingConfig) -> list[Optimizer]:
+    """Optimisers of a stage's parameters, with those of guides at their own rate."""
+    return build_optimizers(stage_parameters(model, stage), config, guide_parameters(model))
 
 
 def _level_parameters(level: Level, name: str) -> Iterator[nn.Parameter]:

@@ -38,7 +38,6 @@ from zonkey_core.training.calibration import calibrate
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.events import CheckpointEvent, Event, FiguresEvent, StageEvent, StepEvent
 from zonkey_core.training.optimizers import (
-    build_optimizers,
     follow_weights,
     learning_rate_factor,
     restore_optimizers,
@@ -48,7 +47,7 @@ from zonkey_core.training.optimizers import (
     take_step,
 )
 from zonkey_core.training.preview import Preview
-from zonkey_core.training.stages import guide_parameters, stage_losses, stage_parameters
+from zonkey_core.training.stages import stage_losses, stage_optimizers, stage_parameters
 
 REPORT_SECONDS = 1.0
 CALIBRATION_BATCHES = 8
@@ -124,7 +123,7 @@ class Trainer:
         if not 0 <= self.record.stage <= len(self.stages):
             raise self._damaged("stage")
         if self.record.stage_step and self.record.stage < len(self.stages):
-            self.optimizers = self._stage_optimizers(self.stages[self.record.stage])
+            self.optimizers = stage_optimizers(self.model, self.stages[self.record.stage], self.config.training)
             restore_optimizers(self.optimizers, parts["state"])
 
     def _damaged(self, field: str) -> CheckpointError:
@@ -198,7 +197,7 @@ class Trainer:
         record, stage = self.record, self.stages[self.record.stage]
         parameters = stage_parameters(self.model, stage)
         if self.optimizers is None:
-            self.optimizers = self._stage_optimizers(stage)
+            self.optimizers = stage_optimizers(self.model, stage, self.config.training)
         if not record.stage_step:
             self._fit_codebooks(stage, batches)
         self._train_only(parameters)
@@ -250,9 +249,6 @@ class Trainer:
         if self.device.type == "cuda":
             parts = parts[0].pin_memory(), parts[1].pin_memory()
         return byte_sequence(*(part.to(self.device, non_blocking=True) for part in parts))
-
-    def _stage_optimizers(self, stage: Stage) -> list[Optimizer]:
-        return build_optimizers(stage_parameters(self.model, stage), self.config.training, guide_parameters(self.model))
 
     def _train_only(self, parameters: list[nn.Parameter]) -> None:
         """Let gradients flow to these parameters alone, and pair each with its average."""
