@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from zonkey_core.codebook import Codebook
 from zonkey_core.config import LevelConfig, ModelConfig
+from zonkey_core.dictionary import Dictionary, StringCounter
 from zonkey_core.existence import cumulative_log_continue, window_log_existence
 from zonkey_core.level import Level
 from zonkey_core.model import Zonkey, byte_sequence
@@ -59,6 +60,7 @@ def level_config(**changes: object) -> LevelConfig:
         "segment_length": 3.0, "window": 8, "width": 16, "latents": 2, "heads": 2, "splitter_width": 16,
         "reader_span": 16, "reader_layers": 1, "decoder_layers": 1, "trunk_width": 16, "trunk_layers": 1,
         "trunk_heads": 2, "mask_rate": 0.3, "splitter_ngrams": 512, "reader_contexts": 512, "reader_codes": 12,
+        "dictionary": 300,
     }
     return LevelConfig(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -74,6 +76,15 @@ def small_model(levels: int = 2, *, seed: int = 0, **changes: object) -> Zonkey:
             centres = codebook_of(level).centres
             centres.copy_(functional.normalize(torch.randn(centres.shape, generator=chance(seed)), dim=-1))
     return model
+
+
+def fit_dictionary(model: Zonkey, text: str = TEXT) -> Dictionary:
+    """Level 0's dictionary, with the strings that the model cuts a text into."""
+    level, sequence, counter = model.levels[0], byte_rows(text.encode()), StringCounter()
+    counter.add(sequence.values, level.choose_starts(sequence, level.split(sequence).start_prob).start_prob > 0.5)
+    level.collect(counter)
+    assert level.dictionary is not None
+    return level.dictionary
 
 
 def codebook_of(level: Level) -> Codebook:

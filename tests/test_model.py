@@ -13,16 +13,11 @@ from torch import Tensor, nn
 
 from tests.model_helpers import TEXT, byte_rows, chance, few, latent_rows, normal, seeds, small_model
 from zonkey_core.config import PRESETS, load_preset
+from zonkey_core.denoising import choosing_objective, denoiser_objective
 from zonkey_core.existence import LOG_FLOOR
 from zonkey_core.level import Level
 from zonkey_core.model import Zonkey, text_sequence
-from zonkey_core.objectives import (
-    autoencoder_objective,
-    denoiser_objective,
-    draw_noise_levels,
-    open_slots,
-    splitter_objective,
-)
+from zonkey_core.objectives import autoencoder_objective, splitter_objective
 from zonkey_core.positions import PositionSequence
 from zonkey_core.text_noise import UPPER_KIND_SHARES, noise_rows
 from zonkey_core.training.stages import guided_loss, joint_losses
@@ -104,18 +99,19 @@ def test_objectives_train_what_they_should_at_every_level(index: int) -> None:
     encoded = autoencoder_objective(level, rows, segmentation, chance(2))
     assert_useful(encoded.losses, list(level.autoencoder_parameters()))
     torch.testing.assert_close(encoded.latents, level.encode(rows, segmentation))
-    denoised = denoiser_objective(level, rows, segmentation, encoded.latents.detach(), chance(3))
-    modules = (level.trunk, level.decoder, level.readout)
-    assert_useful(denoised, [parameter for module in modules for parameter in module.parameters()])
+    if index:
+        denoised = denoiser_objective(level, rows, segmentation, encoded.latents.detach(), chance(3))
+    else:
+        denoised = choosing_objective(level, level.pieces(rows, segmentation.start_prob), chance(3))
+    assert_useful(denoised, list(level.denoiser_parameters()))
 
 
 def test_joint_training_reaches_every_parameter() -> None:
     model = small_model(3)
     losses = joint_losses(model, ROWS, chance(4), upper_gradient=1.0)
-    assert len(losses) == 3 * 11 + 1 + 2, "the same at every level, at level 0 stability, above it following"
-    assert {name for name in losses if name.endswith(("stability", "following"))} == {
-        "0/stability", "1/following", "2/following",
-    }
+    shared = {"masked", "rate", "overlong", "uncertainty", "positions", "existence", "choice", "slots"}
+    own = [{"stability"}, *2 * [{"following", "latents", "decoded", "decoded_existence"}]]
+    assert set(losses) == {f"{level}/{name}" for level in range(3) for name in shared | own[level]}
     assert_useful(losses, list(model.parameters()))
 
 
@@ -317,35 +313,6 @@ def test_windows_hold_what_stands_in_the_row() -> None:
             )
             assert (windows.log_existence[position, size:].exp() < 1e-20).all()
     assert sorted(seen) == list(range(len(flat)))
-
-
-@few
-@given(seeds)
-def test_opened_slots_keep_every_latent_in_order(seed: int) -> None:
-    level = small_model(2).levels[1]
-    rows = latent_rows(level, [9, 5], seed=seed)
-    rows.document_mask[0, 4] = True
-    slots = open_slots(rows, chance(seed), share=0.3)
-    assert torch.equal(slots.latents[slots.exists_mask], rows.values[rows.exists_mask])
-    assert torch.equal(slots.document_mask[slots.exists_mask], rows.document_mask[rows.exists_mask])
-    assert (slots.latents[~slots.exists_mask] == 0).all() and not slots.document_mask[~slots.exists_mask].any()
-    assert (slots.slot_mask | ~slots.exists_mask).all()
-    boundary = int(slots.document_mask[0].nonzero()[1])
-    assert not slots.exists_mask[0, boundary - 1], "the end of a document is followed by an empty slot"
-
-
-def test_noise_levels_know_some_slots_and_never_empty_ones() -> None:
-    level = small_model(2).levels[1]
-    slots = open_slots(latent_rows(level, [20] * 200, seed=1), chance(2))
-    levels = draw_noise_levels(slots, level.schedule, chance(3))
-    assert ((levels >= 0) & (levels <= 1)).all()
-    known = (levels == 0) & slots.slot_mask
-    assert not known[~slots.exists_mask].any()
-    assert 0.1 < known[slots.exists_mask].double().mean() < 0.5
-    assert (levels[slots.slot_mask] == 1).double().mean() > 0.1
-    spread = levels.masked_fill(~slots.slot_mask, torch.nan)
-    shared = sum(len(row[~row.isnan() & (row > 0)].unique()) <= 1 for row in spread)
-    assert 100 < shared < 190
 
 
 @torch.no_grad()

@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.model_helpers import level_config
+from tests.model_helpers import TEXT, byte_rows, level_config
 from tests.training_helpers import Run, assert_same_tensors, small_config
 from zonkey_core.checkpoint import MODEL, TRAINING, load_model, read_model_card, read_tensors
 from zonkey_core.codebook import Codebook
 from zonkey_core.config import Config, ModelConfig, StageShares, TrainingConfig
 from zonkey_core.data import SourceSpec
+from zonkey_core.dictionary import StringCounter
 from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
+from zonkey_core.level import Level
 from zonkey_core.model import Zonkey
 from zonkey_core.positions import LocatedPositions, PositionSequence
 from zonkey_core.segment_splitter import SegmentReader
@@ -32,13 +34,16 @@ from zonkey_core.training import (
     SplitsEvent,
     StageEvent,
     StepEvent,
+    fitting,
     resume,
     trainer,
 )
 from zonkey_core.training.stages import stage_losses
 
 STEPS = 21
-CENTRES = {"stack.1.reader.codebook.centres"}
+STRINGS = {"stack.0.dictionary.strings", "stack.0.dictionary.lengths"}
+FITTED = {*STRINGS, "stack.0.dictionary.log_shares", "stack.1.reader.codebook.centres"}
+"""What is saved of a model, but learned by no gradient."""
 CURRICULUM = [
     ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("denoiser", 1),
     ("joint", None),
@@ -46,9 +51,10 @@ CURRICULUM = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def every_step_is_reported() -> Iterator[None]:
+def every_step_is_reported_and_dictionaries_are_fitted_to_little() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "REPORT_SECONDS", 0.0)
+        patch.setattr(fitting, "BYTES_PER_STRING", 60)
         yield
 
 
@@ -200,11 +206,14 @@ def test_a_checkpoint_holds_averages_and_figures(whole: Run) -> None:
     half = read_tensors(whole.out, MODEL)
     assert half.keys() == averages.keys()
     for name, tensor in half.items():
+        if name in STRINGS:
+            assert torch.equal(tensor, averages[name]) and not tensor.is_floating_point()
+            continue
         assert tensor.dtype == torch.float16
         torch.testing.assert_close(tensor.float(), averages[name], atol=1e-4, rtol=1e-3)
     card = read_model_card(whole.out)
     assert card.config == small_config()
-    assert card.parameters == sum(tensor.numel() for name, tensor in averages.items() if name not in CENTRES)
+    assert card.parameters == sum(tensor.numel() for name, tensor in averages.items() if name not in FITTED)
     assert card.training is not None
     figures = [event.figures for event in whole.events if isinstance(event, FiguresEvent)]
     assert figures == [card.training.figures]
@@ -266,7 +275,7 @@ def test_codebooks_are_fitted_once_before_their_stage(tmp_path: Path, fits: list
         assert not any(centres.any() for centres in centres_of(run, level).values())
     run.resume(stop_at=4)
     (latents,) = fits
-    positions = trainer.CODEBOOK_BATCHES * 128 / level_config().segment_length
+    positions = fitting.CODEBOOK_BATCHES * 128 / level_config().segment_length
     assert latents.shape[1] == level_config().width * level_config().latents
     assert 0.5 * positions < len(latents) < 2 * positions
     saved = centres_of(run, 1)
@@ -302,7 +311,7 @@ def test_a_codebook_is_of_latents_of_text_that_is_not_trained_on(
     monkeypatch.setattr(Zonkey, "located_positions", reading)
     monkeypatch.setattr(trainer, "stage_losses", training)
     Run(tmp_path / "model").train(small_config(), steps=4, stage="splitter")
-    assert len(fits) == 1 and len(read) == len(set(read)) == 2 * trainer.CODEBOOK_BATCHES
+    assert len(fits) == 1 and len(read) == len(set(read)) == 2 * fitting.CODEBOOK_BATCHES
     assert len(trained) == 8 and not set(trained) & set(read)
 
 
@@ -320,6 +329,88 @@ def test_a_loaded_model_has_its_codebook(whole: Run) -> None:
     assert isinstance(reader, SegmentReader)
     assert torch.equal(reader.codebook.centres, centres_of(whole, 1)["average"].half().float())
     assert reader.codebook.centres.any()
+
+
+# Dictionaries
+
+
+@pytest.fixture
+def fillings(monkeypatch: pytest.MonkeyPatch) -> list[dict[bytes, int]]:
+    """The segments that each dictionary is chosen from, as it happens."""
+    seen: list[dict[bytes, int]] = []
+    collect = Level.collect
+
+    def watched(level: Level, counter: StringCounter) -> None:
+        seen.append(dict(counter.counts))
+        collect(level, counter)
+
+    monkeypatch.setattr(Level, "collect", watched)
+    return seen
+
+
+def dictionary_tensors(run: Run, copy: str) -> dict[str, Tensor]:
+    """What is saved of the dictionary, of one copy of the model."""
+    start = f"{copy}.stack.0.dictionary."
+    return {name.removeprefix(start): tensor for name, tensor in run.tensors().items() if name.startswith(start)}
+
+
+def test_a_dictionary_is_collected_once_before_its_stage(tmp_path: Path, fillings: list[dict[bytes, int]]) -> None:
+    run = Run(tmp_path / "model")
+    config = small_config(shares=StageShares(splitter=(0.0,), autoencoder=(1.0, 0.0), denoiser=(1.0,), joint=1.0))
+    run.train(config, steps=12, stop_at=2)
+    assert not fillings and (dictionary_tensors(run, "live")["lengths"] <= 1).all()
+    run.resume(stop_at=4)
+    (counts,) = fillings
+    read = sum(len(segment) * count for segment, count in counts.items())
+    assert 60 * level_config().dictionary <= read < 60 * level_config().dictionary + 128
+    assert max(map(len, counts)) <= level_config().window
+    live, average = dictionary_tensors(run, "live"), dictionary_tensors(run, "average")
+    assert (live["lengths"] > 0).all(), "text has more strings than there is room for"
+    for name in ("strings", "lengths", "log_shares"):
+        assert torch.equal(live[name], average[name])
+    torch.testing.assert_close(live["log_shares"].exp().sum(), torch.tensor(1.0))
+    held = {bytes(string[:length].tolist()) for string, length in zip(live["strings"], live["lengths"], strict=True)}
+    assert len(held) == level_config().dictionary
+    assert all(any(string in segment for segment in counts) for string in held if len(string) > 1)
+    assert not run.resume().stopped
+    assert len(fillings) == 1, "the joint stage goes on with it"
+    after = dictionary_tensors(run, "live")
+    for name in ("strings", "lengths", "log_shares"):
+        assert torch.equal(after[name], live[name])
+    assert not torch.equal(after["table"], live["table"]) and not torch.equal(after["bias"], live["bias"])
+
+
+@pytest.mark.parametrize("stage", ["joint", "denoiser"])
+def test_a_run_of_one_stage_collects_its_dictionary_too(
+    tmp_path: Path, fillings: list[dict[bytes, int]], stage: str
+) -> None:
+    run = Run(tmp_path / "model")
+    run.train(small_config(), steps=4, stage=stage, stop_at=1)
+    assert len(fillings) == 1 and (dictionary_tensors(run, "average")["lengths"] > 1).any()
+
+
+def test_another_model_hands_on_its_dictionary(
+    whole: Run, tmp_path: Path, fillings: list[dict[bytes, int]]
+) -> None:
+    run = Run(tmp_path / "model")
+    run.train(small_config(), steps=4, stage="denoiser", start_from=whole.out, stop_at=1)
+    assert not fillings
+    theirs = dictionary_tensors(whole, "average")
+    for copy in ("live", "average"):
+        mine = dictionary_tensors(run, copy)
+        for name in ("strings", "lengths"):
+            assert mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name])
+        assert torch.equal(mine["log_shares"], theirs["log_shares"].half().float())
+
+
+def test_text_is_read_with_the_strings_that_were_collected(whole: Run) -> None:
+    level = load_model(whole.out).levels[0]
+    assert level.dictionary is not None and level.dictionary.fitted
+    rows = byte_rows(TEXT.encode())
+    with torch.no_grad():
+        pieces = level.pieces(rows, level.split(rows).start_prob)
+    assert level.dictionary.spell(pieces.entries[0].tolist()) == TEXT.encode()
+    assert len(pieces.entries[0]) < len(TEXT.encode())
 
 
 # Budgets and outputs

@@ -21,7 +21,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from zonkey_core.existence import LOG_FLOOR
 
-PLAIN_LENGTH = 192
+PLAIN_LENGTH = 512
 """Keys up to which plain matrix products are the faster path on a CPU."""
 FLEX_LENGTH = 1024
 """Positions from which a GPU computes document biases inside the attention kernel instead of storing them."""

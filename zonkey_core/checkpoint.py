@@ -201,7 +201,7 @@ def load_model(
         for name, tensor in model.state_dict().items() if not name.startswith(prefixes)
     }
     for name, tensor in read_tensors(directory, MODEL, prefixes).items():
-        tensors[name] = tensor.to(device, torch.float32)
+        tensors[name] = tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype)
     fill_model(model, tensors, origin=directory / MODEL)
     return model.eval().requires_grad_(False)
 

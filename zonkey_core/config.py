@@ -59,6 +59,8 @@ class LevelConfig(_Struct, frozen=True):
     trunk_width: int = 128
     trunk_layers: int = 2
     trunk_heads: int = 4
+    dictionary: int = 4096
+    """Strings that level 0's denoiser chooses from."""
     noise_scale: float = 5.0
     """d of the noise schedule, alpha = 1 / sqrt(1 + d^2 tan^2(pi t / 2))."""
 
@@ -175,6 +177,8 @@ def check_model_config(model: ModelConfig, *, origin: str) -> None:
             raise ConfigError(f"{origin}: level.{index}.segment_length must lie between 1 and level.{index}.window")
         if level.mask_rate >= 1:
             raise ConfigError(f"{origin}: level.{index}.mask_rate must be below 1")
+    if model.levels[0].dictionary < 256:
+        raise ConfigError(f"{origin}: level.0.dictionary must be at least 256, to hold every byte")
 
 
 def check_training_config(training: TrainingConfig, *, origin: str) -> None:

@@ -17,17 +17,29 @@ import torch
 from torch import Tensor
 
 from zonkey_core.errors import ConfigError
+from zonkey_core.filling import EMPTY, OpenRow, fill_rows
 from zonkey_core.latents import to_sphere
 from zonkey_core.model import Ascent, Zonkey, text_sequence
-from zonkey_core.sampling import REFINING_RATIO, DenoisedSlots, Slots, check_sampling, denoise, read_bytes, unfold
-from zonkey_core.scoring import pseudo_log_likelihood
+from zonkey_core.sampling import (
+    DRAFT_RATIO,
+    DenoisedSlots,
+    Slots,
+    check_sampling,
+    denoise,
+    read_bytes,
+    read_entries,
+    unfold,
+)
+from zonkey_core.scoring import Question, log_likelihoods
 
 CONTEXT_BYTES = 384
 """Text that is read before the first and after the last of the gaps that are filled together."""
 CLUSTER_BYTES = 768
 """Text from the first to the last of them, at most, so that a long file needs no more memory than a short one."""
-OPENED = (2, 3, 1, 4, 5, 2, 3, 6)
-"""Slots opened in a gap by one candidate after another."""
+OPENED = (2, 4, 3, 6, 8, 5, 1, 12)
+"""Slots opened in a gap by one candidate after another; fewer may turn out to exist."""
+DRAFTED = 4
+"""One candidate in so many starts from what the level above expects."""
 
 
 class Gap(msgspec.Struct, frozen=True):
@@ -124,16 +136,49 @@ def _fill_cluster(
     borders = [begin, *(border for gap in gaps for border in (gap.start, gap.end)), end]
     texts = [data[begin:end] for begin, end in zip(borders[::2], borders[1::2], strict=True)]
     pieces = [_read_piece(model, text) for text in texts]
-    best: tuple[bool, float, list[bytes]] | None = None
-    for candidate in range(options.candidates):
-        starts = _upper_guess(model, pieces, options, generator) if candidate % 2 else None
-        drawn = _draw(model, pieces, starts, OPENED[candidate % len(OPENED)], borders[0] == 0, options, generator)
-        joined, spans = _join(texts, drawn)
-        found = (all(drawn), pseudo_log_likelihood(model, joined, spans) if joined else -float("inf"), drawn)
-        if best is None or found[:2] > best[:2]:
-            best = found
-    assert best is not None
-    return [Fill(gap.start, gap.end, text, best[1]) for gap, text in zip(gaps, best[2], strict=True)]
+    known = [read_entries(model.levels[0], text) for text in texts]
+    numbers = torch.randint(2**31, (options.candidates,), generator=generator).tolist()
+    chances = [torch.Generator().manual_seed(number) for number in numbers]
+    rows = []
+    for candidate, chance in enumerate(chances):
+        starts = _upper_guess(model, pieces, options, chance) if candidate % DRAFTED == DRAFTED - 1 else None
+        rows.append(_open_row(model, known, starts, OPENED[candidate % len(OPENED)], borders[0] == 0))
+    filled = fill_rows(model.levels[0], rows, chances, steps=options.steps, temperature=options.temperature)
+    drawn = [_read_fills(model, row, entries, len(gaps)) for row, entries in zip(rows, filled, strict=True)]
+    joined = [_join(texts, fills) for fills in drawn]
+    scores = log_likelihoods(model, [Question(*each) for each in joined])
+    best = max(range(len(drawn)), key=lambda index: (all(drawn[index]), scores[index]))
+    return [Fill(gap.start, gap.end, text, scores[best]) for gap, text in zip(gaps, drawn[best], strict=True)]
+
+
+def _open_row(
+    model: Zonkey, known: Sequence[Tensor], starts: Sequence[Tensor] | None, opened: int, whole: bool
+) -> OpenRow:
+    """The context's entries with slots between them: open ones, or what an upper level expects there."""
+    level = model.levels[0]
+    parts: list[Tensor] = []
+    gaps: list[Tensor] = []
+    for index, entries in enumerate(known):
+        parts.append(entries)
+        gaps.append(torch.zeros_like(entries))
+        if index < len(known) - 1:
+            middle = torch.zeros(opened, dtype=torch.long)
+            if starts is not None:
+                expected = DenoisedSlots(starts[index], starts[index].new_ones(len(starts[index])))
+                middle = read_entries(level, read_bytes(level, expected))
+            parts.append(middle)
+            gaps.append(torch.full_like(middle, index + 1))
+    noise = 1.0 if starts is None else level.schedule.level_for_ratio(DRAFT_RATIO)
+    return OpenRow(torch.cat(parts), torch.cat(gaps), whole, noise)
+
+
+def _read_fills(model: Zonkey, row: OpenRow, entries: Tensor, gaps: int) -> list[bytes]:
+    """The text of each gap of a filled row."""
+    dictionary = model.levels[0].dictionary
+    assert dictionary is not None
+    return [
+        dictionary.spell(entries[(row.gaps == gap) & (entries != EMPTY)].tolist()) for gap in range(1, gaps + 1)
+    ]
 
 
 def _read_piece(model: Zonkey, text: bytes) -> _Piece:
@@ -141,53 +186,6 @@ def _read_piece(model: Zonkey, text: bytes) -> _Piece:
     if not text:
         return _Piece(text, [])
     return _Piece(text, model.ascend(text_sequence(text, device=model.device), len(model.levels) - 1))
-
-
-def _draw(
-    model: Zonkey,
-    pieces: Sequence[_Piece],
-    starts: Sequence[Tensor] | None,
-    opened: int,
-    whole: bool,
-    options: InfillingOptions,
-    generator: torch.Generator,
-) -> list[bytes]:
-    """One candidate: a text for each gap, from the upper level's start where there is one, else from noise."""
-    level = model.levels[0]
-    blank = torch.zeros(opened, level.channels, device=model.device)
-    middles = list(starts) if starts is not None else [blank] * (len(pieces) - 1)
-    slots, known = _interleave(pieces, middles, 0, level.channels, model.device)
-    noise = 1.0 if starts is None else level.schedule.level_for_ratio(REFINING_RATIO)
-    result = denoise(
-        level,
-        Slots(slots, known, whole, noise),
-        steps=options.steps,
-        temperature=options.temperature,
-        generator=generator,
-    )
-    texts, position = [], 0
-    for piece, middle in zip(pieces, middles, strict=False):
-        position += len(piece.latents(0)) if piece.views else 0
-        inside = slice(position, position + len(middle))
-        texts.append(read_bytes(level, DenoisedSlots(result.latents[inside], result.existence[inside])))
-        position += len(middle)
-    return texts
-
-
-def _interleave(
-    pieces: Sequence[_Piece], middles: Sequence[Tensor], level: int, channels: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Known latents of the pieces with the middles between them: [M, C] and the mask [M] of what is known."""
-    parts: list[Tensor] = []
-    masks: list[Tensor] = []
-    for index, piece in enumerate(pieces):
-        inner = piece.latents(level) if piece.views else torch.zeros(0, channels, device=device)
-        parts.append(inner)
-        masks.append(torch.ones(len(inner), dtype=torch.bool, device=device))
-        if index < len(middles):
-            parts.append(middles[index])
-            masks.append(torch.zeros(len(middles[index]), dtype=torch.bool, device=device))
-    return torch.cat(parts), torch.cat(masks)
 
 
 def _upper_guess(

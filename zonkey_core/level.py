@@ -18,6 +18,7 @@ from zonkey_core.bytes import BYTE_VALUES, NO_BYTE
 from zonkey_core.compressor import Compressor
 from zonkey_core.config import LevelConfig
 from zonkey_core.denoiser import DecodedWindows, Decoder, Trunk
+from zonkey_core.dictionary import Dictionary, Pieces, StringCounter
 from zonkey_core.existence import (
     LOG_FLOOR,
     cumulative_log_continue,
@@ -32,6 +33,8 @@ from zonkey_core.string_vectors import ngram_keys
 
 NEGLIGIBLE_EXISTENCE = 0.05
 """Positions of a window that exist with less than this are neither compressed nor decoded in training."""
+COMPRESSED_TOGETHER = 1024
+"""Strings of a dictionary that are compressed at once."""
 WINDOW_STEPS = (6, 9, 13, 18)
 """Window lengths, below the level's own, at which segments are handled together."""
 
@@ -97,7 +100,14 @@ class Level(nn.Module):
         self.compressor = Compressor(
             config.width, config.latents, config.heads, config.compressor_layers, config.window
         )
-        self.trunk = Trunk(self.channels, config.trunk_width, config.trunk_heads, config.trunk_layers, self.schedule)
+        self.dictionary: Dictionary | None = None
+        """Of bytes: what the denoiser chooses from."""
+        if channels_below is None:
+            self.dictionary = Dictionary(config.dictionary, config.window, self.channels)
+        self.trunk = Trunk(
+            self.channels, config.trunk_width, config.trunk_heads, config.trunk_layers, self.schedule,
+            gain=1.0 if self.dictionary is None else self.channels**-0.5,
+        )
         self.decoder = Decoder(config.width, config.latents, config.heads, config.decoder_layers, config.window)
         self.readout = PositionReadout(channels_below, config.width)
 
@@ -110,6 +120,12 @@ class Level(nn.Module):
     def autoencoder_parameters(self) -> Iterator[nn.Parameter]:
         """What compresses and decodes."""
         for module in (self.embedding, self.compressor, self.decoder, self.readout):
+            yield from module.parameters()
+
+    def denoiser_parameters(self) -> Iterator[nn.Parameter]:
+        """What denoises; a dictionary spells what it chooses, and latents need a decoder that knows the trunk."""
+        spelling = (self.decoder, self.readout) if self.dictionary is None else (self.dictionary,)
+        for module in (self.trunk, *spelling):
             yield from module.parameters()
 
     def split(self, sequence: PositionSequence) -> Splits:
@@ -146,6 +162,23 @@ class Level(nn.Module):
         starts = starts.where(slot_mask, 0)
         documents = sequence.document_mask.gather(1, starts) & slot_mask
         return Segmentation(starts, slot_mask, documents, start_prob)
+
+    def pieces(self, sequence: PositionSequence, start_prob: Tensor) -> Pieces:
+        """The segments of rows of bytes that a model is used with, as strings of its dictionary."""
+        assert self.dictionary is not None
+        start_mask = self.choose_starts(sequence, start_prob).start_prob > 0.5
+        return self.dictionary.take_apart(sequence.values, start_mask, sequence.document_mask)
+
+    @torch.no_grad()
+    def collect(self, counter: StringCounter) -> None:
+        """Fill the dictionary with the strings that a text has most, each with the latent that it compresses to."""
+        assert self.dictionary is not None
+        shares = counter.shares(len(self.dictionary.lengths))
+        self.dictionary.fill(shares, self.dictionary.latents()[: len(shares)])
+        values, exists = self.dictionary.windows()
+        log_existence = torch.full(exists.shape, LOG_FLOOR, device=exists.device).masked_fill(exists, 0.0)
+        windows = (torch.split(part[: len(shares)], COMPRESSED_TOGETHER) for part in (values, log_existence))
+        self.dictionary.fill(shares, torch.cat([self.compress(*part) for part in zip(*windows, strict=True)]))
 
     def windows(
         self, sequence: PositionSequence, segmentation: Segmentation, chosen: Tensor | None = None

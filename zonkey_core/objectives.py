@@ -1,6 +1,6 @@
-"""What each stage of training minimises, for one level.
+"""What a level's splitter and its autoencoder minimise.
 
-Three objectives share one shape: a level and a batch of rows in, named losses out.
+Both objectives share one shape: a level and a batch of rows in, named losses out.
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from zonkey_core.bytes import BYTE_VALUES
-from zonkey_core.denoiser import DecodedWindows, NoisySlots
+from zonkey_core.denoiser import DecodedWindows
 from zonkey_core.existence import LOG_FLOOR, cumulative_log_continue
 from zonkey_core.level import Level, Segmentation, Windows
 from zonkey_core.losses import (
-    contrastive_loss,
     existence_loss,
     expected_segment_loss,
-    latent_regression,
     overlong_penalty,
     rate_penalty,
     uncertainty_penalty,
 )
-from zonkey_core.noise_schedule import NoiseSchedule
-from zonkey_core.positions import LARGEST_BANK, PositionSequence
+from zonkey_core.positions import PositionSequence
 from zonkey_core.segment_splitter import draw_relaxed, hide_positions
 from zonkey_core.text_noise import noise_rows, noised_start_prob
 
@@ -157,163 +154,3 @@ def autoencoder_objective(
         parts.append((windows, level.decode(clean + noise.to(clean.device), windows.values.shape[1])))
     positions, existence = window_losses(level, parts, start_prob)
     return Encoded(latents, {"positions": positions, "existence": existence})
-
-
-def denoiser_objective(
-    level: Level,
-    sequence: PositionSequence,
-    segmentation: Segmentation,
-    latents: Tensor,
-    generator: torch.Generator,
-    *,
-    decoded_share: float = 0.25,
-) -> dict[str, Tensor]:
-    """Rebuild clean latents, and the windows that they stand for, from slots that each have their own noise level.
-
-    Rows take one of three passes, drawn at random: half are noised; a quarter are noised and read beside the trunk's
-    own first estimate (self-conditioning); a quarter are *dirty*, where that estimate, decoded and compressed again,
-    is itself noised and refined. Known slots, at noise level 0, are the clean pass. `decoded_share` of the segments
-    are decoded as well.
-    """
-    slots = open_slots(level.upper_sequence(latents, segmentation), generator)
-    noise_level = draw_noise_levels(slots, level.schedule, generator)
-    clean = slots.latents
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-    noisy = level.schedule.add_noise(clean, noise, noise_level)
-    reads = NoisySlots(noisy, noise_level, torch.zeros_like(clean), slots.document_mask, slots.slot_mask)
-    passes = torch.rand(len(clean), generator=generator).to(clean.device)
-    reads = _read_again(level, sequence, segmentation, slots, reads, noise, passes, generator)
-    estimate = level.trunk(reads)
-    unknown = slots.slot_mask & (noise_level > 0)
-    asked = unknown & slots.exists_mask
-    sigma = level.schedule.sigma(reads.noise_level)
-    weight = asked * sigma.clamp(min=0.2).square().reciprocal()
-    chosen = estimate.latents[asked][:LARGEST_BANK]
-    targets = clean[asked].detach()
-    existence = functional.binary_cross_entropy_with_logits(
-        estimate.existence_logits, slots.exists_mask.float(), reduction="none"
-    )
-    losses = {
-        "latents": latent_regression(estimate.latents, clean.detach(), weight),
-        "choice": contrastive_loss(chosen, targets[:LARGEST_BANK], targets[:LARGEST_BANK]).sum()
-        / max(1, len(chosen)),
-        "slots": (existence * unknown).sum() / unknown.sum().clamp(min=1),
-    }
-    return losses | _decoding_losses(
-        level, sequence, segmentation, estimate.latents[slots.exists_mask], generator, decoded_share
-    )
-
-
-class OpenSlots(NamedTuple):
-    """A level's latents in slots, some of which stand for nothing."""
-
-    latents: Tensor
-    """[B, M, C], zero where nothing exists."""
-    exists_mask: Tensor
-    """[B, M] true where the slot holds a segment, in the order of the segmentation."""
-    document_mask: Tensor
-    slot_mask: Tensor
-    """[B, M] true where there is a slot at all."""
-
-
-def open_slots(upper: PositionSequence, generator: torch.Generator, *, share: float = 0.06) -> OpenSlots:
-    """Open slots that should turn out empty: after the end of each document, and here and there within.
-
-    upper: latents [B, M, C] with existing segments first in each row. A document's end is known only where another
-    follows it in the row.
-    """
-    exists, values = upper.exists_mask, upper.values
-    device = values.device
-    ends = torch.zeros_like(exists)
-    ends[:, :-1] = upper.document_mask[:, 1:] & exists[:, 1:]
-    burst = torch.randint(1, 5, exists.shape, generator=generator).to(device)
-    sprinkled = (torch.rand(exists.shape, generator=generator) < share).to(device)
-    extra = torch.where(exists & (ends | sprinkled), burst, 0)
-    place = torch.arange(exists.shape[1], device=device) + extra.cumsum(1) - extra
-    total = exists.sum(1) + extra.sum(1)
-    slots = int(total.max())
-    place = place.where(exists, slots)
-    grid = values.new_zeros(len(values), slots + 1, values.shape[-1])
-    grid = grid.scatter(1, place.unsqueeze(-1).expand_as(values), values)[:, :slots]
-    filled = torch.zeros(len(values), slots + 1, dtype=torch.bool, device=device)
-    starts = filled.scatter(1, place, upper.document_mask)[:, :slots]
-    filled = filled.scatter(1, place, exists)[:, :slots]
-    return OpenSlots(grid, filled, starts, torch.arange(slots, device=device) < total.unsqueeze(1))
-
-
-def draw_noise_levels(slots: OpenSlots, schedule: NoiseSchedule, generator: torch.Generator) -> Tensor:
-    """Noise levels [B, M]: a quarter of the rows share one, a quarter draw one per slot, half know some slots.
-
-    Levels are drawn where the loss is neither solved nor hopeless: noise-to-signal is log-normal around e^1.2, and
-    three in ten are pure noise, where generation starts. Known slots are at 0; empty ones are never known.
-    """
-    batch, count = slots.slot_mask.shape
-
-    def draw(shape: tuple[int, int]) -> Tensor:
-        ratio = torch.exp(1.2 + 0.9 * torch.randn(shape, generator=generator))
-        level = schedule.levels_for_ratios(ratio)
-        return level.where(torch.rand(shape, generator=generator) > 0.3, 1.0)
-
-    mode = torch.rand(batch, 1, generator=generator)
-    shared, separate = draw((batch, 1)).expand(batch, count), draw((batch, count))
-    level = separate.where((mode > 0.25) & (mode < 0.5), shared)
-    scattered = torch.rand(batch, count, generator=generator) < torch.rand(batch, 1, generator=generator)
-    position = torch.arange(count) / count
-    low, high = torch.split(torch.rand(batch, 2, generator=generator).sort(1).values, 1, 1)
-    high = high.where(torch.rand(batch, 1, generator=generator) < 0.5, 1.0)
-    outside = (position < low) | (position >= high)
-    known = torch.where(mode < 0.75, scattered, outside) & (mode >= 0.5)
-    return level.to(slots.latents.device).masked_fill(known.to(slots.latents.device) & slots.exists_mask, 0.0)
-
-
-@torch.no_grad()
-def _read_again(
-    level: Level,
-    sequence: PositionSequence,
-    segmentation: Segmentation,
-    slots: OpenSlots,
-    reads: NoisySlots,
-    noise: Tensor,
-    passes: Tensor,
-    generator: torch.Generator,
-) -> NoisySlots:
-    """Give half of the rows an earlier estimate, by the passes [B] drawn in [0, 1): self-conditioned or dirty."""
-    again = passes > 0.5
-    dirty = (passes > 0.75).unsqueeze(1)
-    first = torch.zeros_like(reads.latents)
-    if again.any():
-        first[again] = level.trunk(NoisySlots(*(field[again] for field in reads))).latents
-    flat = first[slots.exists_mask]
-    rebuilt = flat.clone()
-    for windows in level.windows(sequence, segmentation, dirty.expand_as(slots.exists_mask)[slots.exists_mask]):
-        decoded = level.decode(flat[windows.segments], windows.values.shape[1])
-        rebuilt[windows.segments] = level.recompress(decoded)
-    estimate = first.masked_scatter(slots.exists_mask.unsqueeze(-1), rebuilt)
-    lower = reads.noise_level * torch.rand(len(first), 1, generator=generator).to(first.device)
-    unclean = dirty & (reads.noise_level > 0)
-    noised = level.schedule.add_noise(estimate, noise, lower)
-    return reads._replace(
-        latents=torch.where(unclean.unsqueeze(-1), noised, reads.latents),
-        noise_level=torch.where(unclean, lower, reads.noise_level),
-        estimate=estimate,
-    )
-
-
-def _decoding_losses(
-    level: Level,
-    sequence: PositionSequence,
-    segmentation: Segmentation,
-    flat: Tensor,
-    generator: torch.Generator,
-    share: float,
-) -> dict[str, Tensor]:
-    """Decode a share of the estimated latents [K, C], so that the decoder learns from what the trunk emits."""
-    start_prob = segmentation.start_prob.gather(1, segmentation.starts)[segmentation.slot_mask]
-    parts = []
-    for windows in level.windows(sequence, segmentation):
-        keep = torch.rand(len(windows.segments), generator=generator).to(flat.device) < share
-        part = Windows(*(field[keep] for field in windows))
-        if len(part.segments):
-            parts.append((part, level.decode(flat[part.segments], part.values.shape[1])))
-    positions, existence = window_losses(level, parts, start_prob)
-    return {"decoded": positions, "decoded_existence": existence}

@@ -34,6 +34,8 @@ MANUAL = Manual(
         ("zonkey generate -n 5 --seed 7", "Five texts, the same five every time."),
         ("zonkey generate --prompt 'The town of' --max-bytes 200", "A text that begins with these words."),
         ("zonkey generate -n 100 --json > samples.jsonl", "A hundred texts for a program to read."),
+        ("zonkey generate --watch --seed 7", "Watch a text form from noise."),
+        ("zonkey generate --best-of 8", "The likeliest of eight, by the model's own score."),
     ),
 )
 
@@ -48,13 +50,18 @@ MANUAL = Manual(
 )
 @click.option("--prompt", metavar="TEXT", default="", help="The beginning of every text.")
 @click.option(
-    "--level", type=click.IntRange(min=0), metavar="N",
-    help="The level that starts from noise; 0 uses the lowest alone.  [default: the top]",
+    "--best-of", type=click.IntRange(min=1), metavar="K", default=1, show_default=True,
+    help="Write K texts for each one that is wanted, and keep the likeliest.",
+)
+@click.option("--watch", is_flag=True, help="Show on the terminal how each text forms.")
+@click.option(
+    "--level", type=click.IntRange(min=0), metavar="N", default=0, show_default=True,
+    help="The level that starts from noise; those below it refine its draft.",
 )
 @seed_option("Seed of the first text; the next has the next seed.  [default: by chance]")
 @steps_option
 @temperature_option
-@json_option("Write one object a line: seed, text.")
+@json_option("Write one object a line: seed, text; with --best-of, score.")
 @null_option("End each text by NUL.")
 @model_option
 @device_option
@@ -65,7 +72,9 @@ def command(
     count: int,
     max_bytes: int,
     prompt: str,
-    level: int | None,
+    best_of: int,
+    watch: bool,
+    level: int,
     seed: int | None,
     steps: int,
     temperature: float,
@@ -76,9 +85,10 @@ def command(
 ) -> ExitCode:
     """Write new text from noise.
 
-    Every text is denoised at once, level by level from the top, and ends where the model says that it ends. Text i of
-    several is the one that its seed, the first seed + i, gives alone, so -n 1 is the first of -n 5. A blank line parts
-    the texts unless --json or --null is given.
+    All of a text, up to 512 bytes at a time, takes shape at once, several texts side by side, and each ends where the
+    model says that it ends. Text i of several is the one that its seed, the first seed + i, gives alone, so -n 1 is the
+    first of -n 5. A blank line parts the texts unless --json or --null is given. With --watch, which needs a terminal
+    on standard error, texts are written one after another.
     """
     streams = context.ensure_object(Streams)
     style = one_of(context, "as_json", "null")
@@ -87,20 +97,32 @@ def command(
     zonkey = load_model(streams, model, device=device)
     from zonkey_core.sampling import SamplingOptions, generate
 
-    options = SamplingOptions(steps=steps, temperature=temperature, max_bytes=max_bytes, level=level)
-    samples = iter(
-        generate(
-            zonkey, seeds=[first + index for index in range(count)], options=options,
-            prompt=prompt.encode("utf-8", "surrogateescape"),
-        )
+    options = SamplingOptions(
+        steps=steps, temperature=temperature, max_bytes=max_bytes, level=level, best_of=best_of
     )
+    seeds = [first + index for index in range(count)]
+    start = prompt.encode("utf-8", "surrogateescape")
+    if watch and streams.shows_progress:
+        from zonkey_cli.forming_view import forming_view
+
+        for index, seed in enumerate(seeds):
+            with forming_view(streams) as show:
+                (sample,) = generate(zonkey, seeds=[seed], options=options, prompt=start, watch=show)
+            _hand_over(streams, sample, style=style, number=index, count=count)
+        return ExitCode.DONE
+    samples = iter(generate(zonkey, seeds=seeds, options=options, prompt=start))
     for index in range(count):
         with working(streams, f"writing text {index + 1} of {count}"):
             sample = next(samples)
-        if style is None and count > 1:
-            _heading(streams, sample.seed)
-        _write(streams, sample, style=style, last=index == count - 1)
+        _hand_over(streams, sample, style=style, number=index, count=count)
     return ExitCode.DONE
+
+
+def _hand_over(streams: Streams, sample: Sample, *, style: str | None, number: int, count: int) -> None:
+    """Write text `number` of `count`."""
+    if style is None and count > 1:
+        _heading(streams, sample.seed)
+    _write(streams, sample, style=style, last=number == count - 1)
 
 
 def _heading(streams: Streams, seed: int) -> None:
@@ -112,7 +134,8 @@ def _heading(streams: Streams, seed: int) -> None:
 def _write(streams: Streams, sample: Sample, *, style: str | None, last: bool) -> None:
     """Write one text and hand it over."""
     if style == "as_json":
-        streams.write_json({"seed": sample.seed, "text": sample.text.decode("utf-8", "replace")})
+        scored = {} if sample.score is None else {"score": sample.score}
+        streams.write_json({"seed": sample.seed, "text": sample.text.decode("utf-8", "replace"), **scored})
     elif style == "null":
         streams.write(sample.text + b"\0")
     else:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from zonkey_core.config import TrainingConfig
+from zonkey_core.denoising import choosing_objective, denoiser_objective
 from zonkey_core.guidance import following_loss, telling_values
 from zonkey_core.level import Level
 from zonkey_core.model import Zonkey
@@ -21,7 +22,6 @@ from zonkey_core.objectives import (
     COOLEST,
     WARMEST,
     autoencoder_objective,
-    denoiser_objective,
     rows_to_noise,
     splitter_objective,
 )
@@ -63,8 +63,7 @@ def _level_parameters(level: Level, name: str) -> Iterator[nn.Parameter]:
     elif name == "autoencoder":
         yield from level.autoencoder_parameters()
     else:
-        for module in (level.trunk, level.decoder, level.readout):
-            yield from module.parameters()
+        yield from level.denoiser_parameters()
 
 
 def stage_losses(
@@ -89,13 +88,16 @@ def stage_losses(
             losses["following"] = guided_loss(model, stage.level, rows, located, generator)
     else:
         with torch.no_grad():
-            segmentation = level.choose_starts(sequence, level.split(sequence).start_prob)
-        if stage.name == "autoencoder":
-            losses = autoencoder_objective(level, sequence, segmentation, generator).losses
+            start_prob = level.split(sequence).start_prob
+        if stage.name == "denoiser" and level.dictionary is not None:
+            losses = choosing_objective(level, level.pieces(sequence, start_prob), generator)
         else:
-            with torch.no_grad():
-                latents = level.encode(sequence, segmentation)
-            losses = denoiser_objective(level, sequence, segmentation, latents, generator)
+            segmentation = level.choose_starts(sequence, start_prob)
+            if stage.name == "autoencoder":
+                losses = autoencoder_objective(level, sequence, segmentation, generator).losses
+            else:
+                latents = level.encode(sequence, segmentation).detach()
+                losses = denoiser_objective(level, sequence, segmentation, latents, generator)
     return {f"{stage.level}/{name}": loss for name, loss in losses.items()}
 
 
@@ -126,7 +128,10 @@ def joint_losses(
         start_prob = level.split(sequence).start_prob
         segmentation = level.choose_starts(sequence, start_prob, generator=generator)
         encoded = autoencoder_objective(level, sequence, segmentation, generator)
-        denoised = denoiser_objective(level, sequence, segmentation, encoded.latents, generator)
+        if level.dictionary is None:
+            denoised = denoiser_objective(level, sequence, segmentation, encoded.latents, generator)
+        else:
+            denoised = choosing_objective(level, level.pieces(sequence, start_prob.detach()), generator)
         named = splits | encoded.losses | denoised
         losses |= {f"{index}/{name}": loss for name, loss in named.items()}
         passed = encoded.latents * upper_gradient + encoded.latents.detach() * (1 - upper_gradient)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,10 +34,10 @@ from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
 from zonkey_core.held_out import held_out_rows, quick_figures
 from zonkey_core.model import Zonkey, byte_sequence
 from zonkey_core.positions import PositionSequence
-from zonkey_core.segment_splitter import SegmentReader
 from zonkey_core.training.calibration import calibrate
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.events import CheckpointEvent, Event, FiguresEvent, StageEvent, StepEvent
+from zonkey_core.training.fitting import fit_codebooks, fit_dictionaries
 from zonkey_core.training.optimizers import (
     follow_weights,
     learning_rate_factor,
@@ -51,7 +52,6 @@ from zonkey_core.training.stages import stage_losses, stage_optimizers, stage_pa
 
 REPORT_SECONDS = 1.0
 CALIBRATION_BATCHES = 8
-CODEBOOK_BATCHES = 48
 
 
 class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,7 +104,8 @@ class Trainer:
 
     def start_from(self, weights: dict[str, Tensor], origin: Path) -> None:
         """Begin with the weights of another model of the same shape."""
-        fill_model(self.model, {name: tensor.float() for name, tensor in weights.items()}, origin=origin)
+        full = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+        fill_model(self.model, full, origin=origin)
         self.model.to(self.device)
         self.average.load_state_dict(self.model.state_dict())
 
@@ -199,7 +200,10 @@ class Trainer:
         if self.optimizers is None:
             self.optimizers = stage_optimizers(self.model, stage, self.config.training)
         if not record.stage_step:
-            self._fit_codebooks(stage, batches)
+            models = self.model, self.average
+            sequences = (self._sequence(batches.next_batch()) for _ in itertools.count())
+            fit_codebooks(models, stage, sequences, self.precision, self.generator)
+            fit_dictionaries(models, stage, sequences, self.precision)
         self._train_only(parameters)
         on_event(StageEvent(stage.name, stage.level))
         last = reported = saved = time.monotonic()
@@ -269,25 +273,6 @@ class Trainer:
         self.optimizers = None
         self.record.stage += 1
         self.record.stage_step, self.record.stage_seconds = 0, 0.0
-
-    def _fit_codebooks(self, stage: Stage, batches: Prefetcher) -> None:
-        """Sort the latents that a stage's readers tell into kinds; a joint stage goes on with old ones."""
-        for index, (live, average) in enumerate(zip(self.model.levels, self.average.levels, strict=True)):
-            if not isinstance(live.reader, SegmentReader) or not isinstance(average.reader, SegmentReader):
-                continue
-            unfitted = not live.reader.codebook.centres.any()
-            if (stage.name == "splitter" and stage.level == index) or (stage.level is None and unfitted):
-                live.reader.codebook.fit(self._some_latents(index, batches), self.generator)
-                average.reader.codebook.load_state_dict(live.reader.codebook.state_dict())
-
-    def _some_latents(self, index: int, batches: Prefetcher) -> Tensor:
-        """Latents [M, C] that level `index` reads of the next batches."""
-        latents = []
-        for _ in range(CODEBOOK_BATCHES):
-            with autocast(self.device, self.precision):
-                sequence = self.model.located_positions(self._sequence(batches.next_batch()), index).sequence
-            latents.append(sequence.values[sequence.exists_mask])
-        return torch.cat(latents)
 
     def _calibrate(self, stage: Stage, batches: Prefetcher) -> None:
         """After a stage that moved splitters, let them cut further batches at their target rates."""

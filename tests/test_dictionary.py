@@ -1,0 +1,430 @@
+"""The dictionary of level 0: any bytes are taken apart and spelled again, and its choice is a softmax over strings."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+
+from tests.model_helpers import byte_rows, chance, law, normal, seeds, small_model
+from tests.training_helpers import small_config
+from zonkey_core import level as level_module
+from zonkey_core.bytes import BYTE_VALUES
+from zonkey_core.checkpoint import CONFIG, MODEL, describe, load_model, pack_tensors, read_tensors, write_files
+from zonkey_core.dictionary import ROWS_TOGETHER, UNUSED, Dictionary, Pieces, StringCounter
+from zonkey_core.latents import to_sphere
+
+ENTRIES, WINDOW, CHANNELS = 300, 8, 6
+WORDS = [b"a", b"the ", b"then ", b"he", b"heron ", b"ron ", b"on", b"\0\0", b"\0\0\0", "ü".encode(), b"th", b"en "]
+SINGLE = [bytes([value]) for value in range(BYTE_VALUES)]
+
+
+def dictionary_of(words: Sequence[bytes], *, seed: int = 0, entries: int = ENTRIES) -> Dictionary:
+    """A dictionary of these words and the single bytes, with shares and latents by chance."""
+    torch.manual_seed(seed)
+    dictionary = Dictionary(entries, WINDOW, CHANNELS)
+    strings = [*SINGLE, *(word for word in words if len(word) > 1)]
+    weights = normal(len(strings), seed=seed).mul(2).softmax(0).tolist()
+    shares = dict(zip(strings, weights, strict=True))
+    dictionary.fill(shares, normal(len(shares), CHANNELS, seed=seed, dtype=torch.float32))
+    return dictionary
+
+
+def some_segments() -> st.SearchStrategy[list[bytes]]:
+    """Segments no longer than the window: words, spelled words, and any bytes."""
+    likely = st.lists(st.sampled_from(b"then ro\0"), min_size=1, max_size=WINDOW).map(bytes)
+    return st.lists(st.sampled_from(WORDS) | likely | st.binary(min_size=1, max_size=WINDOW), min_size=1, max_size=12)
+
+
+def rows_of(rows: Sequence[Sequence[bytes]], *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of segments, cut to one length: bytes, where segments start, and where some documents do."""
+    texts = [b"".join(row) for row in rows]
+    length = min(map(len, texts))
+    values = torch.tensor([list(text[:length]) for text in texts])
+    start_mask = torch.zeros_like(values, dtype=torch.bool)
+    for row, segments in enumerate(rows):
+        starts = itertools.accumulate(map(len, segments[:-1]), initial=0)
+        start_mask[row, [start for start in starts if start < length]] = True
+    return values, start_mask, start_mask & (torch.rand(values.shape, generator=chance(seed)) < 0.3)
+
+
+def strings_of(dictionary: Dictionary, pieces: Pieces, row: int) -> list[bytes]:
+    """What each piece of a row spells."""
+    return [dictionary.spell([entry]) for entry in pieces.entries[row][pieces.slot_mask[row]].tolist()]
+
+
+def spellings(text: bytes) -> Iterator[list[bytes]]:
+    """All ways to cut a text."""
+    if not text:
+        yield []
+    for size in range(1, len(text) + 1):
+        for rest in spellings(text[size:]):
+            yield [text[:size], *rest]
+
+
+def costs_of(dictionary: Dictionary) -> dict[bytes, float]:
+    """What each string costs to write, in nats."""
+    lengths = dictionary.lengths.tolist()
+    return {dictionary.spell([entry]): -float(dictionary.log_shares[entry])
+            for entry, length in enumerate(lengths) if length}
+
+
+# Taking apart and spelling
+
+
+@law
+@given(st.lists(some_segments(), min_size=1, max_size=3), seeds)
+def test_any_bytes_come_back_exactly(rows: list[list[bytes]], seed: int) -> None:
+    dictionary = dictionary_of(WORDS, seed=seed)
+    values, start_mask, document_mask = rows_of(rows, seed=seed)
+    pieces = dictionary.take_apart(values, start_mask, document_mask)
+    for row in range(len(rows)):
+        entries = pieces.entries[row][pieces.slot_mask[row]].tolist()
+        assert dictionary.spell(entries) == bytes(values[row].tolist())
+
+
+@law
+@given(st.lists(some_segments(), min_size=1, max_size=3), seeds)
+def test_pieces_lie_where_their_strings_stand(rows: list[list[bytes]], seed: int) -> None:
+    dictionary = dictionary_of(WORDS, seed=seed)
+    values, start_mask, document_mask = rows_of(rows, seed=seed)
+    pieces = dictionary.take_apart(values, start_mask, document_mask)
+    counts = pieces.slot_mask.sum(1)
+    assert pieces.slot_mask.shape[1] == counts.max(), "no more padding than is needed"
+    assert torch.equal(pieces.slot_mask, torch.arange(int(counts.max())) < counts.unsqueeze(1))
+    assert not any(field[~pieces.slot_mask].any() for field in (pieces.entries, pieces.starts, pieces.document_mask))
+    for row in range(len(rows)):
+        sizes = [len(string) for string in strings_of(dictionary, pieces, row)]
+        starts = pieces.starts[row][pieces.slot_mask[row]]
+        assert starts.tolist() == list(itertools.accumulate(sizes[:-1], initial=0))
+        assert set(start_mask[row].nonzero().flatten().tolist()) <= set(starts.tolist()), "none reaches over a cut"
+        documents = pieces.document_mask[row][pieces.slot_mask[row]]
+        assert torch.equal(documents, document_mask[row][starts])
+        assert documents.sum() == document_mask[row].sum()
+
+
+@law
+@given(some_segments(), seeds)
+def test_segments_are_one_piece_or_spelled_as_likely_as_can_be(segments: list[bytes], seed: int) -> None:
+    dictionary = dictionary_of(WORDS, seed=seed)
+    costs = costs_of(dictionary)
+    pieces = dictionary.take_apart(*rows_of([segments]))
+    strings = iter(strings_of(dictionary, pieces, 0))
+    for segment in segments:
+        found: list[bytes] = []
+        while sum(map(len, found)) < len(segment):
+            found.append(next(strings))
+        assert b"".join(found) == segment
+        if segment in costs:
+            assert found == [segment]
+            continue
+        cheapest = min(
+            sum(costs[piece] for piece in way) for way in spellings(segment) if all(piece in costs for piece in way)
+        )
+        assert sum(costs[piece] for piece in found) == pytest.approx(cheapest, abs=1e-4)
+    assert not list(strings)
+
+
+def test_a_known_segment_is_one_piece_whatever_it_costs() -> None:
+    dictionary = dictionary_of([b"ab"])
+    with torch.no_grad():
+        dictionary.log_shares[:] = -1.0
+        dictionary.log_shares[BYTE_VALUES] = -25.0
+    assert strings_of(dictionary, dictionary.take_apart(*rows_of([[b"ab", b"abc"]])), 0) == [b"ab", b"a", b"b", b"c"]
+
+
+def test_rows_of_different_numbers_of_pieces_are_padded() -> None:
+    dictionary = dictionary_of([b"heron ", b"the "])
+    rows = [[b"the ", b"heron "], [b"qwqw", b"the ", b"zz"]]
+    pieces = dictionary.take_apart(*rows_of(rows))
+    assert pieces.slot_mask.sum(1).tolist() == [2, 7]
+    assert strings_of(dictionary, pieces, 0) == [b"the ", b"heron "]
+    assert strings_of(dictionary, pieces, 1) == [b"q", b"w", b"q", b"w", b"the ", b"z", b"z"]
+    assert pieces.starts.tolist() == [[0, 4, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 8, 9]]
+
+
+def test_a_row_is_taken_apart_alike_alone_and_among_others() -> None:
+    dictionary = dictionary_of(WORDS)
+    rows = [[b"heron ", b"qqq", b"then "], [b"a", b"thenthen", b"\0\0\0\0", b"on"], [b"x"] * 14]
+    values, start_mask, document_mask = rows_of(rows)
+    together = dictionary.take_apart(values, start_mask, document_mask)
+    for row in range(3):
+        alone = dictionary.take_apart(*(part[row : row + 1] for part in (values, start_mask, document_mask)))
+        assert strings_of(dictionary, alone, 0) == strings_of(dictionary, together, row)
+
+
+# What it holds
+
+
+def test_until_it_is_fitted_it_holds_every_byte_and_nothing_else() -> None:
+    torch.manual_seed(0)
+    dictionary = Dictionary(ENTRIES, WINDOW, CHANNELS)
+    assert not dictionary.fitted and dictionary.mean_length() == pytest.approx(1)
+    text = bytes(range(256)) + "naïve 日本語\0".encode()
+    values = torch.tensor([list(text)])
+    start_mask = torch.arange(len(text)).unsqueeze(0) % 5 == 0
+    pieces = dictionary.take_apart(values, start_mask, start_mask)
+    assert torch.equal(pieces.entries, values) and dictionary.spell(values[0].tolist()) == text
+    assert dictionary.spell([]) == b""
+    assert (dictionary.log_shares[BYTE_VALUES:] == UNUSED).all() and (dictionary.lengths[BYTE_VALUES:] == 0).all()
+    torch.testing.assert_close(dictionary.bias.exp().sum(), torch.tensor(1.0))
+
+
+def test_what_is_filled_in_is_there() -> None:
+    dictionary = dictionary_of(WORDS)
+    costs = costs_of(dictionary)
+    longer = [word for word in WORDS if len(word) > 1]
+    assert dictionary.fitted and set(costs) == {*SINGLE, *longer}
+    assert sum(math.exp(-cost) for cost in costs.values()) == pytest.approx(1, abs=1e-5)
+    assert torch.equal(dictionary.bias, dictionary.log_shares)
+    used = BYTE_VALUES + len(longer)
+    latents = normal(used, CHANNELS, seed=0, dtype=torch.float32)
+    torch.testing.assert_close(dictionary.latents()[:used], to_sphere(latents))
+    torch.testing.assert_close(dictionary.latents().norm(dim=1), torch.full((ENTRIES,), CHANNELS**0.5))
+    assert dictionary.mean_length() == pytest.approx(
+        sum(math.exp(-cost) * len(string) for string, cost in costs.items()), rel=1e-4
+    )
+    values, exists = dictionary.windows()
+    assert [bytes(row[mask].tolist()) for row, mask in zip(values, exists, strict=True)][:used] == [*SINGLE, *longer]
+    assert not exists[used:].any()
+
+
+def test_segments_may_be_longer_than_a_byte_can_count() -> None:
+    torch.manual_seed(0)
+    dictionary = Dictionary(257, 300, CHANNELS)
+    long = bytes(index % 251 for index in range(300))
+    dictionary.fill({**dict.fromkeys(SINGLE, 0.001), long: 0.5}, torch.ones(257, CHANNELS))
+    assert strings_of(dictionary, dictionary.take_apart(*rows_of([[long, b"a", long]])), 0) == [long, b"a", long]
+
+
+# Choosing the strings
+
+
+def counted(counts: dict[bytes, int]) -> StringCounter:
+    """A counter that has met segments so often."""
+    counter = StringCounter()
+    for segment, count in counts.items():
+        for _ in range(count):
+            values, start_mask, _ = rows_of([[segment]])
+            counter.add(values, start_mask)
+    return counter
+
+
+@law
+@given(st.lists(some_segments(), min_size=1, max_size=3))
+def test_segments_are_counted_as_they_were_cut(rows: list[list[bytes]]) -> None:
+    counter = StringCounter()
+    values, start_mask, _ = rows_of(rows)
+    counter.add(values, start_mask)
+    counter.add(values[:1], start_mask[:1])
+    expected: list[bytes] = []
+    for row in [*range(len(rows)), 0]:
+        edges = [*start_mask[row].nonzero().flatten().tolist(), values.shape[1]]
+        expected += [bytes(values[row, start:end].tolist()) for start, end in itertools.pairwise(edges)]
+    assert dict(counter.counts) == {segment: expected.count(segment) for segment in set(expected)}
+
+
+@law
+@given(st.dictionaries(st.binary(min_size=1, max_size=WINDOW), st.integers(1, 9), max_size=30), st.integers(256, 300))
+def test_shares_are_of_every_byte_and_add_up(counts: dict[bytes, int], entries: int) -> None:
+    shares = counted(counts).shares(entries)
+    assert list(shares)[:BYTE_VALUES] == SINGLE and len(shares) <= entries
+    assert all(share > 0 for share in shares.values())
+    assert sum(shares.values()) == pytest.approx(1)
+    assert max(map(len, shares)) <= WINDOW
+    backwards = counted(dict(reversed(counts.items()))).shares(entries)
+    assert list(backwards.items()) == list(shares.items()), "the order of the text says nothing"
+
+
+def test_the_commonest_segments_are_chosen() -> None:
+    counts = {b"heron ": 20, b"the ": 50, b"of ": 30, b"q": 90, b"waited ": 3}
+    shares = counted(counts).shares(BYTE_VALUES + 3)
+    assert list(shares)[BYTE_VALUES:] == [b"the ", b"of ", b"heron "]
+    pieces = sum(counts.values()) - 3 + 3 * len(b"waited ")
+    total = pieces + BYTE_VALUES + 3
+    assert shares[b"the "] == pytest.approx(51 / total)
+    assert shares[b"q"] == pytest.approx(91 / total)
+    assert shares[b"w"] == pytest.approx(4 / total) and shares[b"z"] == pytest.approx(1 / total)
+    assert list(counted(counts).shares(BYTE_VALUES)) == SINGLE
+    assert list(counted(counts).shares(1000))[BYTE_VALUES:] == [b"the ", b"of ", b"heron ", b"waited "]
+
+
+def test_what_many_rare_segments_share_is_chosen() -> None:
+    letters = b"abcdefhjklmopqrstuvwxyz"
+    words = {bytes([first, second]) + b"ing": 1 for first, second in itertools.permutations(letters, 2)}
+    shares = counted(words).shares(BYTE_VALUES + 4)
+    assert b"ing" not in words and b"ing" in shares
+    assert shares[b"ing"] > 20 * max(shares[word] for word in shares if word in words or len(word) == 2)
+
+
+@torch.no_grad()
+def test_collecting_gives_each_string_the_latent_that_it_compresses_to() -> None:
+    level = small_model(1, dictionary=ENTRIES).levels[0]
+    dictionary = level.dictionary
+    assert dictionary is not None and not dictionary.fitted
+    words = [b"heron ", b"the ", "über".encode(), b"stood in"]
+    counter = counted({word: 9 - index for index, word in enumerate(words)})
+    with mock.patch.object(level_module, "COMPRESSED_TOGETHER", 100):
+        level.collect(counter)
+    assert dictionary.fitted
+    strings = [*SINGLE, *words]
+    assert [dictionary.spell([entry]) for entry in range(len(strings))] == strings
+    shares = counter.shares(ENTRIES)
+    torch.testing.assert_close(
+        dictionary.log_shares[: len(strings)], torch.tensor([math.log(share) for share in shares.values()])
+    )
+    assert torch.equal(dictionary.bias, dictionary.log_shares)
+    latents = dictionary.latents()
+    torch.testing.assert_close(latents.norm(dim=1), torch.full((ENTRIES,), level.channels**0.5))
+    for entry in (0, 65, 99, 100, 255, *range(256, 260)):
+        string = strings[entry]
+        alone = level.compress(torch.tensor([list(string)]), torch.zeros(1, len(string)))
+        torch.testing.assert_close(latents[entry], alone[0], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_level_reads_text_as_the_strings_that_it_collected() -> None:
+    level = small_model(1, dictionary=ENTRIES).levels[0]
+    dictionary = level.dictionary
+    assert dictionary is not None
+    text = b"The heron stood in the shallows. It waited, and waited, and the water went by. Then it flew."
+    rows = byte_rows(text, text[::-1])
+    start_prob = level.split(rows).start_prob
+    start_mask = level.choose_starts(rows, start_prob).start_prob > 0.5
+    counter = StringCounter()
+    counter.add(rows.values, start_mask)
+    level.collect(counter)
+    pieces = level.pieces(rows, start_prob)
+    for row, expected in enumerate((text, text[::-1])):
+        starts = pieces.starts[row][pieces.slot_mask[row]]
+        assert torch.equal(starts, start_mask[row].nonzero().flatten())
+        assert b"".join(strings_of(dictionary, pieces, row)) == expected
+    assert pieces.document_mask[:, 0].all() and pieces.document_mask.sum() == 2
+
+
+# The choice
+
+
+@law
+@given(seeds, st.floats(0.12, 1))
+@torch.no_grad()
+def test_logits_under_noise_are_exact_evidence(seed: int, sigma: float) -> None:
+    """Where the trunk adds nothing, its estimate is alpha z, and the choice is what Bayes' rule makes of z."""
+    dictionary = dictionary_of(WORDS, seed=seed)
+    dictionary.bias.add_(0.5 * normal(ENTRIES, seed=seed + 1, dtype=torch.float32))
+    latents = dictionary.latents().double()
+    alpha = math.sqrt(1 - sigma**2)
+    held = torch.randint(BYTE_VALUES + 5, (7,), generator=chance(seed))
+    noisy = alpha * latents[held] + sigma * normal(7, CHANNELS, seed=seed + 2)
+    log_density = -(noisy.unsqueeze(1) - alpha * latents).square().sum(-1) / (2 * sigma**2)
+    posterior = (log_density + dictionary.bias.double()).softmax(-1)
+    logits = dictionary.logits((alpha * noisy).float(), torch.full((7,), sigma), dictionary.latents())
+    assert logits.shape == (7, ENTRIES) and logits.dtype == torch.float32
+    torch.testing.assert_close(logits.softmax(-1).double(), posterior, atol=1e-4, rtol=1e-3)
+
+
+@torch.no_grad()
+def test_pure_noise_says_nothing_and_little_noise_all() -> None:
+    dictionary = dictionary_of(WORDS)
+    latents = dictionary.latents()
+    silent = dictionary.logits(torch.zeros(1, CHANNELS), torch.ones(1), latents)
+    torch.testing.assert_close(silent[0], dictionary.bias.detach())
+    used = torch.arange(BYTE_VALUES + 5)
+    for sigma in (0.0, 1e-6, 0.01):
+        clear = dictionary.logits(latents[used], torch.full((len(used),), sigma), latents)
+        assert clear.isfinite().all() and torch.equal(clear.argmax(-1), used)
+
+
+def gradients(loss: Tensor, estimate: Tensor, dictionary: Dictionary) -> tuple[Tensor, ...]:
+    """Of a loss, to the estimates and to all that the dictionary learns."""
+    return torch.autograd.grad(loss, (estimate, dictionary.table, dictionary.bias))
+
+
+@pytest.mark.parametrize("count", [1, 7, ROWS_TOGETHER, 2 * ROWS_TOGETHER + 90])
+def test_the_loss_is_the_cross_entropy_of_the_logits(count: int) -> None:
+    dictionary = dictionary_of(WORDS)
+    estimate = normal(count, CHANNELS, seed=1, dtype=torch.float32).mul(0.2).requires_grad_()
+    sigma = 0.6 + 0.4 * torch.rand(count, generator=chance(2))
+    entries = torch.randint(BYTE_VALUES + 5, (count,), generator=chance(3))
+    expected = functional.cross_entropy(dictionary.logits(estimate, sigma, dictionary.latents()), entries)
+    found = dictionary.loss(estimate, sigma, dictionary.latents(), entries)
+    assert found.shape == ()
+    torch.testing.assert_close(found, expected)
+    for mine, theirs in zip(
+        gradients(3 * found, estimate, dictionary), gradients(3 * expected, estimate, dictionary), strict=True
+    ):
+        assert mine.dtype == torch.float32
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_a_hopeless_choice_still_teaches() -> None:
+    dictionary = dictionary_of(WORDS)
+    held = torch.arange(4)
+    estimate = (-dictionary.latents()[held]).detach().requires_grad_()
+    sigma = torch.full((4,), 0.2)
+    expected = functional.cross_entropy(dictionary.logits(estimate, sigma, dictionary.latents()), held)
+    found = dictionary.loss(estimate, sigma, dictionary.latents(), held)
+    assert expected > 50 and 15 < found < expected, "what it costs is limited"
+    for mine, theirs in zip(
+        gradients(found, estimate, dictionary), gradients(expected, estimate, dictionary), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_in_bfloat16_the_loss_and_its_gradients_are_nearly_the_same() -> None:
+    dictionary = dictionary_of(WORDS)
+    estimate = normal(600, CHANNELS, seed=1, dtype=torch.float32).requires_grad_()
+    sigma, entries = torch.ones(600), torch.randint(BYTE_VALUES, (600,), generator=chance(3))
+    expected = dictionary.loss(estimate, sigma, dictionary.latents(), entries)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dictionary.loss(estimate, sigma, dictionary.latents(), entries)
+    torch.testing.assert_close(found, expected, atol=0.01, rtol=0.01)
+    for mine, theirs in zip(
+        gradients(found, estimate, dictionary), gradients(expected, estimate, dictionary), strict=True
+    ):
+        assert mine.dtype == torch.float32
+        assert float((mine - theirs).norm() / theirs.norm()) < 0.02
+
+
+def test_nothing_asked_costs_nothing() -> None:
+    dictionary = dictionary_of(WORDS)
+    estimate = torch.zeros(0, CHANNELS, requires_grad=True)
+    loss = dictionary.loss(estimate, torch.zeros(0), dictionary.latents(), torch.zeros(0, dtype=torch.long))
+    assert loss == 0
+    for gradient in gradients(loss, estimate, dictionary):
+        assert not gradient.any()
+
+
+# Saved and loaded
+
+
+def test_a_loaded_model_has_the_dictionary_that_was_saved(tmp_path: Path) -> None:
+    config = small_config(1)
+    model = small_model(1, dictionary=config.model.levels[0].dictionary)
+    saved = model.levels[0].dictionary
+    assert saved is not None
+    model.levels[0].collect(counted({b"heron ": 3, b"the ": 2, "über".encode(): 1}))
+    files = {MODEL: pack_tensors(model.state_dict(), half=True), CONFIG: describe(config, 1)}
+    write_files(tmp_path, files)
+    kept = read_tensors(tmp_path, MODEL, ("stack.0.dictionary.",))
+    assert kept["stack.0.dictionary.strings"].dtype == saved.strings.dtype == torch.uint8
+    assert not kept["stack.0.dictionary.lengths"].is_floating_point()
+    loaded = load_model(tmp_path).levels[0].dictionary
+    assert loaded is not None and loaded.fitted
+    assert loaded.strings.dtype == saved.strings.dtype and torch.equal(loaded.strings, saved.strings)
+    assert loaded.lengths.dtype == saved.lengths.dtype and torch.equal(loaded.lengths, saved.lengths)
+    for name in ("log_shares", "bias", "table"):
+        found = getattr(loaded, name)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, getattr(saved, name).detach().half().float()), name
+    assert loaded.spell([256, 257, 258]) == "heron the über".encode()
+    assert strings_of(loaded, loaded.take_apart(*rows_of([[b"the ", b"heron "]])), 0) == [b"the ", b"heron "]

@@ -1,0 +1,300 @@
+"""A dictionary of level 0: the strings that its segments mostly are, each with a latent of its own.
+
+The denoiser's clean estimate is the expected latent under a softmax over these, so that what is written is spelled as
+real text is. Segments that are not in it are spelled with the likeliest row of strings that are; the 256 single bytes
+always are, so every text can be written.
+
+A string's logit adds up what the trunk expects there, how often it is met, and the evidence of the noisy latent. With
+noise of variance sigma^2 on alpha times a latent v on the sphere, the latter is exactly `alpha z.v / sigma^2` up to a
+constant, so the trunk has context to learn and no denoising (Dieleman et al. 2022, CDCD, learn both).
+
+Shapes: K strings of at most S bytes, latents of width C; B rows of L bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zonkey_core.bytes import BYTE_VALUES
+from zonkey_core.latents import to_sphere
+from zonkey_core.string_vectors import lookup_table, ngram_keys
+
+ROUNDS = 3
+"""Times that the strings are chosen, each time counting the pieces that the choice before leaves."""
+LEAST_VARIANCE = 0.01
+"""Variance of the noise below which a latent is evidence enough."""
+ROWS_TOGETHER = 512
+"""Estimates whose distributions are held at once in training; larger ones leave the cache."""
+UNUSED = -30.0
+"""Logit of entries that hold no string."""
+
+
+class Pieces(NamedTuple):
+    """Rows of bytes as strings of the dictionary."""
+
+    entries: Tensor
+    """[B, M] which; 0 in padding."""
+    starts: Tensor
+    """[B, M] the position of each one's first byte; 0 in padding."""
+    slot_mask: Tensor
+    """[B, M] false in padding."""
+    document_mask: Tensor
+    """[B, M] true where a piece begins a document."""
+
+
+class Dictionary(nn.Module):
+    """K strings with their latents; until it is fitted, the 256 single bytes alone."""
+
+    strings: Tensor
+    lengths: Tensor
+    log_shares: Tensor
+    """[K] how often each is met in text."""
+
+    def __init__(self, entries: int, window: int, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("strings", torch.zeros(entries, window, dtype=torch.uint8))
+        self.register_buffer("lengths", torch.zeros(entries, dtype=torch.int16))
+        self.table = lookup_table(entries, channels)
+        self.register_buffer("log_shares", torch.full((entries,), UNUSED))
+        self.bias = nn.Parameter(torch.full((entries,), UNUSED))
+        nn.init.normal_(self.table)
+        single = {bytes([value]): 1 / BYTE_VALUES for value in range(BYTE_VALUES)}
+        self.fill(single, self.table.detach()[0, :BYTE_VALUES])
+
+    @property
+    def fitted(self) -> bool:
+        """Whether it holds more than single bytes."""
+        return bool((self.lengths > 1).any())
+
+    def latents(self) -> Tensor:
+        """[K, C] on the sphere."""
+        return to_sphere(self.table[0])
+
+    def fill(self, shares: Mapping[bytes, float], latents: Tensor) -> None:
+        """Take up these strings with their shares of a text's segments and first latents [len(shares), C]."""
+        lengths = [len(string) for string in shares]
+        packed = b"".join(string.ljust(self.strings.shape[1], b"\0") for string in shares)
+        count = len(lengths)
+        with torch.no_grad():
+            self.strings[:count] = torch.frombuffer(bytearray(packed), dtype=torch.uint8).view(count, -1)
+            self.lengths[:count] = torch.tensor(lengths, dtype=torch.int16)
+            self.table[0, :count] = to_sphere(latents)
+            self.log_shares[:count] = torch.tensor([math.log(share) for share in shares.values()])
+            self.bias.copy_(self.log_shares)
+
+    def spell(self, entries: Sequence[int]) -> bytes:
+        """The text of a row of entries."""
+        index = torch.tensor(entries, dtype=torch.long)
+        strings, lengths = self.strings.cpu()[index].numpy(), self.lengths.cpu()[index].tolist()
+        return b"".join(string[:length].tobytes() for string, length in zip(strings, lengths, strict=True))
+
+    def mean_length(self) -> float:
+        """Bytes of a string of text, on average."""
+        return float((self.log_shares.exp() * self.lengths).sum())
+
+    def windows(self) -> tuple[Tensor, Tensor]:
+        """The strings as windows [K, S] of bytes, and a mask [K, S] of the positions that exist."""
+        order = torch.arange(self.strings.shape[1], device=self.strings.device)
+        return self.strings.long(), order < self.lengths.unsqueeze(1)
+
+    def take_apart(self, values: Tensor, start_mask: Tensor, document_mask: Tensor) -> Pieces:
+        """Rows of bytes [B, L], of which a mask [B, L] tells the starts of segments, as strings of the dictionary."""
+        length = values.shape[1]
+        keys, places = self._string_keys().sort()
+        text_keys = torch.stack(ngram_keys(values, self.strings.shape[1]))
+        row, start = start_mask.nonzero(as_tuple=True)
+        end = functional.pad(start[1:], (0, 1), value=length)
+        end = end.where(end > start, length)
+        entry = _find(keys, places, text_keys[end - start - 1, row, end - 1])
+        entries = torch.full_like(values, -1)
+        entries[row, start] = entry
+        rare = entry < 0
+        if rare.any():
+            self._spell_out(entries, text_keys, (row[rare], start[rare], end[rare]), (keys, places))
+        mask = entries >= 0
+        counts = mask.sum(1)
+        slot_mask = torch.arange(int(counts.max()), device=values.device) < counts.unsqueeze(1)
+        order = torch.argsort((~mask).long(), dim=1, stable=True)[:, : slot_mask.shape[1]]
+        return Pieces(
+            entries.gather(1, order).where(slot_mask, 0),
+            order.where(slot_mask, 0),
+            slot_mask,
+            document_mask.gather(1, order) & slot_mask,
+        )
+
+    def _spell_out(
+        self, entries: Tensor, text_keys: Tensor, segments: tuple[Tensor, ...], lookup: tuple[Tensor, Tensor]
+    ) -> None:
+        """Write into `entries` [B, L] the likeliest spellings of n segments, given by row, start and end (Viterbi)."""
+        row, start, end = segments
+        count, longest = len(row), int((end - start).max())
+        sizes = torch.arange(longest, device=row.device)
+        place = (start.unsqueeze(1) + sizes).clamp(max=entries.shape[1] - 1)
+        # found[n, i, k]: the entry of k + 1 bytes that ends with the segment's byte i.
+        found = _find(*lookup, text_keys[sizes, row[:, None, None], place.unsqueeze(2)].contiguous())
+        inside = sizes <= sizes.unsqueeze(1)
+        cost = -self.log_shares[found.clamp(min=0)].masked_fill((found < 0) | ~inside, -torch.inf)
+        best = torch.full((count, longest + 1), torch.inf, device=row.device)
+        best[:, 0] = 0
+        taken = torch.zeros(count, longest, dtype=torch.long, device=row.device)
+        for last in range(longest):
+            total = best[:, : last + 1].flip(1) + cost[:, last, : last + 1]
+            best[:, last + 1], taken[:, last] = total.min(1)
+        each = torch.arange(count, device=row.device)
+        left = end - start
+        while bool((left > 0).any()):
+            open_mask = left > 0
+            end_byte = (left - 1).clamp(min=0)
+            size = taken[each, end_byte]
+            begin = start + end_byte - size
+            entries[row[open_mask], begin[open_mask]] = found[each, end_byte, size][open_mask]
+            left = torch.where(open_mask, end_byte - size, left)
+
+    def _string_keys(self) -> Tensor:
+        """[K] hashes of the strings; 0 for entries that hold none."""
+        order = torch.arange(len(self.lengths), device=self.lengths.device)
+        sizes = (self.lengths.long() - 1).clamp(min=0)
+        keys = torch.stack(ngram_keys(self.strings.long(), self.strings.shape[1]))[sizes, order, sizes]
+        return keys.masked_fill(self.lengths == 0, 0)
+
+    def queries(self, estimate: Tensor, sigma: Tensor) -> Tensor:
+        """[..., C] vectors whose products with the latents are logits, from estimates [..., C] at noise [...]."""
+        variance = sigma.float().square().clamp(min=LEAST_VARIANCE)
+        return estimate.float() / variance.unsqueeze(-1)
+
+    def logits(self, estimate: Tensor, sigma: Tensor, latents: Tensor) -> Tensor:
+        """[n, K] in float32; latents [K, C] are those of `latents`."""
+        return functional.linear(self.queries(estimate, sigma), latents, self.bias).float()
+
+    def loss(self, estimate: Tensor, sigma: Tensor, latents: Tensor, entries: Tensor) -> Tensor:
+        """Mean of `-log p(entry)`, in nats, of n estimates; a scalar."""
+        mean: Tensor = _Choice.apply(  # type: ignore[no-untyped-call]
+            self.queries(estimate, sigma), latents, self.bias, entries
+        )
+        return mean
+
+
+def _find(keys: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
+    """Which of the sorted `keys` [K], whose entries are `places`, each of the `wanted` [...] is; -1 for none."""
+    index = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
+    return places[index].where(keys[index] == wanted, -1)
+
+
+class _Choice(torch.autograd.Function):
+    """Mean cross-entropy of a softmax over many entries, with its gradients made on the way.
+
+    The distributions of some rows at a time stay in the cache and are never written out; on two cores this takes a
+    third of the time of a linear layer and `cross_entropy`, which memory traffic decides.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, *inputs: Tensor) -> Tensor:
+        queries, latents, bias, entries = inputs
+        device = queries.device
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else queries.dtype
+        coarse = bias.to(dtype)
+        fine = (bias - coarse.to(bias.dtype)).to(dtype)
+        table = torch.cat([latents.to(dtype), coarse.unsqueeze(1), fine.unsqueeze(1)], 1)
+        queries = functional.pad(queries.to(dtype), (0, 2), value=1.0)
+        to_queries, to_table = [], torch.zeros_like(table, dtype=bias.dtype)
+        total = bias.new_zeros(())
+        for part, chosen in zip(
+            torch.split(queries, ROWS_TOGETHER), torch.split(entries, ROWS_TOGETHER), strict=True
+        ):
+            prob = (part @ table.T).softmax(-1)
+            rows = torch.arange(len(part), device=device)
+            total -= prob[rows, chosen].float().clamp(min=1e-9).log().sum()
+            prob[rows, chosen] -= 1
+            to_queries.append((prob @ table[:, :-2]).to(bias.dtype))
+            to_table += (prob.T @ part).to(bias.dtype)
+        count = max(1, len(queries))
+        ctx.save_for_backward(torch.cat(to_queries) / count, to_table[:, :-2] / count, to_table[:, -2] / count)
+        return total / count
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        to_queries, to_latents, to_bias = ctx.saved_tensors  # type: ignore[attr-defined]
+        (scale,) = gradients
+        return scale * to_queries, scale * to_latents, scale * to_bias, None
+
+
+class StringCounter:
+    """Counts the segments of a text, to choose the strings of a dictionary from them."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[bytes] = Counter()
+
+    def add(self, values: Tensor, start_mask: Tensor) -> None:
+        """Take up the segments of rows of bytes [B, L]."""
+        for row, mask in zip(values.to(torch.uint8).cpu().numpy(), start_mask.cpu().numpy(), strict=True):
+            text = row.tobytes()
+            edges = [*np.flatnonzero(mask).tolist(), len(text)]
+            self.counts.update(text[start:end] for start, end in itertools.pairwise(edges))
+
+    def shares(self, entries: int) -> dict[bytes, float]:
+        """The single bytes and other strings, `entries` in all at most, with their shares of the text's pieces.
+
+        The first choice are the commonest segments. What this leaves out is spelled with what there is, and strings
+        that spell more, whole segments or neighbouring pieces, take the place of those that spell less.
+        """
+        single = [bytes([value]) for value in range(BYTE_VALUES)]
+        usage = self.counts
+        shares: dict[bytes, float] = {}
+        for last in (False,) * ROUNDS + (True,):
+            if not last:
+                common = sorted(usage, key=lambda string: (-usage[string], string))
+                longer = itertools.islice((string for string in common if len(string) > 1), entries - BYTE_VALUES)
+                shares = _as_shares({string: usage[string] for string in itertools.chain(single, longer)})
+            spelled, candidates = self._spell(shares)
+            usage = spelled if last else Counter(candidates | spelled)
+        return _as_shares({string: usage[string] for string in shares})
+
+    def _spell(self, shares: Mapping[bytes, float]) -> tuple[Counter[bytes], Counter[bytes]]:
+        """How often each of the strings is used, and how often other ones could be."""
+        costs = {string: -math.log(share) for string, share in shares.items()}
+        longest = max(map(len, costs))
+        usage: Counter[bytes] = Counter()
+        candidates: Counter[bytes] = Counter()
+        for string, count in self.counts.items():
+            if string in costs:
+                usage[string] += count
+                continue
+            pieces = _cheapest(string, costs, longest)
+            for piece in pieces:
+                usage[piece] += count
+            candidates[string] += count
+            for before, after in itertools.pairwise(pieces):
+                candidates[before + after] += count
+        return usage, candidates
+
+
+def _as_shares(usage: Mapping[bytes, int]) -> dict[bytes, float]:
+    """Counts as shares, each counted once more than it occurs."""
+    total = sum(usage.values()) + len(usage)
+    return {string: (count + 1) / total for string, count in usage.items()}
+
+
+def _cheapest(string: bytes, costs: Mapping[bytes, float], longest: int) -> list[bytes]:
+    """The row of pieces with the smallest sum of costs that spells a string."""
+    best = [0.0] + [math.inf] * len(string)
+    begins = [0] * (len(string) + 1)
+    for end in range(1, len(string) + 1):
+        for begin in range(max(0, end - longest), end):
+            cost = costs.get(string[begin:end])
+            if cost is not None and best[begin] + cost < best[end]:
+                best[end], begins[end] = best[begin] + cost, begin
+    pieces = []
+    end = len(string)
+    while end:
+        pieces.append(string[begins[end] : end])
+        end = begins[end]
+    return pieces[::-1]

@@ -1,0 +1,83 @@
+"""What a stage must know of its text before it begins: kinds of latents to tell apart, strings to choose from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from zonkey_core.devices import autocast
+from zonkey_core.dictionary import StringCounter
+from zonkey_core.level import Level
+from zonkey_core.model import Zonkey
+from zonkey_core.positions import PositionSequence
+from zonkey_core.segment_splitter import SegmentReader
+from zonkey_core.training.curriculum import Stage
+
+CODEBOOK_BATCHES = 48
+BYTES_PER_STRING = 600
+"""Text that is read for each string of a dictionary."""
+
+
+def fit_codebooks(
+    models: tuple[Zonkey, Zonkey],
+    stage: Stage,
+    sequences: Iterator[PositionSequence],
+    precision: torch.dtype,
+    generator: torch.Generator,
+) -> None:
+    """Sort the latents that a stage's readers tell into kinds; a joint stage goes on with old ones.
+
+    models: the live one, which is asked, and the averaged one, which is told.
+    """
+    for index, (live, average) in enumerate(zip(*(model.levels for model in models), strict=True)):
+        if not isinstance(live.reader, SegmentReader) or not isinstance(average.reader, SegmentReader):
+            continue
+        unfitted = not live.reader.codebook.centres.any()
+        if (stage.name == "splitter" and stage.level == index) or (stage.level is None and unfitted):
+            live.reader.codebook.fit(_some_latents(models[0], index, sequences, precision), generator)
+            average.reader.codebook.load_state_dict(live.reader.codebook.state_dict())
+
+
+def fit_dictionaries(
+    models: tuple[Zonkey, Zonkey], stage: Stage, sequences: Iterator[PositionSequence], precision: torch.dtype
+) -> None:
+    """Collect the strings that a denoiser is to choose from, once in a model's life; `models` as above."""
+    if stage.name not in ("denoiser", "joint"):
+        return
+    for index, (live, average) in enumerate(zip(*(model.levels for model in models), strict=True)):
+        if live.dictionary is None or live.dictionary.fitted or stage.level not in (None, index):
+            continue
+        live.collect(_count_segments(live, BYTES_PER_STRING * len(live.dictionary.lengths), sequences, precision))
+        assert average.dictionary is not None
+        average.dictionary.load_state_dict(live.dictionary.state_dict())
+
+
+@torch.no_grad()
+def _some_latents(
+    model: Zonkey, index: int, sequences: Iterator[PositionSequence], precision: torch.dtype
+) -> Tensor:
+    """Latents [M, C] that level `index` reads of the next batches."""
+    latents = []
+    for rows in itertools.islice(sequences, CODEBOOK_BATCHES):
+        with autocast(rows.values.device, precision):
+            sequence = model.located_positions(rows, index).sequence
+        latents.append(sequence.values[sequence.exists_mask])
+    return torch.cat(latents)
+
+
+@torch.no_grad()
+def _count_segments(
+    level: Level, least: int, sequences: Iterator[PositionSequence], precision: torch.dtype
+) -> StringCounter:
+    """The segments of at least so many bytes."""
+    counter = StringCounter()
+    while least > 0:
+        rows = next(sequences)
+        with autocast(rows.values.device, precision):
+            segmentation = level.choose_starts(rows, level.split(rows).start_prob)
+        counter.add(rows.values, segmentation.start_prob > 0.5)
+        least -= rows.values.numel()
+    return counter
