@@ -17,7 +17,7 @@ from torch.nn import functional
 from tests.model_helpers import chance, few, fit_dictionary, law, normal, seeds, small_model
 from zonkey_core.denoiser import Estimate, NoisySlots
 from zonkey_core.dictionary import Dictionary
-from zonkey_core.filling import EMPTY, OpenRow, draw_entries, fill_rows
+from zonkey_core.filling import EMPTY, LENGTH_STEP, OpenRow, draw_entries, fill_rows, places_in_gaps
 from zonkey_core.level import Level
 
 SURE = 30.0
@@ -36,7 +36,8 @@ class Prophet(nn.Module):
     def forward(self, slots: NoisySlots) -> Estimate:
         self.reads.append(slots)
         latents = torch.zeros_like(slots.latents) if self.inner is None else self.inner(slots).latents
-        return Estimate(latents, self.logits[: latents.shape[1]].expand(latents.shape[:2]))
+        known = functional.pad(self.logits, (0, latents.shape[1]))[: latents.shape[1]]
+        return Estimate(latents, known.expand(latents.shape[:2]))
 
 
 @functools.lru_cache(maxsize=8)
@@ -142,8 +143,9 @@ def test_a_row_says_whether_it_begins_a_document() -> None:
     level, trunk = prophetic(*[1.0] * 6)
     fill(level, open_row(4), open_row(6, starts_document=False), steps=1)
     (reads,) = trunk.reads
-    assert reads.document_mask.int().tolist() == [[1, 0, 0, 0, 0, 0], [0] * 6]
-    assert reads.slot_mask.int().tolist() == [[1, 1, 1, 1, 0, 0], [1] * 6]
+    padding = LENGTH_STEP - 6
+    assert reads.document_mask.int().tolist() == [[1, 0, 0, 0, 0, 0, *[0] * padding], [0] * LENGTH_STEP]
+    assert reads.slot_mask.int().tolist() == [[1, 1, 1, 1, 0, 0, *[0] * padding], [*[1] * 6, *[0] * padding]]
 
 
 # What is kept, and what is filled
@@ -200,13 +202,21 @@ def test_every_step_fills_its_share(count: int, steps: int) -> None:
     assert sum(shares) == count and max(shares) - min(shares) <= 1
 
 
-def test_any_slot_may_be_the_first() -> None:
-    level, _ = prophetic(*[1.0] * 5)
-    first: list[list[Tensor]] = []
-    fill(level, *[open_row(5)] * 1000, steps=5, on_step=first.append)
-    found = torch.stack([(entries != EMPTY).float() for entries in first[0]])
-    assert (found.sum(1) == 1).all()
-    torch.testing.assert_close(found.mean(0), torch.full((5,), 0.2), atol=0.05, rtol=0)
+@pytest.mark.parametrize(
+    ("count", "steps", "order"),
+    [(4, 4, [[0], [1], [2], [3]]), (6, 3, [[0, 3], [1, 4], [2, 5]]), (5, 9, [[0], [1], [2], [3], [4]])],
+)
+def test_streams_are_written_from_left_to_right(count: int, steps: int, order: list[list[int]]) -> None:
+    level, _ = prophetic(*[1.0] * count)
+    shown: list[list[Tensor]] = []
+    fill(level, open_row(count), steps=steps, on_step=shown.append)
+    there = [set((entries != EMPTY).nonzero().flatten().tolist()) for (entries,) in shown]
+    assert [sorted(after - before) for before, after in itertools.pairwise([set(), *there])] == order
+
+
+def test_places_are_counted_within_each_gap() -> None:
+    gaps = torch.tensor([[0, 1, 1, 1, 2, 0, 0, 3, 3]])
+    assert places_in_gaps(gaps).tolist() == [[0, 0, 1, 2, 0, 0, 1, 0, 1]]
 
 
 def test_what_is_filled_is_known_from_then_on() -> None:
@@ -219,9 +229,10 @@ def test_what_is_filled_is_known_from_then_on() -> None:
     assert len(trunk.reads) == 4
     for reads, (state,) in zip(trunk.reads, shown, strict=False):
         known = state != EMPTY
-        assert torch.equal(reads.noise_level[0], torch.where(known, 0.0, 0.7))
-        assert torch.equal(reads.latents[0][known], latents[state[known]])
-        assert torch.equal(reads.latents[0][~known], trunk.reads[0].latents[0][~known]), "its noise stays the same"
+        levels, seen, first = reads.noise_level[0][:8], reads.latents[0][:8], trunk.reads[0].latents[0][:8]
+        assert torch.equal(levels, torch.where(known, 0.0, 0.7))
+        assert torch.equal(seen[known], latents[state[known]])
+        assert torch.equal(seen[~known], first[~known]), "its noise stays the same"
 
 
 def test_rows_without_open_slots_are_no_work() -> None:

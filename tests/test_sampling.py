@@ -13,26 +13,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.model_helpers import TEXT, chance, few, fit_dictionary, law, normal, small_model
-from zonkey_core import sampling
+from zonkey_core import drafting, sampling
 from zonkey_core.denoiser import Estimate, NoisySlots
+from zonkey_core.drafting import END_RUN, DenoisedSlots, Slots, _until_end, denoise, read_bytes, unfold
 from zonkey_core.errors import ConfigError
 from zonkey_core.latents import to_sphere
 from zonkey_core.model import Zonkey, text_sequence
 from zonkey_core.positions import PositionSequence
 from zonkey_core.sampling import (
-    END_RUN,
     OTHER_DRAWS,
-    DenoisedSlots,
     Forming,
     Sample,
-    Slots,
     _trim,
-    _until_end,
-    denoise,
     generate,
-    read_bytes,
     read_entries,
-    unfold,
 )
 from zonkey_core.sampling import SamplingOptions as Options
 from zonkey_core.scoring import Question, log_likelihoods
@@ -89,7 +83,7 @@ def standing(forming: Forming) -> bytes:
 def test_a_sample_depends_on_its_own_seed_alone(
     level: int, prompt: bytes, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling, "REBUILD_RATIO", 0.0)  # an untrained compressor makes all windows alike
+    monkeypatch.setattr(drafting, "REBUILD_RATIO", 0.0)  # an untrained compressor makes all windows alike
     monkeypatch.setattr(sampling, "TOGETHER", together)
     model = talker()
     first, second = texts(model, [3, 4], prompt, level=level)
@@ -195,7 +189,7 @@ def test_every_level_of_every_model_generates(
 
 def test_a_draft_decides_what_level_0_starts_from(monkeypatch: pytest.MonkeyPatch) -> None:
     model = talker()
-    monkeypatch.setattr(sampling, "_draft", lambda *given: DATA[:60])
+    monkeypatch.setattr(sampling, "draft_text", lambda *given, **options: DATA[:60])
     monkeypatch.setattr(sampling, "DRAFT_RATIO", 0.01)
     prompt = b"The heron "
     (text,) = texts(model, [1], prompt, level=1, max_bytes=70)
@@ -205,12 +199,12 @@ def test_a_draft_decides_what_level_0_starts_from(monkeypatch: pytest.MonkeyPatc
 
 def test_levels_without_a_draft_leave_it_to_those_below(monkeypatch: pytest.MonkeyPatch) -> None:
     """What they expect may stand already, as the beginning of a segment that goes on."""
-    prompt, sound = b"It waited, and waited, ", sampling._read_context
+    prompt, sound = b"It waited, and waited, ", drafting._read_context
 
     def much_is_written(*given: Any) -> list[Any]:
         return [each._replace(written=10_000) for each in sound(*given)]
 
-    monkeypatch.setattr(sampling, "_read_context", much_is_written)
+    monkeypatch.setattr(drafting, "_read_context", much_is_written)
     for level in (1, 2):
         (text,) = texts(talker(3), [1], prompt, level=level, max_bytes=50)
         assert text.startswith(prompt) and len(text) > 46

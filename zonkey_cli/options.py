@@ -143,11 +143,11 @@ device_option = click.option(
     shell_complete=lambda context, parameter, incomplete: [name for name in DEVICES if name.startswith(incomplete)],
 )
 steps_option = click.option(
-    "--steps", type=click.IntRange(min=1, max=128), metavar="N", default=32, show_default=True,
-    help="Denoising steps, at most 128; more are slower and better.",
+    "--steps", type=click.IntRange(min=1, max=128), metavar="N", default=16, show_default=True,
+    help="Denoising steps, at most 128; more are slower.",
 )
 temperature_option = click.option(
-    "--temperature", type=click.FloatRange(min=0), metavar="T", default=1.0, show_default=True,
+    "--temperature", type=click.FloatRange(min=0), metavar="T", default=0.85, show_default=True,
     help="How freely text is drawn; 0 always takes the likeliest.",
 )
 

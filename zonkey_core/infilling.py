@@ -16,20 +16,12 @@ import msgspec
 import torch
 from torch import Tensor
 
+from zonkey_core.drafting import DenoisedSlots, Slots, denoise, read_bytes, unfold
 from zonkey_core.errors import ConfigError
 from zonkey_core.filling import EMPTY, OpenRow, fill_rows
 from zonkey_core.latents import to_sphere
 from zonkey_core.model import Ascent, Zonkey, text_sequence
-from zonkey_core.sampling import (
-    DRAFT_RATIO,
-    DenoisedSlots,
-    Slots,
-    check_sampling,
-    denoise,
-    read_bytes,
-    read_entries,
-    unfold,
-)
+from zonkey_core.sampling import DRAFT_RATIO, check_sampling, read_entries
 from zonkey_core.scoring import Question, log_likelihoods
 
 CONTEXT_BYTES = 384
@@ -63,7 +55,7 @@ class InfillingOptions(msgspec.Struct, frozen=True):
     """How gaps are filled."""
 
     steps: int = 16
-    temperature: float = 1.0
+    temperature: float = 0.85
     candidates: int = 8
 
 

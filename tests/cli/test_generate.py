@@ -47,3 +47,26 @@ def test_a_seed_by_chance_is_told(zonkey: Zonkey, tiny_model: Path) -> None:
     done = zonkey.run("generate", "-m", tiny_model, *QUICK, "-v", "--json")
     (said,) = (line for line in done.stderr.decode().splitlines() if line.startswith("seed "))
     assert said == f"seed {json.loads(done.stdout)['seed']}"
+
+
+def test_the_likeliest_of_several_is_kept(zonkey: Zonkey, tiny_model: Path) -> None:
+    arguments = ("generate", "-m", tiny_model, *QUICK, "--seed", "3")
+    single = json.loads(zonkey.run(*arguments, "--json").stdout)
+    assert set(single) == {"seed", "text"}
+    best = {count: json.loads(zonkey.run(*arguments, "--json", "--best-of", count).stdout) for count in ("2", "6")}
+    assert all(each["seed"] == 3 for each in best.values())
+    assert best["6"]["score"] >= best["2"]["score"]
+    assert zonkey.run(*arguments, "--best-of", "6").stdout.decode("utf-8", "replace") == best["6"]["text"] + "\n"
+
+
+def test_watching_without_a_terminal_changes_nothing(zonkey: Zonkey, tiny_model: Path) -> None:
+    arguments = ("generate", "-m", tiny_model, *QUICK, "-n", "2", "--seed", "4")
+    done = zonkey.run(*arguments, "--watch")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == zonkey.run(*arguments).stdout
+
+
+def test_too_many_steps_are_refused_in_one_line(zonkey: Zonkey, tiny_model: Path) -> None:
+    done = zonkey.run("generate", "-m", tiny_model, "--steps", "129")
+    assert done.returncode == 2 and done.stdout == b""
+    assert b"--steps" in done.stderr and b"128" in done.stderr

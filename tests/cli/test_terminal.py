@@ -103,3 +103,12 @@ def test_live_view_of_training(zonkey: Zonkey) -> None:
     assert b"saved in model" in seen
     assert b"\x1b[?25h" in seen  # the cursor is back
     assert not (zonkey.folder / "zonkey-model").exists()
+
+
+def test_a_text_is_watched_on_the_terminal_and_left_on_standard_output(zonkey: Zonkey, tiny_model: Path) -> None:
+    arguments = ("generate", "-m", tiny_model, "--steps", "3", "--max-bytes", "60", "--seed", "2")
+    seen = on_terminal(zonkey, "stderr", *arguments, "--watch")
+    assert b"level 0" in seen and "\N{MIDDLE DOT}".encode() in seen
+    upper = on_terminal(zonkey, "stderr", *arguments, "--watch", "--level", "1")
+    assert b"level 1" in upper
+    assert b"level 0" not in on_terminal(zonkey, "stderr", *arguments)

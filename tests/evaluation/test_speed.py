@@ -18,6 +18,7 @@ from zonkey_core.evaluation.context import EvaluationContext, EvaluationOptions
 from zonkey_core.evaluation.processes import run_process
 from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
 from zonkey_core.evaluation.speed import (
+    BATCH_TEXTS,
     IMPORT_TORCH,
     MASK,
     measure_speed,
@@ -170,13 +171,14 @@ def test_a_model_of_one_level_has_no_speed_at_level_1(tmp_path: Path) -> None:
     )
 
 
-def test_generating_is_timed_text_by_text(context: EvaluationContext, rival: SlowRival) -> None:
+def test_generating_is_timed_text_by_text_and_side_by_side(context: EvaluationContext, rival: SlowRival) -> None:
     options = EvaluationOptions(limit=4_000, sample_bytes=32, seed=5)
     found = by_name(time_generating(replace(context, options=options)))
-    speed = found["speed.generate"]
-    assert isinstance(speed, Measure)
-    assert speed.rivals["slow"] < 32 / PAUSE
-    assert rival.seeds == [5, 6, 7]
+    alone, together = measured(found, "speed.generate"), measured(found, "speed.generate_batch")
+    assert alone.rivals["slow"] < 32 / PAUSE
+    assert together.rivals["slow"] < BATCH_TEXTS * 32 / PAUSE
+    assert together.value > alone.value
+    assert rival.seeds == [5, 6, 7] * 2
 
 
 def test_infilling_is_timed_by_what_is_missing(context: EvaluationContext, rival: SlowRival) -> None:

@@ -7,7 +7,7 @@ the model's figure by the rival's. One round before the others is not counted.
 - `speed.train`: text read by a step of each stage of level 0 (splitter, autoencoder, denoiser), by the time of all
   three, with the batch and the optimisers of the model's own configuration, on a copy of the model.
 - `speed.segment`, `speed.segment_level1`: text cut by `zonkey segment` at levels 0 and 1, without its start-up.
-- `speed.generate`: text written from noise, one text at a time.
+- `speed.generate`, `speed.generate_batch`: text written from noise, one text at a time and 16 side by side.
 - `speed.infill`: missing text restored by `zonkey infill`: the true length of a gap by the time to fill it, so that
   who fills in more is not the faster.
 - `speed.start_up`: seconds of a `zonkey segment` of 1 kB, a process of its own; the rival only imports torch.
@@ -39,6 +39,8 @@ START_UP_BYTES = 1_000
 TOKENIZER_SIZES = (4_000, 1_000)
 TOKENIZED_BYTES = 4_000
 """Bytes that a tokenizer is given at once, since its time grows faster than the text."""
+BATCH_TEXTS = 16
+"""Texts that are written side by side."""
 GAP_BYTES = 16
 AROUND_GAP = 256
 """Bytes of text on either side of a gap."""
@@ -139,17 +141,23 @@ def time_segmenting(context: EvaluationContext) -> Iterator[Outcome]:
 
 
 def time_generating(context: EvaluationContext) -> Iterator[Outcome]:
-    """`speed.generate`, beside the contestants'."""
-    seed, size = context.options.seed, context.options.sample_bytes
+    """`speed.generate`, one text, and `speed.generate_batch`, `BATCH_TEXTS` at once, beside the contestants'."""
+    first, size = context.options.seed, context.options.sample_bytes
     options = SamplingOptions(max_bytes=size)
 
-    def write(number: int) -> int:
-        return sum(len(sample.text) for sample in generate(context.model, seeds=[seed + number], options=options))
+    def own(count: int) -> Work:
+        def work(number: int) -> int:
+            seeds = range(first + count * number, first + count * (number + 1))
+            return sum(len(sample.text) for sample in generate(context.model, seeds=seeds, options=options))
 
-    def rival(contestant: Contestant) -> Work:
-        return lambda number: sum(map(len, contestant.generate(1, size, seed + number)))
+        return work
 
-    yield from _time(context, "generate", {OWN: write, **{each.name: rival(each) for each in context.contestants}})
+    def rival(contestant: Contestant, count: int) -> Work:
+        return lambda number: sum(map(len, contestant.generate(count, size, first + number)))
+
+    for name, count in (("generate", 1), ("generate_batch", BATCH_TEXTS)):
+        rivals = {each.name: rival(each, count) for each in context.contestants}
+        yield from _time(context, name, {OWN: own(count), **rivals})
 
 
 def time_infilling(context: EvaluationContext) -> Iterator[Outcome]:
