@@ -1,12 +1,13 @@
 """Writing: open slots of level 0 are filled with strings of its dictionary, in as many steps as are given.
 
-At the start an open slot is noise. In every step the trunk tells what each of them may hold and whether it exists at
-all; some of those that do are drawn and known from then on, and the next step sees them. Slots that are drawn in one
+At the start an open slot is noise, and the trunk tells which of them exist. In every step it tells what these may hold;
+some are drawn and known from then on, and the next step sees them. Slots that are drawn in one
 step do not see each other, so a row is written in as many streams as its steps make necessary, spread over its length
 and each from left to right: what is drawn together stands far apart and follows what is known.
 
-One number drawn for each gap decides how long it becomes: a slot exists where its probability is above it, and because
-that falls from slot to slot, lengths come out as often as the model thinks.
+One number drawn for each gap decides in the first step how long it becomes: a slot exists where its probability is
+above it, and because that falls from slot to slot, lengths come out as often as the model thinks. Asked again in later
+steps it would find no reason to end in what was written without one.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ def _fill_alike(
     device = latents.device
     entries, gaps, slot_mask, document_mask, noise_level, noise, limit = (part.to(device) for part in board[:-1])
     noisy = schedule.add_noise(latents[entries], noise, noise_level)
-    open_mask, turn = gaps > 0, gaps
+    open_mask = wanted = gaps > 0
+    turn = gaps
     steps = len(board.chances)
     for left, chance in zip(range(steps, 0, -1), board.chances, strict=True):
         if not open_mask.any():
@@ -140,11 +142,13 @@ def _fill_alike(
         reads = NoisySlots(known, noise_level * open_mask, torch.zeros_like(noisy), document_mask, slot_mask)
         with autocast(device, choose_precision("auto", device)):
             estimate = level.trunk(reads)
-        exists = open_mask & (estimate.existence_logits.sigmoid() > limit)
-        count = exists.sum(1, keepdim=True)
         if left == steps:
+            wanted = open_mask & (estimate.existence_logits.sigmoid() > limit)
+            count = wanted.sum(1, keepdim=True)
             streams = (-(-count // steps)).clamp(min=1)
             turn = places_in_gaps(gaps) % (-(-count // streams)).clamp(min=1)
+        exists = open_mask & wanted
+        count = exists.sum(1, keepdim=True)
         due = (turn + chance[..., 0].to(device)).masked_fill(~exists, torch.inf).argsort(1).argsort(1)
         chosen = exists & (due < -(-count // left))
         if not chosen.any():

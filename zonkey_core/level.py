@@ -35,7 +35,7 @@ NEGLIGIBLE_EXISTENCE = 0.05
 """Positions of a window that exist with less than this are neither compressed nor decoded in training."""
 COMPRESSED_TOGETHER = 1024
 """Strings of a dictionary that are compressed at once."""
-WINDOW_STEPS = (6, 9, 13, 18)
+WINDOW_STEPS = (7, 10, 14, 19)
 """Window lengths, below the level's own, at which segments are handled together."""
 
 
@@ -192,6 +192,7 @@ class Level(nn.Module):
         rows = rows.unsqueeze(1).expand_as(segmentation.starts)[segmentation.slot_mask]
         starts = segmentation.starts[segmentation.slot_mask]
         useful = (log_existence.detach().exp() > NEGLIGIBLE_EXISTENCE).sum(-1)
+        useful = (useful + 1).clamp(max=longest)  # what stands behind a segment says that it ends
         if chosen is not None:
             useful = useful.where(chosen, 0)
         lower = 0
