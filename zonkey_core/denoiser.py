@@ -63,12 +63,10 @@ class Trunk(nn.Module):
     """Mixes the noisy latents of a document across slots and estimates the clean ones."""
 
     def __init__(
-        self, channels: int, width: int, heads: int, layers: int, schedule: NoiseSchedule, *, gain: float = 1.0
+        self, channels: int, width: int, heads: int, layers: int, schedule: NoiseSchedule
     ) -> None:
         super().__init__()
         self.schedule = schedule
-        self.gain = gain
-        """Scale of what is added to a slot's noisy latent."""
         self.latent_in = nn.Linear(2 * channels, width)
         self.noise_in = nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, width))
         self.document_start = nn.Parameter(torch.randn(width) * 0.02)
@@ -89,7 +87,7 @@ class Trunk(nn.Module):
         )
         states = self.norm(self.transformer(states, bias))
         change = self.latent_out(states).float()
-        estimate = alpha * slots.latents.float() + sigma * self.gain * change
+        estimate = alpha * slots.latents.float() + sigma * change
         return Estimate(estimate, self.existence_out(states).squeeze(-1).float())
 
 

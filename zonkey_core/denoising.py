@@ -6,7 +6,6 @@ ones at 0), and every step in between. Bytes are told as entries of a dictionary
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -14,21 +13,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from zonkey_core.denoiser import NoisySlots
-from zonkey_core.dictionary import Dictionary, Pieces
+from zonkey_core.dictionary import Pieces
+from zonkey_core.endings import ending_losses
 from zonkey_core.level import Level, Segmentation, Windows
 from zonkey_core.losses import contrastive_loss, latent_regression
 from zonkey_core.noise_schedule import NoiseSchedule
 from zonkey_core.objectives import window_losses
+from zonkey_core.ordering import draw_plan
 from zonkey_core.positions import LARGEST_BANK, PositionSequence
+from zonkey_core.writer import OrderedSlots
 
-SCATTERED, OPEN_ENDED = 1 / 2, 1 / 4
-"""Shares of rows that lose scattered slots, and of those that are open at their end; the others have a gap."""
-FROM_START = 1 / 2
-"""Share of rows open at their end of which nothing is known but that a document begins."""
-LONGEST_BURST = 24
-"""Most empty slots at the end of a gap."""
-PURE_NOISE = 0.85
-"""Share of rows whose unknown slots hold nothing but noise, where generation starts."""
+HINTED = 0.15
+"""Share of rows that come with hints of what is told."""
+ENDINGS_WEIGHT = 0.1
 
 
 def denoiser_objective(
@@ -55,6 +52,7 @@ def denoiser_objective(
     reads = NoisySlots(noisy, noise_level, torch.zeros_like(clean), slots.document_mask, slots.slot_mask)
     passes = torch.rand(len(clean), generator=generator).to(clean.device)
     reads = _read_again(level, sequence, segmentation, slots, reads, noise, passes, generator)
+    assert level.trunk is not None
     estimate = level.trunk(reads)
     unknown = slots.slot_mask & (noise_level > 0)
     asked = unknown & slots.exists_mask
@@ -77,108 +75,39 @@ def denoiser_objective(
 
 
 def choosing_objective(level: Level, pieces: Pieces, generator: torch.Generator) -> dict[str, Tensor]:
-    """Tell which entry of the dictionary each unknown slot held, and which slots held none.
+    """Tell which entry of the dictionary each slot holds, from those known before it, and where documents and gaps end.
 
-    Half of the rows that are not pure noise are read beside the expected latents of a first pass (self-conditioning).
+    Some rows come with hints of what is told, as a level above drafts it.
     """
-    dictionary, trunk, schedule = level.dictionary, level.trunk, level.schedule
-    assert dictionary is not None
+    dictionary, writer, schedule = level.dictionary, level.writer, level.schedule
+    assert dictionary is not None and writer is not None
     latents = dictionary.latents()
-    task = draw_task(pieces, generator)
-    noise_level = draw_unknown_levels(task, schedule, generator)
-    clean = functional.embedding(task.entries, latents) * task.exists_mask.unsqueeze(-1)
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-    noisy = schedule.add_noise(clean, noise, noise_level)
-    reads = NoisySlots(noisy, noise_level, torch.zeros_like(noisy), task.document_mask, task.slot_mask)
-    again = ((noise_level > 0) & (noise_level < 1)).any(1)
-    again &= (torch.rand(len(again), generator=generator) < 0.5).to(again.device)
-    if again.any():
-        with torch.no_grad():
-            some = NoisySlots(*(field[again] for field in reads))
-            reads.estimate[again] = expected_latents(dictionary, latents, some, trunk(some).latents, schedule)
-    estimate = trunk(reads)
-    sigma = schedule.sigma(noise_level)
-    asked = task.unknown_mask & task.exists_mask
-    existence = functional.binary_cross_entropy_with_logits(
-        estimate.existence_logits[task.unknown_mask], task.exists_mask[task.unknown_mask].float(), reduction="sum"
+    plan = draw_plan(pieces, generator)
+    held, told = (pieces.entries.gather(1, which.clamp(min=0)) for which in (plan.source, plan.told))
+    asked = plan.told >= 0
+    noise_level = draw_hint_levels(asked, schedule, generator)
+    hinted = noise_level < 1
+    noise = torch.randn(int(hinted.sum()), level.channels, generator=generator).to(latents.device)
+    hints = latents.new_zeros(*asked.shape, level.channels)
+    hints[hinted] = schedule.add_noise(latents.detach()[told[hinted]], noise, noise_level[hinted])
+    content = functional.embedding(held, latents) * (plan.source >= 0).unsqueeze(-1)
+    estimate = writer(OrderedSlots(plan.layout, content, hints, noise_level))
+    measured = plan.remaining >= 0
+    endings = ending_losses(
+        estimate.ending_logits[measured], plan.remaining[measured], plan.certain_mask[measured]
     )
     return {
-        "choice": dictionary.loss(estimate.latents[asked], sigma[asked], latents, task.entries[asked]),
-        "slots": existence / task.unknown_mask.sum().clamp(min=1),
+        "choice": dictionary.loss(estimate.latents[asked], schedule.sigma(noise_level[asked]), latents, told[asked]),
+        "endings": ENDINGS_WEIGHT * endings.sum() / measured.sum().clamp(min=1),
     }
 
 
-def expected_latents(
-    dictionary: Dictionary, latents: Tensor, slots: NoisySlots, estimate: Tensor, schedule: NoiseSchedule
-) -> Tensor:
-    """[B, M, C] expected latents of unknown slots under their distributions; those of known ones as they are."""
-    unknown = slots.slot_mask & (slots.noise_level > 0)
-    prob = dictionary.logits(estimate[unknown], schedule.sigma(slots.noise_level[unknown]), latents).softmax(-1)
-    return slots.latents.masked_scatter(unknown.unsqueeze(-1), (prob @ latents).to(slots.latents.dtype))
-
-
-class Task(NamedTuple):
-    """What a denoiser that chooses from a dictionary is asked in training."""
-
-    entries: Tensor
-    """[B, M] what each slot holds; of no meaning where it holds nothing."""
-    exists_mask: Tensor
-    """[B, M] false where a slot turns out to be empty."""
-    unknown_mask: Tensor
-    """[B, M] true for all that is asked; empty slots are never known."""
-    document_mask: Tensor
-    slot_mask: Tensor
-    """[B, M] false in padding."""
-
-
-def draw_task(pieces: Pieces, generator: torch.Generator) -> Task:
-    """Hide parts of rows as generation and infilling will find them hidden.
-
-    Rows lose scattered slots, or have a gap, a stretch with empty slots at its end as when more are opened than are
-    needed, or are open at their end, from anywhere or from the beginning of a document on. Where that document ends
-    before the row does, all that follows is empty, so whether slot i exists asks whether the text is longer than i.
-    """
-    batch, length = pieces.entries.shape
-    device = pieces.entries.device
-
-    def chance(*shape: int) -> Tensor:
-        return torch.rand(shape, generator=generator).to(device)
-
-    mode = chance(batch, 1)
-    scattered, open_ended = mode < SCATTERED, mode >= 1 - OPEN_ENDED
-    count = pieces.slot_mask.sum(1, keepdim=True)
-    first, last = torch.split((chance(batch, 2).sort(1).values * count).long(), 1, 1)
-    beginning = torch.where(pieces.document_mask, chance(batch, length), -chance(batch, length))
-    from_start = open_ended & (chance(batch, 1) < FROM_START) & pieces.document_mask.any(1, keepdim=True)
-    first = beginning.argmax(1, keepdim=True).where(from_start, first)
-    burst = torch.exp2(chance(batch, 1) * math.log2(LONGEST_BURST)).long().masked_fill(scattered | open_ended, 0)
-
-    order = torch.arange(length + int(burst.max()), device=device).unsqueeze(0)
-    source = order - (order - last).clamp(min=0).minimum(burst)
-    slot_mask = source < count
-    source = source.clamp(max=length - 1)
-    documents = pieces.document_mask.gather(1, source) & slot_mask
-    empty = (order > last) & (order <= last + burst)
-    ended = open_ended & (documents & (order > first)).cummax(1).values
-    exists = slot_mask & ~empty & ~ended
-    stretch = (source >= first) & (open_ended | (source <= last))
-    hidden = torch.where(scattered, chance(*source.shape) < chance(batch, 1), stretch)
-    return Task(
-        pieces.entries.gather(1, source), exists, slot_mask & (hidden | ~exists), documents & exists, slot_mask
-    )
-
-
-def draw_unknown_levels(task: Task, schedule: NoiseSchedule, generator: torch.Generator) -> Tensor:
-    """Noise levels [B, M], 0 for known slots.
-
-    The others are pure noise in `PURE_NOISE` of the rows, and lie at one level, or at one each, in the rest.
-    """
-    batch, count = task.unknown_mask.shape
-    logs = torch.randn(batch, count, generator=generator)
-    logs = logs.where(torch.rand(batch, 1, generator=generator) < 0.5, logs[:, :1])
-    pure = torch.rand(batch, 1, generator=generator) < PURE_NOISE
-    level = schedule.levels_for_ratios(torch.exp(1.2 + 0.9 * logs)).masked_fill(pure, 1.0)
-    return level.to(task.unknown_mask.device) * task.unknown_mask
+def draw_hint_levels(asked: Tensor, schedule: NoiseSchedule, generator: torch.Generator) -> Tensor:
+    """Noise levels [B, L] of hints: pure noise but for `HINTED` of the rows, where they share one or have one each."""
+    logs = torch.randn(asked.shape, generator=generator)
+    logs = logs.where(torch.rand(len(asked), 1, generator=generator) < 0.5, logs[:, :1])
+    hinted = (torch.rand(len(asked), 1, generator=generator) < HINTED).to(asked.device) & asked
+    return schedule.levels_for_ratios(torch.exp(1.2 + 0.9 * logs)).to(asked.device).where(hinted, 1.0)
 
 
 class OpenSlots(NamedTuple):
@@ -259,6 +188,7 @@ def _read_again(
     dirty = (passes > 0.75).unsqueeze(1)
     first = torch.zeros_like(reads.latents)
     if again.any():
+        assert level.trunk is not None
         first[again] = level.trunk(NoisySlots(*(field[again] for field in reads))).latents
     flat = first[slots.exists_mask]
     rebuilt = flat.clone()

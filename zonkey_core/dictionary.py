@@ -97,6 +97,12 @@ class Dictionary(nn.Module):
         strings, lengths = self.strings.cpu()[index].numpy(), self.lengths.cpu()[index].tolist()
         return b"".join(string[:length].tobytes() for string, length in zip(strings, lengths, strict=True))
 
+    def begins_with(self, prefix: bytes) -> Tensor:
+        """[K] true for the strings that begin so."""
+        wanted = torch.tensor(list(prefix), dtype=torch.uint8, device=self.strings.device)
+        same = (self.strings[:, : len(prefix)] == wanted).all(1)
+        return same & (self.lengths >= max(1, len(prefix)))
+
     def mean_length(self) -> float:
         """Bytes of a string of text, on average."""
         return float((self.log_shares.exp() * self.lengths).sum())

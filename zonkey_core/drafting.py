@@ -62,6 +62,7 @@ def denoise(
     From noise level t to s the next latent is `alpha_s x^ + sqrt(sigma_s^2 - v) e^ + sqrt(v) noise` with the noise
     e^ implied by the estimate x^ and the ancestral variance `v = (sigma_s/sigma_t)^2 (1 - (alpha_t/alpha_s)^2)`.
     """
+    assert level.trunk is not None
     known = slots.known_mask
     device = known.device
     shape = slots.latents.shape

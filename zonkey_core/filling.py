@@ -1,176 +1,420 @@
-"""Writing: open slots of level 0 are filled with strings of its dictionary, in as many steps as are given.
+"""Writing: open slots of level 0 are told by the writer and filled with strings of its dictionary.
 
-At the start an open slot is noise, and the trunk tells which of them exist. In every step it tells what these may hold;
-some are drawn and known from then on, and the next step sees them. Slots that are drawn in one
-step do not see each other, so a row is written in as many streams as its steps make necessary, spread over its length
-and each from left to right: what is drawn together stands far apart and follows what is known.
+At the start every open slot is noise. The writer reads what stands already and says how long the text or the gap
+becomes. With that the slots are laid out in streams, as many as the given number of evaluations makes necessary; in
+each evaluation every stream is told its next slot, which the next evaluation reads. Keys and values are kept, so that
+each slot is read once, whatever the number of evaluations.
 
-One number drawn for each gap decides in the first step how long it becomes: a slot exists where its probability is
-above it, and because that falls from slot to slot, lengths come out as often as the model thinks. Asked again in later
-steps it would find no reason to end in what was written without one.
+A later stream opens some evaluations after the one before it, where there is time, so that it has something to follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import copy
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from zonkey_core.denoiser import NoisySlots
-from zonkey_core.devices import autocast, choose_precision
+from zonkey_core.devices import choose_precision
+from zonkey_core.endings import draw_counts
 from zonkey_core.level import Level
+from zonkey_core.ordering import GAP_WIDTH, Draft, in_streams, lay_out, with_gaps
+from zonkey_core.writer import Kind, Layout, Memory, OrderedSlots, Told
 
-LENGTH_STEP = 32
+TOGETHER = 16
+"""Texts that are written side by side; fewer are padded to so many."""
+KNOWN_STEP = 32
+"""What stands already is padded to a multiple of so many slots."""
+STAGGER = 4
+"""Evaluations between the openings of neighbouring streams, where there is time."""
+MORE_STREAMS = 1
+"""Streams that may be added to the fewest possible, for the sake of their stagger."""
+BLOCK = 128
+"""Entries whose probabilities are added up first when one is drawn."""
 EMPTY = -1
-"""Stands for the entry of a slot that is still open, or turned out not to exist."""
+"""Stands for the entry of a slot that is still open."""
 
 
-class OpenRow(NamedTuple):
-    """A row of slots, some of them open."""
+class OpenText(NamedTuple):
+    """A text that is to go on."""
+
+    known: Tensor
+    """[P] entries of what stands already."""
+    room: int
+    """Slots that it may go on for."""
+    begins: bool
+    """Whether a document begins with it."""
+    prefix: bytes = b""
+    """What the string of the next slot begins with."""
+    expected: Tensor | None = None
+    """[M] entries that a level above expects to follow; they say how many there are, too."""
+    noise_level: float = 1.0
+    """How little they are to be trusted."""
+
+
+class Written(NamedTuple):
+    """What a text goes on with."""
 
     entries: Tensor
-    """[M] strings of known slots, and what is expected of open ones where `noise_level` is below 1."""
-    gaps: Tensor
-    """[M] number of the gap that a slot lies in, from 1 and without holes; 0 where it is known."""
-    starts_document: bool
+    """[M]"""
+    ended: bool
+    """Whether the document ends there."""
+
+
+class GappedText(NamedTuple):
+    """A text with gaps."""
+
+    known: Sequence[Tensor]
+    """[P] entries of each of the pieces around the gaps, one more than there are gaps."""
+    begins: bool
+    ends: bool
+    share: float
+    """Which of the lengths that the writer thinks possible the gaps get, from the shortest at 0 to the longest at 1."""
+    prefixes: Sequence[bytes]
+    """What the first string of each gap begins with."""
+    expected: Sequence[Tensor] | None = None
+    """[M] entries that a level above expects in each gap; they say how many there are, too."""
     noise_level: float = 1.0
-    """Noise level of open slots; at 1 their entries do not matter."""
 
 
-def fill_rows(
+class _Row(NamedTuple):
+    """A row of slots and all that chance decides in it."""
+
+    entries: Tensor
+    """[M] `EMPTY` where they are open."""
+    chances: Tensor
+    """[M] numbers between 0 and 1."""
+    hints: Tensor
+    """[M, C] noisy latents of what is expected, zeros where nothing is."""
+    noise_level: Tensor
+    """[M] 1 where nothing is expected."""
+    prefixes: Mapping[int, bytes]
+    """What the strings of some slots begin with."""
+
+
+class _Reading(NamedTuple):
+    """An evaluation."""
+
+    places: Tensor
+    """[B, n] in the layout."""
+    told: Told
+
+
+class _Board:
+    """Rows that are told side by side, until no slot is open."""
+
+    def __init__(self, level: Level, rows: Sequence[_Row], *, batch: int, length: int, temperature: float) -> None:
+        assert level.dictionary is not None and level.writer is not None
+        self.dictionary, self.schedule = level.dictionary, level.schedule
+        self.table = level.dictionary.latents()
+        self.device = self.table.device
+        self.writer = copy.deepcopy(level.writer).to(choose_precision("auto", self.device))
+        self.length, self.temperature = length, temperature
+        blank = _Row(torch.full((1,), EMPTY), torch.zeros(1), torch.zeros(1, level.channels), torch.ones(1), {})
+        filled = [*rows, *[blank] * (batch - len(rows))]
+        columns = zip(*(row[:-1] for row in filled), strict=True)
+        self.entries, self.chances, self.hints, self.noise_level = (
+            pad_sequence(list(column), batch_first=True, padding_value=padding).to(self.device)
+            for column, padding in zip(columns, (EMPTY, 0.0, 0.0, 1.0), strict=True)
+        )
+        self.allowed = {
+            (row, slot): level.dictionary.begins_with(prefix)
+            for row, each in enumerate(rows)
+            for slot, prefix in each.prefixes.items()
+        }
+        self.memory: Memory | None = None
+
+    def lay_out(self, drafts: Sequence[Draft], known: Sequence[int]) -> None:
+        """Take up the order of the rows, of which everything up to `known` is read first; what was read stays there."""
+        blank = [in_streams(0, [0], [0], begins=True, end_order=None)] * (len(self.entries) - len(drafts))
+        self.plan = lay_out([*drafts, *blank], self.length, self.device)
+        times = [np.maximum(draft.order - before, 0) for draft, before in zip(drafts, known, strict=True)]
+        self.times = [*times, *(draft.order for draft in blank)]
+        if self.memory is None:
+            self.memory = Memory(self.plan.layout)
+        self.memory.layout = self.plan.layout
+
+    @torch.no_grad()
+    def read(self, time: int, width: int) -> _Reading:
+        """Read the slots that are known at a time, `width` of each row, with padding where there are fewer."""
+        assert self.memory is not None
+        table = np.full((len(self.times), width), self.length - 1)
+        for row, times in zip(table, self.times, strict=True):
+            due = np.flatnonzero(times == time)
+            row[: len(due)] = due
+        places = torch.from_numpy(table).to(self.device)
+        source, told = self.plan.source.gather(1, places), self.plan.told.gather(1, places)
+        held = self.entries.gather(1, source.clamp(min=0)).clamp(min=0)
+        latents = self.table[held] * (source >= 0).unsqueeze(-1)
+        asked = told.clamp(min=0)
+        hints = self.hints.gather(1, asked.unsqueeze(-1).expand(-1, -1, self.hints.shape[-1]))
+        noise_level = self.noise_level.gather(1, asked).where(told >= 0, 1.0)
+        layout = Layout(*(field.gather(1, places) for field in self.plan.layout))
+        self.memory.places = places
+        hints = hints * (noise_level < 1).unsqueeze(-1)
+        return _Reading(places, self.writer(OrderedSlots(layout, latents, hints, noise_level), self.memory))
+
+    @torch.no_grad()
+    def tell(self, reading: _Reading) -> None:
+        """Draw what an evaluation tells of open slots."""
+        told = self.plan.told.gather(1, reading.places)
+        row, column = ((told >= 0) & (self.entries.gather(1, told.clamp(min=0)) == EMPTY)).nonzero(as_tuple=True)
+        slot = told[row, column]
+        sigma = self.schedule.sigma(self.noise_level[row, slot])
+        logits = self.dictionary.logits(reading.told.latents[row, column], sigma, self.table)
+        for index, place in enumerate(zip(row.tolist(), slot.tolist(), strict=True)):
+            if place in self.allowed:
+                logits[index].masked_fill_(~self.allowed[place], -torch.inf)
+        self.entries[row, slot] = draw_entries(logits, self.chances[row, slot], self.temperature)
+
+    def run(self, width: int, on_step: Callable[[], None]) -> None:
+        """Tell all that is told after time 0."""
+        for time in range(1, max(int(times.max()) for times in self.times) + 1):
+            self.tell(self.read(time, width))
+            on_step()
+
+
+def write_texts(
     level: Level,
-    rows: Sequence[OpenRow],
+    texts: Sequence[OpenText],
     generators: Sequence[torch.Generator],
     *,
     steps: int,
     temperature: float,
-    on_step: Callable[[list[Tensor]], None] | None = None,
-) -> list[Tensor]:
-    """Fill rows side by side: the entries [M] of each, `EMPTY` where a slot turned out not to exist.
+    on_step: Callable[[Tensor], None] | None = None,
+) -> list[Written]:
+    """Go on with texts, each drawn from its own generator; what becomes of one does not depend on the others.
 
-    A row, and the state that its generator is left in, depend on that generator alone: everything is drawn beforehand,
-    and rows are padded to the next of `LENGTH_STEP`s whatever is beside them, since products of other shapes round
-    otherwise. `on_step` is given the entries so far after each step of the first row and those padded like it.
+    For that, products have the same shapes whatever the other texts are, since other shapes round otherwise. `on_step`
+    is given the first text's new entries after each evaluation, `EMPTY` where they are open.
     """
-    state = [row.entries.masked_fill(row.gaps > 0, EMPTY) for row in rows]
-    lengths = [-(-len(row.gaps) // LENGTH_STEP) * LENGTH_STEP for row in rows]
-    for length in sorted(set(lengths)):
-        alike = [index for index, each in enumerate(lengths) if each == length]
-
-        def keep(entries: Tensor, alike: list[int] = alike) -> None:
-            for index, filled in zip(alike, entries.cpu(), strict=True):
-                state[index] = filled[: len(rows[index].gaps)].clone()
-            if on_step is not None and 0 in alike:
-                on_step(list(state))
-
-        chosen, chances = [rows[index] for index in alike], [generators[index] for index in alike]
-        board = _lay_out(chosen, chances, length, level.channels, steps)
-        _fill_alike(level, board, temperature=temperature, on_step=keep)
-    return state
+    written: dict[int, Written] = {}
+    shapes = [(-(-len(text.known) // KNOWN_STEP) * KNOWN_STEP, text.room) for text in texts]
+    for known, room in sorted(set(shapes)):
+        alike = [index for index, shape in enumerate(shapes) if shape == (known, room)]
+        for first in range(0, len(alike), TOGETHER):
+            group = alike[first : first + TOGETHER]
+            results = _write_alike(
+                level, [texts[index] for index in group], [generators[index] for index in group], known,
+                steps, temperature, on_step if group[0] == 0 else None,
+            )  # fmt: skip
+            written.update(zip(group, results, strict=True))
+    return [written[index] for index in range(len(texts))]
 
 
-class _Board(NamedTuple):
-    """Rows of one length, side by side, with all that chance will decide."""
-
-    entries: Tensor
-    """[B, M]"""
-    gaps: Tensor
-    slot_mask: Tensor
-    document_mask: Tensor
-    noise_level: Tensor
-    noise: Tensor
-    """[B, M, C]"""
-    limit: Tensor
-    """[B, M] probability above which a slot exists, one for each gap."""
-    chances: list[Tensor]
-    """[B, M, 2] for every step, between 0 and 1."""
-
-
-def _lay_out(
-    rows: Sequence[OpenRow], generators: Sequence[torch.Generator], length: int, channels: int, steps: int
-) -> _Board:
-    """Pad rows to one length, and draw for each from its own generator."""
-
-    def side_by_side(parts: Iterable[Tensor]) -> Tensor:
-        joined = pad_sequence(list(parts), batch_first=True)
-        padded = joined.new_zeros(len(joined), length, *joined.shape[2:])
-        padded[:, : joined.shape[1]] = joined
-        return padded
-
-    def draw(how: Callable[..., Tensor], *shape: int) -> Tensor:
-        return side_by_side(
-            how(len(row.gaps), *shape, generator=chance) for row, chance in zip(rows, generators, strict=True)
+def _write_alike(
+    level: Level,
+    texts: Sequence[OpenText],
+    generators: Sequence[torch.Generator],
+    known: int,
+    steps: int,
+    temperature: float,
+    on_step: Callable[[Tensor], None] | None,
+) -> list[Written]:
+    """Go on with at most `TOGETHER` texts of the same room; `known` slots at most stand before it."""
+    room, befores = texts[0].room, [len(text.known) for text in texts]
+    streams = len(plan_streams(room, steps).lengths)
+    limits = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+    rows = [
+        _prepare(
+            level,
+            torch.cat([text.known, text.known.new_full((room,), EMPTY)]),
+            {} if text.expected is None else {len(text.known): text.expected[:room]},
+            text.noise_level,
+            {len(text.known): text.prefix} if text.prefix else {},
+            generator,
         )
-
-    gaps = side_by_side(row.gaps for row in rows)
-    slot_mask = side_by_side(torch.ones_like(row.gaps, dtype=torch.bool) for row in rows)
-    document_mask = torch.zeros_like(slot_mask)
-    document_mask[:, :1] = torch.tensor([[row.starts_document] for row in rows])
-    return _Board(
-        entries=side_by_side(row.entries for row in rows),
-        gaps=gaps,
-        slot_mask=slot_mask,
-        document_mask=document_mask,
-        noise_level=(gaps > 0) * torch.tensor([[row.noise_level] for row in rows]),
-        noise=draw(torch.randn, channels),
-        limit=draw(torch.rand).gather(1, (gaps - 1).clamp(min=0)),
-        chances=[draw(torch.rand, 2) for _ in range(steps)],
+        for text, generator in zip(texts, generators, strict=True)
+    ]
+    board = _Board(level, rows, batch=TOGETHER, length=known + room + streams + 3, temperature=temperature)
+    board.lay_out([_streams(text, 0, ended=False, steps=steps) for text in texts], befores)
+    opening = board.read(0, known + 1)
+    logits = opening.told.ending_logits[range(len(texts)), befores]
+    counts = draw_counts(logits, limits.to(logits.device)).tolist()
+    for index, text in enumerate(texts):
+        if text.expected is not None:
+            counts[index] = len(text.expected)
+        elif text.prefix or not befores[index]:
+            counts[index] = max(counts[index], 1)
+    ended = [count <= room for count in counts]
+    counts = [min(count, room) for count in counts]
+    board.lay_out(
+        [_streams(text, count, ended=end, steps=steps) for text, count, end in zip(texts, counts, ended, strict=True)],
+        befores,
     )
+    spans = [slice(before, before + count) for before, count in zip(befores, counts, strict=True)]
+
+    def show() -> None:
+        if on_step is not None:
+            on_step(board.entries[0, spans[0]].cpu())
+
+    board.tell(opening)
+    show()
+    board.run(streams, show)
+    return [
+        Written(board.entries[row, span].cpu(), end) for row, (span, end) in enumerate(zip(spans, ended, strict=True))
+    ]
+
+
+def fill_gaps(
+    level: Level,
+    texts: Sequence[GappedText],
+    generators: Sequence[torch.Generator],
+    *,
+    steps: int,
+    temperature: float,
+) -> list[list[Tensor]]:
+    """Fill the gaps of texts: the entries [M] of each gap of each text."""
+    lengths = _gap_lengths(level, texts)
+    rows, drafts, spans = [], [], []
+    for text, counts, generator in zip(texts, lengths, generators, strict=True):
+        gaps = _gap_bounds(text, counts)
+        parts: list[tuple[int, int]] = []
+        for first, last in gaps:
+            number = -(-(last - first) // (steps + 1))
+            parts += itertools.pairwise([first + (last - first) * part // number for part in range(number + 1)])
+        pieces = [part for known, count in zip(text.known, [*counts, 0], strict=True)
+                  for part in (known, known.new_full((count,), EMPTY))]  # fmt: skip
+        firsts = [first for first, _ in gaps]
+        expected = {} if text.expected is None else dict(zip(firsts, text.expected, strict=True))
+        prefixes = {first: prefix for first, prefix in zip(firsts, text.prefixes, strict=True) if prefix}
+        rows.append(_prepare(level, torch.cat(pieces), expected, text.noise_level, prefixes, generator))
+        count = sum(map(len, pieces))
+        drafts.append(with_gaps(count, parts, begins=text.begins, ends=text.ends, measured=True))
+        spans.append(gaps)
+    longest = max(len(draft.source) for draft in drafts)
+    board = _Board(level, rows, batch=len(rows), length=longest + 1, temperature=temperature)
+    board.lay_out(drafts, [0] * len(drafts))
+    board.tell(board.read(0, longest))
+    board.run(max(int((draft.kinds == Kind.GAP).sum()) for draft in drafts), lambda: None)
+    return [[board.entries[row, slice(*gap)].cpu() for gap in gaps] for row, gaps in enumerate(spans)]
 
 
 @torch.no_grad()
-def _fill_alike(
-    level: Level, board: _Board, *, temperature: float, on_step: Callable[[Tensor], None]
-) -> None:
-    """Fill rows of one length; `on_step` is given the entries [B, M] after each step."""
-    dictionary, schedule = level.dictionary, level.schedule
-    assert dictionary is not None
-    latents = dictionary.latents()
-    device = latents.device
-    entries, gaps, slot_mask, document_mask, noise_level, noise, limit = (part.to(device) for part in board[:-1])
-    noisy = schedule.add_noise(latents[entries], noise, noise_level)
-    open_mask = wanted = gaps > 0
-    turn = gaps
-    steps = len(board.chances)
-    for left, chance in zip(range(steps, 0, -1), board.chances, strict=True):
-        if not open_mask.any():
-            break
-        known = torch.where(open_mask.unsqueeze(-1), noisy, latents[entries])
-        reads = NoisySlots(known, noise_level * open_mask, torch.zeros_like(noisy), document_mask, slot_mask)
-        with autocast(device, choose_precision("auto", device)):
-            estimate = level.trunk(reads)
-        if left == steps:
-            wanted = open_mask & (estimate.existence_logits.sigmoid() > limit)
-            count = wanted.sum(1, keepdim=True)
-            streams = (-(-count // steps)).clamp(min=1)
-            turn = places_in_gaps(gaps) % (-(-count // streams)).clamp(min=1)
-        exists = open_mask & wanted
-        count = exists.sum(1, keepdim=True)
-        due = (turn + chance[..., 0].to(device)).masked_fill(~exists, torch.inf).argsort(1).argsort(1)
-        chosen = exists & (due < -(-count // left))
-        if not chosen.any():
-            break
-        logits = dictionary.logits(estimate.latents[chosen], schedule.sigma(noise_level[chosen]), latents)
-        entries[chosen] = draw_entries(logits, chance.to(device)[chosen][:, 1], temperature)
-        open_mask &= ~chosen
-        on_step(entries.masked_fill(open_mask, EMPTY))
+def _gap_lengths(level: Level, texts: Sequence[GappedText]) -> list[list[int]]:
+    """How many slots each gap of each text gets."""
+    assert level.dictionary is not None and level.writer is not None
+    table = level.dictionary.latents()
+    drafts = []
+    for text in texts:
+        gaps = _gap_bounds(text, [1] * (len(text.known) - 1))
+        count = sum(map(len, text.known)) + len(gaps)
+        drafts.append(with_gaps(count, gaps, begins=text.begins, ends=text.ends, measured=False))
+    plan = lay_out(drafts, max(len(draft.source) for draft in drafts), table.device)
+    entries = pad_sequence(
+        [torch.cat([part for known in text.known for part in (known, known.new_zeros(1))]) for text in texts],
+        batch_first=True,
+    ).to(table.device)
+    held = table[entries.gather(1, plan.source.clamp(min=0))] * (plan.source >= 0).unsqueeze(-1)
+    pure = torch.ones_like(plan.source, dtype=torch.float32)
+    logits = level.writer(OrderedSlots(plan.layout, held, torch.zeros_like(held), pure)).ending_logits
+    lengths = []
+    for row, text in enumerate(texts):
+        if text.expected is not None:
+            lengths.append([min(len(entries), GAP_WIDTH) for entries in text.expected])
+            continue
+        asked = logits[row, plan.layout.kinds[row] == Kind.GAP]
+        counts = draw_counts(asked, asked.new_full((len(asked),), 1 - text.share))
+        lengths.append(counts.clamp(1, GAP_WIDTH).tolist())
+    return lengths
 
 
-def places_in_gaps(gaps: Tensor) -> Tensor:
-    """[B, M] how many slots of the same gap stand before each slot; `gaps` [B, M] are their numbers."""
-    order = torch.arange(gaps.shape[1], device=gaps.device).expand_as(gaps)
-    first = torch.ones_like(gaps, dtype=torch.bool)
-    first[:, 1:] = gaps[:, 1:] != gaps[:, :-1]
-    return order - (order * first).cummax(1).values
+def _gap_bounds(text: GappedText, counts: Sequence[int]) -> list[tuple[int, int]]:
+    """The first slot of each gap and the one after its last, where gaps have so many."""
+    bounds, position = [], 0
+    for known, count in zip(text.known, counts, strict=False):
+        position += len(known)
+        bounds.append((position, position + count))
+        position += count
+    return bounds
+
+
+def _prepare(
+    level: Level,
+    entries: Tensor,
+    expected: Mapping[int, Tensor],
+    noise_level: float,
+    prefixes: Mapping[int, bytes],
+    generator: torch.Generator,
+) -> _Row:
+    """A row of slots [M], with hints of what is expected from given slots on, and prefixes of others."""
+    count = len(entries)
+    chances = torch.rand(count, generator=generator)
+    hints, levels = torch.zeros(count, level.channels), torch.ones(count)
+    for first, guess in expected.items():
+        assert level.dictionary is not None
+        span = slice(first, first + len(guess))
+        levels[span] = noise_level
+        noise = torch.randn(len(guess), level.channels, generator=generator)
+        clean = level.dictionary.latents().detach()[guess].cpu()
+        hints[span] = level.schedule.add_noise(clean, noise, levels[span])
+    return _Row(entries, chances, hints, levels, prefixes)
+
+
+class Streams(NamedTuple):
+    """How a stretch of open slots is divided."""
+
+    lengths: list[int]
+    stagger: int
+    """Evaluations between the openings of neighbouring streams, from the second on."""
+
+
+def plan_streams(count: int, steps: int) -> Streams:
+    """Streams in which so many slots are told in the evaluation that reads what stands already and `steps` more.
+
+    The first stream is told its first slot in the former; the second opens in the one after it. The stagger is the
+    largest with which `MORE_STREAMS` beside the fewest suffice.
+    """
+    if count <= steps + 1:
+        return Streams([count], 0)
+    fewest = 1 - (-(count - steps - 1) // steps)
+    for stagger in range(STAGGER, -1, -1):
+        for number in range(fewest, fewest + MORE_STREAMS + 1):
+            lengths = [steps + 1, *(steps - stagger * index for index in range(number - 1))]
+            if min(lengths) > 0 and sum(lengths) >= count:
+                return Streams(_shorten(lengths, sum(lengths) - count), stagger)
+    raise AssertionError("without a stagger, the fewest streams have room")
+
+
+def _shorten(lengths: list[int], excess: int) -> list[int]:
+    """Take so much away, from one after another and again, as long as each keeps a slot."""
+    result = list(lengths)
+    for index in itertools.cycle(range(len(result))):
+        if not excess:
+            break
+        if result[index] > 1:
+            result[index] -= 1
+            excess -= 1
+    return result
+
+
+def _streams(text: OpenText, count: int, *, ended: bool, steps: int) -> Draft:
+    """A text with `count` slots more, the first stream of which goes on with what stands already."""
+    before = len(text.known)
+    plan = plan_streams(count, steps)
+    firsts = [0, *(before + np.cumsum(plan.lengths[:-1])).tolist()]
+    openings = [0, *(before + 1 + plan.stagger * index for index in range(len(plan.lengths) - 1))]
+    return in_streams(before + count, firsts, openings, begins=text.begins, end_order=before + 1 if ended else None)
 
 
 def draw_entries(logits: Tensor, chance: Tensor, temperature: float) -> Tensor:
     """[n] entries drawn from logits [n, K] with numbers [n] between 0 and 1; the likeliest at temperature 0."""
     if temperature == 0:
         return logits.argmax(-1)
-    cumulative = (logits / temperature).softmax(-1).cumsum(-1)
-    drawn = torch.searchsorted(cumulative, (chance.clamp(min=1e-9) * cumulative[:, -1]).unsqueeze(1)).squeeze(1)
-    return drawn.clamp(max=logits.shape[1] - 1)
+    weights = ((logits - logits.amax(-1, keepdim=True)) / temperature).exp_()
+    blocks = functional.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), -1, BLOCK)
+    # First the block that the chance falls into, then the entry within it: a cumulative sum over all takes longer.
+    upto = blocks.sum(-1).cumsum(-1)
+    aim = (chance.clamp(min=1e-9) * upto[:, -1]).unsqueeze(1)
+    block = torch.searchsorted(upto, aim).clamp(max=upto.shape[1] - 1)
+    rows = torch.arange(len(logits), device=logits.device)
+    inside = blocks[rows, block.squeeze(1)].cumsum(-1)
+    rest = aim - functional.pad(upto, (1, 0)).gather(1, block)
+    entry = torch.searchsorted(inside, rest.minimum(inside[:, -1:])).squeeze(1)
+    return (block.squeeze(1) * BLOCK + entry).clamp(max=logits.shape[1] - 1)

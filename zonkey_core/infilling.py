@@ -1,9 +1,9 @@
 """Infilling: gaps of unknown length in a text, filled from both sides; every byte outside them is kept.
 
-The text between gaps is segmented and compressed as it stands, and latent slots are opened in each gap. Where the
-model has an upper level, segments of it that touch a gap are unknown, and their denoised windows, less the words
-that are still there, say how many slots a gap needs and where they start. Slots that turn out not to exist close
-the gap. Several candidates are drawn and the one that the model finds likeliest, seams included, is kept.
+The text between gaps is segmented as it stands, and the writer says from both sides how many slots a gap may hold.
+Where the model has an upper level, segments of it that touch a gap are unknown, and their denoised windows, less the
+words that are still there, hint at what a candidate holds. Several candidates of different lengths are drawn, and the
+one whose strings the model finds likeliest on average, seams included, is kept.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from torch import Tensor
 
 from zonkey_core.drafting import DenoisedSlots, Slots, denoise, read_bytes, unfold
 from zonkey_core.errors import ConfigError
-from zonkey_core.filling import EMPTY, OpenRow, fill_rows
+from zonkey_core.filling import GappedText, fill_gaps
 from zonkey_core.latents import to_sphere
+from zonkey_core.level import Level
 from zonkey_core.model import Ascent, Zonkey, text_sequence
-from zonkey_core.sampling import DRAFT_RATIO, check_sampling, read_entries
+from zonkey_core.ordering import GAP_WIDTH
+from zonkey_core.sampling import DRAFT_RATIO, check_sampling, open_end, read_entries
 from zonkey_core.scoring import Question, log_likelihoods
 
 CONTEXT_BYTES = 384
 """Text that is read before the first and after the last of the gaps that are filled together."""
 CLUSTER_BYTES = 768
 """Text from the first to the last of them, at most, so that a long file needs no more memory than a short one."""
-OPENED = (2, 4, 3, 6, 8, 5, 1, 12)
-"""Slots opened in a gap by one candidate after another; fewer may turn out to exist."""
+LOW_SHARE, HIGH_SHARE = 0.25, 0.75
+"""Candidates get lengths from between these shares of all that the writer thinks possible."""
 DRAFTED = 4
 """One candidate in so many starts from what the level above expects."""
 
@@ -48,7 +50,7 @@ class Fill(msgspec.Struct, frozen=True):
     end: int
     text: bytes
     score: float
-    """Log-probability of the fill and its seams, in nats."""
+    """Mean log-probability of the strings of the fills and their seams, in nats."""
 
 
 class InfillingOptions(msgspec.Struct, frozen=True):
@@ -128,49 +130,37 @@ def _fill_cluster(
     borders = [begin, *(border for gap in gaps for border in (gap.start, gap.end)), end]
     texts = [data[begin:end] for begin, end in zip(borders[::2], borders[1::2], strict=True)]
     pieces = [_read_piece(model, text) for text in texts]
-    known = [read_entries(model.levels[0], text) for text in texts]
+    opened = [open_end(model.levels[0], text) for text in texts[:-1]]
+    known = [*(entries for entries, _ in opened), read_entries(model.levels[0], texts[-1])]
+    prefixes = [prefix for _, prefix in opened]
     numbers = torch.randint(2**31, (options.candidates,), generator=generator).tolist()
     chances = [torch.Generator().manual_seed(number) for number in numbers]
     rows = []
     for candidate, chance in enumerate(chances):
         starts = _upper_guess(model, pieces, options, chance) if candidate % DRAFTED == DRAFTED - 1 else None
-        rows.append(_open_row(model, known, starts, OPENED[candidate % len(OPENED)], borders[0] == 0))
-    filled = fill_rows(model.levels[0], rows, chances, steps=options.steps, temperature=options.temperature)
-    drawn = [_read_fills(model, row, entries, len(gaps)) for row, entries in zip(rows, filled, strict=True)]
-    joined = [_join(texts, fills) for fills in drawn]
-    scores = log_likelihoods(model, [Question(*each) for each in joined])
-    best = max(range(len(drawn)), key=lambda index: (all(drawn[index]), scores[index]))
+        share = LOW_SHARE + (HIGH_SHARE - LOW_SHARE) * (candidate + 0.5) / options.candidates
+        row = GappedText(known, begins=begin == 0, ends=end == len(data), share=share, prefixes=prefixes)
+        rows.append(row if starts is None else _with_draft(model.levels[0], row, starts))
+    dictionary = model.levels[0].dictionary
+    assert dictionary is not None
+    drawn = [
+        [dictionary.spell(entries.tolist())[len(prefix) :] for entries, prefix in zip(filled, prefixes, strict=True)]
+        for filled in fill_gaps(model.levels[0], rows, chances, steps=options.steps, temperature=options.temperature)
+    ]
+    questions = [Question(*_join(texts, fills), begin == 0, end == len(data)) for fills in drawn]
+    likelihoods = log_likelihoods(model, questions)
+    scores = [likelihood.total / max(1, likelihood.pieces) for likelihood in likelihoods]
+    best = max(range(len(drawn)), key=scores.__getitem__)
     return [Fill(gap.start, gap.end, text, scores[best]) for gap, text in zip(gaps, drawn[best], strict=True)]
 
 
-def _open_row(
-    model: Zonkey, known: Sequence[Tensor], starts: Sequence[Tensor] | None, opened: int, whole: bool
-) -> OpenRow:
-    """The context's entries with slots between them: open ones, or what an upper level expects there."""
-    level = model.levels[0]
-    parts: list[Tensor] = []
-    gaps: list[Tensor] = []
-    for index, entries in enumerate(known):
-        parts.append(entries)
-        gaps.append(torch.zeros_like(entries))
-        if index < len(known) - 1:
-            middle = torch.zeros(opened, dtype=torch.long)
-            if starts is not None:
-                expected = DenoisedSlots(starts[index], starts[index].new_ones(len(starts[index])))
-                middle = read_entries(level, read_bytes(level, expected))
-            parts.append(middle)
-            gaps.append(torch.full_like(middle, index + 1))
-    noise = 1.0 if starts is None else level.schedule.level_for_ratio(DRAFT_RATIO)
-    return OpenRow(torch.cat(parts), torch.cat(gaps), whole, noise)
-
-
-def _read_fills(model: Zonkey, row: OpenRow, entries: Tensor, gaps: int) -> list[bytes]:
-    """The text of each gap of a filled row."""
-    dictionary = model.levels[0].dictionary
-    assert dictionary is not None
-    return [
-        dictionary.spell(entries[(row.gaps == gap) & (entries != EMPTY)].tolist()) for gap in range(1, gaps + 1)
-    ]
+def _with_draft(level: Level, row: GappedText, starts: Sequence[Tensor]) -> GappedText:
+    """A row with what an upper level expects in its gaps."""
+    texts = [read_bytes(level, DenoisedSlots(latents, latents.new_ones(len(latents)))) for latents in starts]
+    if not all(texts):
+        return row
+    noise_level = level.schedule.level_for_ratio(DRAFT_RATIO)
+    return row._replace(expected=[read_entries(level, text)[:GAP_WIDTH] for text in texts], noise_level=noise_level)
 
 
 def _read_piece(model: Zonkey, text: bytes) -> _Piece:

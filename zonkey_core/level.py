@@ -30,6 +30,7 @@ from zonkey_core.noise_schedule import NoiseSchedule
 from zonkey_core.positions import PositionEmbedding, PositionReadout, PositionSequence
 from zonkey_core.segment_splitter import ContextReader, SegmentReader, SegmentSplitter, Splits
 from zonkey_core.string_vectors import ngram_keys
+from zonkey_core.writer import Writer
 
 NEGLIGIBLE_EXISTENCE = 0.05
 """Positions of a window that exist with less than this are neither compressed nor decoded in training."""
@@ -102,12 +103,15 @@ class Level(nn.Module):
         )
         self.dictionary: Dictionary | None = None
         """Of bytes: what the denoiser chooses from."""
+        self.writer: Writer | None = None
+        self.trunk: Trunk | None = None
+        """What denoises: a writer where there is a dictionary, a trunk above."""
+        sizes = self.channels, config.trunk_width, config.trunk_heads, config.trunk_layers, self.schedule
         if channels_below is None:
             self.dictionary = Dictionary(config.dictionary, config.window, self.channels)
-        self.trunk = Trunk(
-            self.channels, config.trunk_width, config.trunk_heads, config.trunk_layers, self.schedule,
-            gain=1.0 if self.dictionary is None else self.channels**-0.5,
-        )
+            self.writer = Writer(*sizes)
+        else:
+            self.trunk = Trunk(*sizes)
         self.decoder = Decoder(config.width, config.latents, config.heads, config.decoder_layers, config.window)
         self.readout = PositionReadout(channels_below, config.width)
 
@@ -124,8 +128,9 @@ class Level(nn.Module):
 
     def denoiser_parameters(self) -> Iterator[nn.Parameter]:
         """What denoises; a dictionary spells what it chooses, and latents need a decoder that knows the trunk."""
-        spelling = (self.decoder, self.readout) if self.dictionary is None else (self.dictionary,)
-        for module in (self.trunk, *spelling):
+        upper = (self.trunk, self.decoder, self.readout)
+        for module in upper if self.dictionary is None else (self.writer, self.dictionary):
+            assert module is not None
             yield from module.parameters()
 
     def split(self, sequence: PositionSequence) -> Splits:

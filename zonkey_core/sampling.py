@@ -1,7 +1,7 @@
-"""Generation: text is written from noise, all slots of a stretch side by side, and several texts at a time.
+"""Generation: text is written from noise, in streams side by side, and several texts at a time.
 
 Level 0 fills open slots with strings of its dictionary. Where a level above it starts, those above make a draft first,
-which enters level 0 under noise and is refined. Text longer than the model's rows continues from its own end.
+which hints under noise at what level 0 writes. Text longer than the model's rows continues from its own end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zonkey_core.drafting import SPARE_SLOTS, draft_text
 from zonkey_core.errors import ConfigError
-from zonkey_core.filling import EMPTY, OpenRow, fill_rows
+from zonkey_core.filling import EMPTY, TOGETHER, OpenText, write_texts
 from zonkey_core.level import Level
 from zonkey_core.model import Zonkey, text_sequence
 from zonkey_core.scoring import Question, log_likelihoods
@@ -27,8 +27,6 @@ CONTEXT_BYTES = 384
 """Text before it that is read."""
 DRAFT_RATIO = 5.0
 """The same for level 0; up to 2, noise leaves no doubt of which string it is."""
-TOGETHER = 16
-"""Texts that are written side by side."""
 OTHER_DRAWS = 1_000_003
 """What parts the seeds of the candidates for one text."""
 MOST_STEPS = 128
@@ -38,7 +36,7 @@ class SamplingOptions(msgspec.Struct, frozen=True):
     """How text is sampled."""
 
     steps: int = 16
-    """Evaluations of a level's trunk from pure noise to none."""
+    """Evaluations of a level's denoiser from pure noise to none."""
     temperature: float = 0.85
     """Divides the logits of what is chosen, and scales the noise that upper levels draw anew at each step."""
     max_bytes: int = 512
@@ -99,7 +97,7 @@ def _score(model: Zonkey, seeds: Sequence[int], texts: Sequence[bytes], kept: in
     """Texts with the log-probability per byte of what follows the prompt, given all the rest."""
     likelihoods = log_likelihoods(model, [Question(text, [(kept, len(text))]) for text in texts])
     return [
-        Sample(seed, text, likelihood / max(1, len(text) - kept))
+        Sample(seed, text, likelihood.total / max(1, len(text) - kept))
         for seed, text, likelihood in zip(seeds, texts, likelihoods, strict=True)
     ]
 
@@ -119,64 +117,66 @@ def _write(
     texts = [prompt for _ in draws]
     going = [index for index in range(len(draws)) if len(prompt) < options.max_bytes]
     while going:
-        rooms = [min(GROUP_BYTES, options.max_bytes - len(texts[index])) for index in going]
-        rows = [
-            _open_row(model, texts[index], room, options, generators[index], watch if index == 0 else None)
-            for index, room in zip(going, rooms, strict=True)
+        opened = [
+            _open(model, texts[index], options, generators[index], watch if index == 0 else None) for index in going
         ]
         shown = None
         if watch is not None and going[0] == 0:
-            before, known = texts[0], int((rows[0].gaps == 0).sum())
 
-            def shown(entries: list[Tensor], before: bytes = before, known: int = known) -> None:
-                pieces = [None if each == EMPTY else dictionary.spell([each]) for each in entries[0][known:].tolist()]
+            def shown(entries: Tensor, before: bytes = texts[0].removesuffix(opened[0].prefix)) -> None:
+                pieces = [None if each == EMPTY else dictionary.spell([each]) for each in entries.tolist()]
                 watch(Forming(0, before, pieces))
 
-        filled = fill_rows(
-            level, rows, [generators[index] for index in going],
+        written = write_texts(
+            level, opened, [generators[index] for index in going],
             steps=options.steps, temperature=options.temperature, on_step=shown,
         )
         left = []
-        for index, row, entries in zip(going, rows, filled, strict=True):
-            fresh = entries[row.gaps > 0]
-            piece = dictionary.spell(fresh[fresh != EMPTY].tolist())
-            texts[index] += piece
-            ended = not len(fresh) or int(fresh[-1]) == EMPTY
-            if piece and not ended and len(texts[index]) < options.max_bytes:
+        for index, text, (entries, ended) in zip(going, opened, written, strict=True):
+            texts[index] += dictionary.spell(entries.tolist())[len(text.prefix) :]
+            if len(entries) and not ended and len(texts[index]) < options.max_bytes:
                 left.append(index)
         going = left
     return [_trim(text, options.max_bytes, kept=len(prompt)) for text in texts]
 
 
-def _open_row(
+def _open(
     model: Zonkey,
     text: bytes,
-    room: int,
     options: SamplingOptions,
     generator: torch.Generator,
     watch: Callable[[Forming], None] | None,
-) -> OpenRow:
-    """The end of a text, and slots for about `room` bytes more; a level above 0 drafts what they hold."""
+) -> OpenText:
+    """The end of a text, and how far it may go on at once; a level above 0 drafts what follows."""
     level = model.levels[0]
     assert level.dictionary is not None
+    room = min(GROUP_BYTES, options.max_bytes - len(text))
     context = text[-CONTEXT_BYTES:]
-    known = read_entries(level, context)
     whole = len(context) == len(text)
-    count = math.ceil(room / level.dictionary.mean_length() * SPARE_SLOTS)
-    opened, noise = torch.zeros(count, dtype=torch.long), 1.0
-    expected = None
-    if options.level:
-        expected = draft_text(
-            model, context, room, top=options.level, starts_document=whole, steps=options.steps,
-            temperature=options.temperature, generator=generator,
-        )
-    if expected is not None:
-        opened = read_entries(level, expected)
-        noise = level.schedule.level_for_ratio(DRAFT_RATIO)
-        if watch is not None:
-            watch(Forming(options.level, text, [level.dictionary.spell([each]) for each in opened.tolist()]))
-    gaps = torch.cat([torch.zeros_like(known), torch.ones_like(opened)])
-    return OpenRow(torch.cat([known, opened]), gaps, whole, noise)
+    known, prefix = open_end(level, context)
+    opened = OpenText(known, math.ceil(room / level.dictionary.mean_length() * SPARE_SLOTS), whole, prefix)
+    if not options.level:
+        return opened
+    drafted = draft_text(
+        model, context, room, top=options.level, starts_document=whole, steps=options.steps,
+        temperature=options.temperature, generator=generator,
+    )
+    if drafted is None:
+        return opened
+    expected = read_entries(level, drafted)
+    if watch is not None:
+        watch(Forming(options.level, text, [level.dictionary.spell([each]) for each in expected.tolist()]))
+    return opened._replace(expected=expected, noise_level=level.schedule.level_for_ratio(DRAFT_RATIO))
+
+
+def open_end(level: Level, text: bytes) -> tuple[Tensor, bytes]:
+    """A text as entries of level 0's dictionary, less the last of them, and what that one spells.
+
+    Where a text goes on, its last string may turn out to be the beginning of a longer one.
+    """
+    assert level.dictionary is not None
+    entries = read_entries(level, text)
+    return entries[:-1], level.dictionary.spell(entries[-1:].tolist())
 
 
 @torch.no_grad()

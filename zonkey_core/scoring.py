@@ -1,23 +1,24 @@
-"""The model's own opinion of texts: masked pseudo-likelihood of chosen pieces."""
+"""The model's own opinion of texts: the probability of chosen pieces, given the others."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from zonkey_core.denoiser import NoisySlots
 from zonkey_core.dictionary import Pieces
 from zonkey_core.level import Level
 from zonkey_core.model import Zonkey, text_sequence
+from zonkey_core.ordering import Draft, in_streams, lay_out, with_gaps
+from zonkey_core.writer import OrderedSlots
 
-FOLDS = 2
-"""Passes over which the chosen pieces are hidden, every other one at a time."""
 ROWS_TOGETHER = 16
-"""Rows that the trunk reads at once."""
+"""Texts that are read at once."""
 
 
 class Question(NamedTuple):
@@ -25,44 +26,62 @@ class Question(NamedTuple):
 
     text: bytes
     spans: Sequence[tuple[int, int]]
+    begins: bool = True
+    """Whether a document begins with the text."""
+    ends: bool = False
+
+
+class Likelihood(NamedTuple):
+    """How likely the stretches of a text are."""
+
+    total: float
+    """Log-probability in nats."""
+    pieces: int
+    """Strings of the dictionary that it is the sum of."""
 
 
 class _Row(NamedTuple):
-    """One pass over one text."""
+    """A text as the writer reads it."""
 
     entries: Tensor
     """[M]"""
-    hidden_mask: Tensor
+    asked_mask: Tensor
     """[M]"""
+    draft: Draft
 
 
 @torch.no_grad()
-def log_likelihoods(model: Zonkey, questions: Sequence[Question]) -> list[float]:
-    """Log-probability, in nats, of the pieces that touch the spans of each text, given the others, added up.
+def log_likelihoods(model: Zonkey, questions: Sequence[Question]) -> list[Likelihood]:
+    """How likely the pieces are that touch the spans of each text, given the others and each other from left to right.
 
-    Each of them is replaced by pure noise in one of `FOLDS` passes of level 0's trunk.
+    This is the chain rule in a single pass. Spans that reach the end of their text are given only what stands before.
     """
     level = model.levels[0]
-    rows: list[_Row] = []
-    owners: list[int] = []
-    for index, question in enumerate(questions):
-        if not question.text:
-            continue
-        sequence = text_sequence(question.text, device=model.device)
-        pieces = level.pieces(sequence, level.split(sequence).start_prob)
-        chosen = _touched(pieces, len(question.text), question.spans)
-        for fold in range(FOLDS):
-            hidden = chosen & (torch.arange(len(chosen), device=chosen.device) % FOLDS == fold)
-            if hidden.any():
-                rows.append(_Row(pieces.entries[0], hidden))
-                owners.append(index)
-    totals = [0.0] * len(questions)
-    for first in range(0, len(rows), ROWS_TOGETHER):
-        for owner, value in zip(
-            owners[first:], _row_log_probs(level, rows[first : first + ROWS_TOGETHER]), strict=False
-        ):
-            totals[owner] += value
-    return totals
+    rows = {index: _read(model, question) for index, question in enumerate(questions) if question.text}
+    results = [Likelihood(0.0, 0)] * len(questions)
+    numbers = list(rows)
+    for first in range(0, len(numbers), ROWS_TOGETHER):
+        some = numbers[first : first + ROWS_TOGETHER]
+        for index, result in zip(some, _row_likelihoods(level, [rows[index] for index in some]), strict=True):
+            results[index] = result
+    return results
+
+
+def _read(model: Zonkey, question: Question) -> _Row:
+    """Take a text apart, and lay out what is asked of it."""
+    level = model.levels[0]
+    sequence = text_sequence(question.text, device=model.device)
+    pieces = level.pieces(sequence, level.split(sequence).start_prob)
+    asked = _touched(pieces, len(question.text), question.spans)
+    edges = np.flatnonzero(np.diff(asked.cpu().numpy().astype(np.int8), prepend=0, append=0)).tolist()
+    gaps = list(zip(edges[::2], edges[1::2], strict=True))
+    count = len(asked)
+    if [last for _, last in gaps] == [count]:
+        end_order = gaps[0][0] + 1 if question.ends else None
+        draft = in_streams(count, [0], [0], begins=question.begins, end_order=end_order)
+    else:
+        draft = with_gaps(count, gaps, begins=question.begins, ends=question.ends, measured=True)
+    return _Row(pieces.entries[0], asked, draft)
 
 
 def _touched(pieces: Pieces, length: int, spans: Sequence[tuple[int, int]]) -> Tensor:
@@ -75,24 +94,20 @@ def _touched(pieces: Pieces, length: int, spans: Sequence[tuple[int, int]]) -> T
     return chosen
 
 
-def _row_log_probs(level: Level, rows: Sequence[_Row]) -> list[float]:
-    """The summed log-probability of each row's hidden pieces, whatever other rows there are."""
-    dictionary = level.dictionary
-    assert dictionary is not None
-    latents = dictionary.latents()
+def _row_likelihoods(level: Level, rows: Sequence[_Row]) -> list[Likelihood]:
+    """What is asked of each row."""
+    dictionary, writer = level.dictionary, level.writer
+    assert dictionary is not None and writer is not None
+    table = dictionary.latents()
+    plan = lay_out([row.draft for row in rows], max(len(row.draft.source) for row in rows), table.device)
     entries = pad_sequence([row.entries for row in rows], batch_first=True)
-    hidden = pad_sequence([row.hidden_mask for row in rows], batch_first=True)
-    slot_mask = pad_sequence([torch.ones_like(row.hidden_mask) for row in rows], batch_first=True)
-    document_mask = torch.zeros_like(slot_mask)
-    document_mask[:, 0] = True
-    noise = pad_sequence(
-        [torch.randn(len(row.entries), level.channels, generator=torch.Generator().manual_seed(0)) for row in rows],
-        batch_first=True,
-    )
-    noisy = torch.where(hidden.unsqueeze(-1), noise.to(latents.device), latents[entries])
-    estimate = level.trunk(NoisySlots(noisy, hidden.float(), torch.zeros_like(noisy), document_mask, slot_mask))
-    logits = dictionary.logits(estimate.latents[hidden], hidden[hidden].float(), latents)
-    log_prob = logits.log_softmax(-1).gather(1, entries[hidden].unsqueeze(1)).squeeze(1)
-    found = torch.zeros_like(estimate.existence_logits).masked_scatter(hidden, log_prob)
-    values: list[float] = found.sum(1).tolist()
-    return values
+    asked = pad_sequence([row.asked_mask for row in rows], batch_first=True)
+    held = table[entries.gather(1, plan.source.clamp(min=0))] * (plan.source >= 0).unsqueeze(-1)
+    pure = torch.ones_like(plan.source, dtype=torch.float32)
+    told = plan.told.clamp(min=0)
+    wanted = (plan.told >= 0) & asked.gather(1, told)
+    estimate = writer(OrderedSlots(plan.layout, held, torch.zeros_like(held), pure))
+    logits = dictionary.logits(estimate.latents[wanted], pure[wanted], table)
+    log_prob = logits.log_softmax(-1).gather(1, entries.gather(1, told)[wanted].unsqueeze(1)).squeeze(1)
+    found = torch.zeros_like(pure).masked_scatter(wanted, log_prob)
+    return list(itertools.starmap(Likelihood, zip(found.sum(1).tolist(), wanted.sum(1).tolist(), strict=True)))

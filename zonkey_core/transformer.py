@@ -7,6 +7,8 @@ Shapes: activations [B, L, D]; attention biases [B, 1, L, L].
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,10 +16,12 @@ from torch.nn import functional
 from zonkey_core.attention import DocumentBias, attend, prepare_bias
 
 
-def rotary_phases(length: int, head_width: int, *, device: torch.device, base: float = 1000.0) -> Tensor:
-    """Cosines and sines of rotary positions, stacked: [2, length, head_width / 2] in float32."""
-    rates = base ** -(torch.arange(0, head_width, 2, device=device).float() / head_width)
-    angles = torch.arange(length, device=device).float().unsqueeze(-1) * rates
+def rotary_phases(positions: Tensor, head_width: int, *, base: float = 1000.0) -> Tensor:
+    """Cosines and sines of positions [L] or [B, L], stacked: [2, L or B by 1 by L, head_width / 2] in float32."""
+    rates = base ** -(torch.arange(0, head_width, 2, device=positions.device).float() / head_width)
+    angles = positions.float().unsqueeze(-1) * rates
+    if positions.dim() == 2:
+        angles = angles.unsqueeze(1)
     return torch.stack([angles.cos(), angles.sin()])
 
 
@@ -42,18 +46,33 @@ class Block(nn.Module):
         self.feedforward_out = nn.Linear(expansion * width, width)
 
     def forward(
-        self, states: Tensor, bias: Tensor | DocumentBias | None, phases: Tensor | None = None
+        self,
+        states: Tensor,
+        bias: Tensor | DocumentBias | None,
+        phases: Tensor | None = None,
+        keep: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
     ) -> Tensor:
+        """[B, L, D] to the same shape; `keep` turns keys and values [B, H, L, D/H] into all that are attended to."""
         batch, length, width = states.shape
         joint = self.attention_in(self.attention_norm(states))
         queries, keys, values = joint.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         if phases is not None:
             queries, keys = rotate(queries, phases), rotate(keys, phases)
+        if keep is not None:
+            keys, values = keep[0](keys), keep[1](values)
         mixed = attend(queries, keys, values, bias).transpose(1, 2).reshape(batch, length, width)
         states = states + self.attention_out(mixed)
         hidden = functional.silu(self.feedforward_in(self.feedforward_norm(states)))
         result: Tensor = states + self.feedforward_out(hidden)
         return result
+
+
+def soften_outputs(blocks: nn.ModuleList) -> None:
+    """Start a stack of blocks with outputs that are the smaller the more of them are added up."""
+    for block in blocks:
+        assert isinstance(block, Block)
+        for layer in (block.attention_out, block.feedforward_out):
+            nn.init.normal_(layer.weight, std=(2 * len(blocks) * layer.in_features) ** -0.5)
 
 
 class Neighbours(nn.Module):
@@ -105,15 +124,12 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, expansion=expansion) for _ in range(layers))
         self.head_width = width // heads
         self.rotary = rotary
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            for layer in (block.attention_out, block.feedforward_out):
-                nn.init.normal_(layer.weight, std=(2 * layers * layer.in_features) ** -0.5)
+        soften_outputs(self.blocks)
 
     def forward(self, states: Tensor, bias: Tensor | DocumentBias | None) -> Tensor:
         phases = None
         if self.rotary:
-            phases = rotary_phases(states.shape[1], self.head_width, device=states.device)
+            phases = rotary_phases(torch.arange(states.shape[1], device=states.device), self.head_width)
         prepared = prepare_bias(bias, states)
         for index, block in enumerate(self.blocks):
             if self.neighbours:

@@ -170,7 +170,7 @@ class ByteModel(nn.Module):
         start, count = cache.length, symbols.shape[1]
         cache.symbols = symbols if cache.symbols is None else torch.cat([cache.symbols, symbols], 1)
         states = self._embed(cache.symbols, start)
-        phases = rotary_phases(start + count, self.transformer.head_width, device=self.device)[:, start:]
+        phases = rotary_phases(torch.arange(start, start + count, device=self.device), self.transformer.head_width)
         bias = _causal_bias(start, count, self.device)
         for index, block in enumerate(self.transformer.blocks):
             assert isinstance(block, Block)
