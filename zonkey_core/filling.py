@@ -408,7 +408,7 @@ def draw_entries(logits: Tensor, chance: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
     weights = ((logits - logits.amax(-1, keepdim=True)) / temperature).exp_()
-    blocks = functional.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), -1, BLOCK)
+    blocks = functional.pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     # First the block that the chance falls into, then the entry within it: a cumulative sum over all takes longer.
     upto = blocks.sum(-1).cumsum(-1)
     aim = (chance.clamp(min=1e-9) * upto[:, -1]).unsqueeze(1)
