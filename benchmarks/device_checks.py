@@ -4,9 +4,10 @@ A *probe* computes named lists of tensors on a *side*: a model on a device under
 the CPU beforehand and copied to each side. The error of a check is `|out - ref| / |ref|`, the largest over its tensors,
 and NaN fails.
 
-Models are untrained, but their splitters cut unevenly, and they know codes of latents. Where a choice has no half-way,
-at cuts, drawn starts and codes, the device is held to the CPU's choices, lest one probability that crosses a threshold
-hide everything behind it; how far its own cuts differ is the check named "cuts".
+Models are untrained, but their splitters cut unevenly, and they know codes of latents and strings of the text. Where a
+choice has no half-way, at cuts, drawn starts, codes, and the strings that are written and their numbers, the device is
+held to the CPU's choices, lest one probability that crosses a threshold hide everything behind it; how far its own cuts
+differ is the check named "cuts".
 """
 
 from __future__ import annotations
@@ -25,22 +26,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zonkey_core import filling
 from zonkey_core.attention import FLEX_LENGTH, PLAIN_LENGTH, DocumentBias, attend, prepare_bias, window_bias
 from zonkey_core.codebook import Codebook
 from zonkey_core.config import Config
 from zonkey_core.denoiser import NoisySlots
+from zonkey_core.denoising import choosing_objective, denoiser_objective
 from zonkey_core.devices import autocast
+from zonkey_core.dictionary import StringCounter
+from zonkey_core.drafting import Slots, denoise
+from zonkey_core.endings import draw_counts
 from zonkey_core.existence import cumulative_log_continue, decoded_log_existence
+from zonkey_core.guidance import telling_values
+from zonkey_core.infilling import Gap, InfillingOptions, infill
 from zonkey_core.latents import to_sphere
 from zonkey_core.level import Level, Segmentation
 from zonkey_core.model import Ascent, Zonkey
-from zonkey_core.objectives import autoencoder_objective, denoiser_objective, splitter_objective
+from zonkey_core.objectives import autoencoder_objective, splitter_objective
+from zonkey_core.ordering import draw_plan
 from zonkey_core.positions import PositionSequence
-from zonkey_core.sampling import Slots, denoise
+from zonkey_core.sampling import SamplingOptions, generate
 from zonkey_core.segment_splitter import SegmentReader
 from zonkey_core.stitcher import stitch
+from zonkey_core.training import stages
 from zonkey_core.training.optimizers import build_optimizers
 from zonkey_core.training.stages import guide_parameters, guided_loss, joint_losses
+from zonkey_core.writer import OrderedSlots
 
 TOLERANCES = {
     "output": (0.02, 1e-4),
@@ -56,6 +67,12 @@ differs. Muon computes in bfloat16 whatever the precision."""
 FLOORS = {"losses": 1.0}
 """Smallest size that an error is relative to. Losses count in nats below one nat: the square of a small difference,
 such as the rate's, and the loss of events that hardly ever happen have no relative accuracy."""
+RARE = -3.0
+"""Logit of the end of a text or gap, slot by slot, so that some have more slots than a sampler has evaluations."""
+STEPS = 4
+"""Evaluations of a sampler."""
+FAINT = 0.03
+"""Scale of what all latents of an untrained compressor have in common."""
 T = TypeVar("T")
 
 
@@ -92,24 +109,38 @@ class Side(NamedTuple):
 
 
 Probe = Callable[[Side], dict[str, Sequence[Tensor]]]
+Part = Callable[[Side], Sequence[Tensor]]
 Objective = Callable[[Side, torch.Generator], dict[str, Tensor]]
 
 
 class Choices:
-    """Keeps the segmentations and codes of the first run and holds later ones to them, with gradients to own starts."""
+    """Keeps what the first run chooses and holds later ones to it, with gradients to their own starts."""
 
     def __init__(self) -> None:
-        self.held: list[Segmentation] = []
-        self.codes: list[Tensor] = []
+        self.kept: dict[str, list[Any]] = {}
         self.own: list[Tensor] = []
+
+    def keeper(self, kind: str, side: Side) -> Callable[[T], T]:
+        """Gives back each choice of a kind as it was in the first run, in which it keeps what it is given."""
+        kept = self.kept.get(kind)
+        if kept is not None:
+            past = iter(kept)
+            return lambda _found: side.put(next(past))
+        record = self.kept[kind] = []
+
+        def keep(found: T) -> T:
+            record.append(found)
+            return found
+
+        return keep
 
     @contextlib.contextmanager
     def pinned(self, side: Side) -> Iterator[None]:
-        """Within, a level chooses as in the first run; `own` becomes the starts that it would have chosen."""
+        """Within, a model chooses as in the first run; `own` becomes the starts that it would have chosen."""
         choose = Level.choose_starts
         find = Codebook.forward
-        first = not self.held and not self.codes
-        held, codes = iter(tuple(self.held)), iter(tuple(self.codes))
+        keep_segmentation, keep_codes = self.keeper("segmentations", side), self.keeper("codes", side)
+        keep_telling = self.keeper("telling", side)
         self.own = []
 
         def hold(
@@ -118,20 +149,48 @@ class Choices:
             found = choose(level, sequence, start_prob, generator=generator)
             mask = torch.zeros_like(sequence.exists_mask)
             self.own.append(mask.scatter(1, found.starts, found.slot_mask) | mask.scatter(1, found.starts[:, :1], True))
-            if first:
-                self.held.append(found._replace(start_prob=found.start_prob.detach()))
-                return found
-            kept = side.put(next(held))
+            kept = keep_segmentation(found._replace(start_prob=found.start_prob.detach()))
             return kept._replace(start_prob=found.start_prob + (kept.start_prob - found.start_prob).detach())
 
         def hold_codes(codebook: Codebook, latents: Tensor) -> Tensor:
-            if first:
-                self.codes.append(find(codebook, latents))
-                return self.codes[-1]
-            return side.put(next(codes))
+            return keep_codes(find(codebook, latents))
 
-        with mock.patch.object(Level, "choose_starts", hold), mock.patch.object(Codebook, "forward", hold_codes):
+        def hold_telling(sequence: PositionSequence, offsets: Tensor, start_prob: Tensor) -> Tensor:
+            return keep_telling(telling_values(sequence, offsets, start_prob))
+
+        with (
+            mock.patch.object(Level, "choose_starts", hold),
+            mock.patch.object(Codebook, "forward", hold_codes),
+            mock.patch.object(stages, "telling_values", hold_telling),
+        ):
             yield
+
+    @contextlib.contextmanager
+    def written(self, side: Side) -> Iterator[list[Tensor]]:
+        """Within, open slots are as many and are filled as in the first run, by a writer of the side's precision.
+
+        Gives the probabilities that strings [n, K] and numbers of slots [n, E] were drawn by, step by step.
+        """
+        draw = filling.draw_entries
+        keep_entries, keep_counts = self.keeper("entries", side), self.keeper("counts", side)
+        probs: list[Tensor] = []
+
+        def hold_entries(logits: Tensor, chance: Tensor, temperature: float) -> Tensor:
+            if len(logits):
+                probs.append(logits.softmax(-1))
+            return keep_entries(draw(logits, chance, temperature))
+
+        def hold_counts(logits: Tensor, chance: Tensor) -> Tensor:
+            probs.append(logits.sigmoid())
+            return keep_counts(draw_counts(logits, chance))
+
+        with (
+            mock.patch.object(filling, "draw_entries", hold_entries),
+            mock.patch.object(filling, "draw_counts", hold_counts),
+            mock.patch.object(filling, "choose_precision", lambda _name, _device: side.precision),
+            torch.autocast(side.device.type, enabled=False),
+        ):
+            yield probs
 
 
 def attention_probe(length: int, *, window: bool, generator: torch.Generator) -> Probe:
@@ -191,6 +250,11 @@ def component_probes(index: int, level: Level, view: Ascent, generator: torch.Ge
         assert cutter is not None
         return cast("Sequence[Tensor]", cutter(side.put(view.sequence)))
 
+    def denoise_once(side: Side) -> Sequence[Tensor]:
+        trunk = of(side).trunk
+        assert trunk is not None
+        return cast("Sequence[Tensor]", trunk(side.put(slots)))
+
     def nearness(side: Side) -> Sequence[Tensor]:
         reader, put = of(side).reader, side.put(view.sequence.values)
         assert isinstance(reader, SegmentReader)
@@ -198,23 +262,23 @@ def component_probes(index: int, level: Level, view: Ascent, generator: torch.Ge
 
     def sample(side: Side) -> Sequence[Tensor]:
         put = Slots(side.put(row.latents), side.put(row.known_mask), row.starts_document, row.noise_level)
-        return denoise(of(side), put, steps=4, temperature=1.0, generator=torch.Generator().manual_seed(index))
+        return denoise(of(side), put, steps=STEPS, temperature=1.0, generator=torch.Generator().manual_seed(index))
 
-    parts: dict[str, Callable[[Side], Sequence[Tensor]]] = {
+    parts: dict[str, Part] = {
         "splitter": lambda side: of(side).split(side.put(view.sequence)),
         "reader": read,
         "compressor": lambda side: [of(side).compress(side.put(values), side.put(existence))],
-        "trunk": lambda side: of(side).trunk(side.put(slots)),
         "decoder": decode,
         "stitcher": lambda side: stitch(
             side.put(contents), side.put(existence), side.put(kept), symbols=below is None
         ),
-        "sampler, 4 steps": sample,
     }
-    if level.guide is not None:
-        parts |= {"guide": guide, "codes": nearness}
+    if level.dictionary is not None:
+        parts |= writing_parts(index, level, view, generator)
+    else:
+        parts |= {"guide": guide, "codes": nearness, "trunk": denoise_once, f"sampler, {STEPS} steps": sample}
 
-    def probing(part: Callable[[Side], Sequence[Tensor]]) -> Probe:
+    def probing(part: Part) -> Probe:
         def probe(side: Side) -> dict[str, Sequence[Tensor]]:
             with torch.no_grad(), side.computing():
                 return {"output": part(side)}
@@ -222,6 +286,50 @@ def component_probes(index: int, level: Level, view: Ascent, generator: torch.Ge
         return probe
 
     return {f"level {index}: {name}": probing(part) for name, part in parts.items()}
+
+
+def writing_parts(index: int, level: Level, view: Ascent, generator: torch.Generator) -> dict[str, Part]:
+    """How the lowest level denoises: it takes text apart, tells strings from what is known, and writes them."""
+    assert level.dictionary is not None
+    pieces = level.pieces(view.sequence, view.segmentation.start_prob)
+    plan = draw_plan(pieces, generator)
+    shape = plan.source.shape
+    content, hints = to_sphere(torch.randn(2, *shape, level.channels, generator=generator))
+    noise_level = (1.5 * torch.rand(shape, generator=generator) - 0.25).clamp(0.1, 1)
+    hinted, held = (noise_level < 1).unsqueeze(-1), (plan.source >= 0).unsqueeze(-1)
+    slots = OrderedSlots(plan.layout, content * held, hints * hinted, noise_level)
+    strings = torch.randint(int((level.dictionary.lengths > 0).sum()), shape, generator=generator)
+    noisy = level.schedule.add_noise(level.dictionary.latents()[strings].detach(), content, noise_level)
+    estimate, sigma = level.schedule.alpha(noise_level).unsqueeze(-1) * noisy, level.schedule.sigma(noise_level)
+    text, gaps = bytes(view.sequence.values[0, :96].tolist()), [Gap(32, 40), Gap(64, 72)]
+    choices = Choices()
+
+    def of(side: Side) -> Level:
+        return side.model.levels[index]
+
+    def take_apart(side: Side) -> Sequence[Tensor]:
+        found = of(side).pieces(side.put(view.sequence), side.put(view.segmentation.start_prob))
+        return [found.entries, found.starts]
+
+    def tell(side: Side) -> Sequence[Tensor]:
+        writer = of(side).writer
+        assert writer is not None
+        return cast("Sequence[Tensor]", writer(side.put(slots)))
+
+    def choose(side: Side) -> Sequence[Tensor]:
+        dictionary = of(side).dictionary
+        assert dictionary is not None
+        latents = dictionary.latents()
+        return [dictionary.logits(side.put(estimate), side.put(sigma), latents).softmax(-1) @ latents]
+
+    def write(side: Side) -> Sequence[Tensor]:
+        writing = SamplingOptions(steps=STEPS, max_bytes=2 * len(text))
+        with choices.pinned(side), choices.written(side) as probs:
+            list(generate(side.model, seeds=[1, 2], options=writing, prompt=text))
+            infill(side.model, text, gaps, seed=1, options=InfillingOptions(steps=STEPS, candidates=1))
+        return probs
+
+    return {"pieces": take_apart, "writer": tell, "dictionary": choose, f"sampler, {STEPS} steps": write}
 
 
 def objective_probe(objective: Objective, seed: int) -> Probe:
@@ -257,7 +365,9 @@ def objective_probes(index: int, rows: PositionSequence, view: Ascent, seed: int
 
     def denoiser(side: Side, generator: torch.Generator) -> dict[str, Tensor]:
         level, (sequence, segmentation, latents) = side.model.levels[index], side.put(view)
-        return denoiser_objective(level, sequence, segmentation, latents, generator)
+        if level.dictionary is None:
+            return denoiser_objective(level, sequence, segmentation, latents, generator)
+        return choosing_objective(level, level.pieces(sequence, segmentation.start_prob), generator)
 
     def following(side: Side, generator: torch.Generator) -> dict[str, Tensor]:
         put = side.put(rows)
@@ -361,16 +471,21 @@ def run_checks(probes: dict[str, Probe], reference: Side, sides: Sequence[Side])
 def untrained_model(config: Config, rows: PositionSequence, seed: int, *, frequency: float = 1.0) -> Zonkey:
     """A model on the CPU whose splitters are unsure and cut these rows unevenly, as often as configured.
 
-    So do its guides, and codebooks are fitted to these rows. A `frequency` above 1 cuts that much more often: then the
-    rate's loss is no difference of equals, which no precision tells apart.
+    So do its guides, and codebooks are fitted to these rows. The dictionary knows the first half of each row, so that
+    the other has strings to spell out. Latents differ as a trained model's do; pointing in nearly one direction, they
+    are more than bfloat16 can tell apart. A `frequency` above 1 cuts that much more often: then the rate's loss is no
+    difference of equals, which no precision tells apart.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Zonkey(config.model)
         for level in model.levels:
+            level.compressor.queries.mul_(FAINT)
+            if level.writer is not None:
+                nn.init.constant_(level.writer.ending_out.bias, RARE)
             for cutter in (level.splitter, level.guide):
                 if cutter is not None:
-                    nn.init.normal_(cutter.head.weight, std=2 / level.config.splitter_width**0.5)
+                    nn.init.normal_(cutter.head.weight, std=0.5 / level.config.splitter_width**0.5)
     for index, level in enumerate(model.levels):
         sequence = model.located_positions(rows, index).sequence
         for cutter in (level.splitter, level.guide):
@@ -379,4 +494,11 @@ def untrained_model(config: Config, rows: PositionSequence, seed: int, *, freque
                 cutter.shift(float(logits.quantile(max(0.0, 1 - frequency / level.config.segment_length))))
         if isinstance(level.reader, SegmentReader):
             level.reader.codebook.fit(sequence.values[sequence.exists_mask], torch.Generator().manual_seed(seed))
+        if level.dictionary is not None:
+            half, counter = sequence.values.shape[1] // 2, StringCounter()
+            starts = level.choose_starts(sequence, level.split(sequence).start_prob).start_prob > 0.5
+            counter.add(sequence.values[:, :half], starts[:, :half])
+            shares = counter.shares(len(level.dictionary.lengths))
+            generator = torch.Generator().manual_seed(seed)
+            level.dictionary.fill(shares, torch.randn(len(shares), level.channels, generator=generator))
     return model

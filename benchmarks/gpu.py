@@ -51,6 +51,8 @@ PEAK_SECONDS = 0.5
 FRACTION = 0.9
 """How far stages are, for the timing: late enough that nothing of what they minimise is left out."""
 SAMPLING = SamplingOptions()
+SURE = 20.0
+"""A logit that leaves no doubt."""
 
 
 class Speed(msgspec.Struct, frozen=True):
@@ -170,12 +172,15 @@ def training_speeds(
 
 
 def talkative(model: Zonkey) -> Zonkey:
-    """Let an untrained model's slots all exist and its windows have the usual length, so that texts run their course.
+    """Let an untrained model's texts and slots never end and its windows have the usual length.
 
-    A window ends where the chance of having gone on falls to one half.
+    Then texts run their course. A window ends where the chance of having gone on falls to one half.
     """
     for level in model.levels:
-        nn.init.constant_(level.trunk.existence_out.bias, 20.0)
+        if level.trunk is not None:
+            nn.init.constant_(level.trunk.existence_out.bias, SURE)
+        if level.writer is not None:
+            nn.init.constant_(level.writer.ending_out.bias, -SURE)
         start_prob = 1 - 0.5 ** (1 / level.config.segment_length)
         nn.init.constant_(level.decoder.starts.bias, math.log(start_prob / (1 - start_prob)))
     return model.requires_grad_(False).eval()
