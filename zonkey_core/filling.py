@@ -22,7 +22,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.devices import choose_precision
-from zonkey_core.endings import draw_counts
+from zonkey_core.endings import EDGES, draw_counts
 from zonkey_core.level import Level
 from zonkey_core.ordering import GAP_WIDTH, Draft, in_streams, lay_out, with_gaps
 from zonkey_core.writer import Kind, Layout, Memory, OrderedSlots, Told
@@ -53,7 +53,9 @@ class OpenText(NamedTuple):
     prefix: bytes = b""
     """What the string of the next slot begins with."""
     expected: Tensor | None = None
-    """[M] entries that a level above expects to follow; they say how many there are, too."""
+    """[M] entries that a level above expects to follow, that with the prefix first; they say how many there are, too.
+
+    The document ends only where there are none."""
     noise_level: float = 1.0
     """How little they are to be trusted."""
 
@@ -174,8 +176,8 @@ class _Board:
         self.entries[row, slot] = draw_entries(logits, self.chances[row, slot], self.temperature)
 
     def run(self, width: int, on_step: Callable[[], None]) -> None:
-        """Tell all that is told after time 0."""
-        for time in range(1, max(int(times.max()) for times in self.times) + 1):
+        """Tell all that is told after time 0; what is known last tells nothing and is not read."""
+        for time in range(1, max(int(times.max()) for times in self.times)):
             self.tell(self.read(time, width))
             on_step()
 
@@ -233,7 +235,10 @@ def _write_alike(
         for text, generator in zip(texts, generators, strict=True)
     ]
     board = _Board(level, rows, batch=TOGETHER, length=known + room + streams + 3, temperature=temperature)
-    board.lay_out([_streams(text, 0, ended=False, steps=steps) for text in texts], befores)
+    drafted = [0 if text.expected is None else min(len(text.expected), room) for text in texts]
+    board.lay_out(
+        [_streams(text, count, ended=False, steps=steps) for text, count in zip(texts, drafted, strict=True)], befores
+    )
     opening = board.read(0, known + 1)
     logits = opening.told.ending_logits[range(len(texts)), befores]
     counts = draw_counts(logits, limits.to(logits.device)).tolist()
@@ -242,7 +247,10 @@ def _write_alike(
             counts[index] = len(text.expected)
         elif text.prefix or not befores[index]:
             counts[index] = max(counts[index], 1)
-    ended = [count <= room for count in counts]
+    ended = [
+        count == 0 if text.expected is not None else count <= room and count < EDGES[-1]
+        for text, count in zip(texts, counts, strict=True)
+    ]
     counts = [min(count, room) for count in counts]
     board.lay_out(
         [_streams(text, count, ended=end, steps=steps) for text, count, end in zip(texts, counts, ended, strict=True)],
@@ -408,7 +416,8 @@ def draw_entries(logits: Tensor, chance: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
     weights = ((logits - logits.amax(-1, keepdim=True)) / temperature).exp_()
-    blocks = functional.pad(weights, (0, -weights.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    number = -(-weights.shape[1] // BLOCK)
+    blocks = functional.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), number, BLOCK)
     # First the block that the chance falls into, then the entry within it: a cumulative sum over all takes longer.
     upto = blocks.sum(-1).cumsum(-1)
     aim = (chance.clamp(min=1e-9) * upto[:, -1]).unsqueeze(1)

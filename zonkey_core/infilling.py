@@ -23,7 +23,7 @@ from zonkey_core.latents import to_sphere
 from zonkey_core.level import Level
 from zonkey_core.model import Ascent, Zonkey, text_sequence
 from zonkey_core.ordering import GAP_WIDTH
-from zonkey_core.sampling import DRAFT_RATIO, check_sampling, open_end, read_entries
+from zonkey_core.sampling import DRAFT_RATIO, OpenEnd, check_sampling, open_end, read_entries
 from zonkey_core.scoring import Question, log_likelihoods
 
 CONTEXT_BYTES = 384
@@ -131,8 +131,8 @@ def _fill_cluster(
     texts = [data[begin:end] for begin, end in zip(borders[::2], borders[1::2], strict=True)]
     pieces = [_read_piece(model, text) for text in texts]
     opened = [open_end(model.levels[0], text) for text in texts[:-1]]
-    known = [*(entries for entries, _ in opened), read_entries(model.levels[0], texts[-1])]
-    prefixes = [prefix for _, prefix in opened]
+    known = [*(each.known for each in opened), read_entries(model.levels[0], texts[-1])]
+    prefixes = [each.prefix for each in opened]
     numbers = torch.randint(2**31, (options.candidates,), generator=generator).tolist()
     chances = [torch.Generator().manual_seed(number) for number in numbers]
     rows = []
@@ -140,7 +140,7 @@ def _fill_cluster(
         starts = _upper_guess(model, pieces, options, chance) if candidate % DRAFTED == DRAFTED - 1 else None
         share = LOW_SHARE + (HIGH_SHARE - LOW_SHARE) * (candidate + 0.5) / options.candidates
         row = GappedText(known, begins=begin == 0, ends=end == len(data), share=share, prefixes=prefixes)
-        rows.append(row if starts is None else _with_draft(model.levels[0], row, starts))
+        rows.append(row if starts is None else _with_draft(model.levels[0], row, opened, starts))
     dictionary = model.levels[0].dictionary
     assert dictionary is not None
     drawn = [
@@ -154,13 +154,16 @@ def _fill_cluster(
     return [Fill(gap.start, gap.end, text, scores[best]) for gap, text in zip(gaps, drawn[best], strict=True)]
 
 
-def _with_draft(level: Level, row: GappedText, starts: Sequence[Tensor]) -> GappedText:
-    """A row with what an upper level expects in its gaps."""
+def _with_draft(level: Level, row: GappedText, opened: Sequence[OpenEnd], starts: Sequence[Tensor]) -> GappedText:
+    """A row with what an upper level expects in its gaps, behind the ends of what stands before them."""
     texts = [read_bytes(level, DenoisedSlots(latents, latents.new_ones(len(latents)))) for latents in starts]
     if not all(texts):
         return row
     noise_level = level.schedule.level_for_ratio(DRAFT_RATIO)
-    return row._replace(expected=[read_entries(level, text)[:GAP_WIDTH] for text in texts], noise_level=noise_level)
+    expected = [
+        torch.cat([end.last, read_entries(level, text)])[:GAP_WIDTH] for end, text in zip(opened, texts, strict=True)
+    ]
+    return row._replace(expected=expected, noise_level=noise_level)
 
 
 def _read_piece(model: Zonkey, text: bytes) -> _Piece:

@@ -153,8 +153,9 @@ def _open(
     room = min(GROUP_BYTES, options.max_bytes - len(text))
     context = text[-CONTEXT_BYTES:]
     whole = len(context) == len(text)
-    known, prefix = open_end(level, context)
-    opened = OpenText(known, math.ceil(room / level.dictionary.mean_length() * SPARE_SLOTS), whole, prefix)
+    known, last, prefix = open_end(level, context)
+    slots = math.ceil(room / level.dictionary.mean_length() * SPARE_SLOTS)
+    opened = OpenText(known, slots + len(last), whole, prefix)
     if not options.level:
         return opened
     drafted = draft_text(
@@ -166,17 +167,30 @@ def _open(
     expected = read_entries(level, drafted)
     if watch is not None:
         watch(Forming(options.level, text, [level.dictionary.spell([each]) for each in expected.tolist()]))
+    if len(expected):
+        expected = torch.cat([last, expected])
     return opened._replace(expected=expected, noise_level=level.schedule.level_for_ratio(DRAFT_RATIO))
 
 
-def open_end(level: Level, text: bytes) -> tuple[Tensor, bytes]:
-    """A text as entries of level 0's dictionary, less the last of them, and what that one spells.
+class OpenEnd(NamedTuple):
+    """A text that is to go on, as entries of level 0's dictionary.
 
-    Where a text goes on, its last string may turn out to be the beginning of a longer one.
+    Its last string may turn out to be the beginning of a longer one.
     """
+
+    known: Tensor
+    """[M] all but the last."""
+    last: Tensor
+    """[1] the last, [0] where there is no text."""
+    prefix: bytes
+    """What that one spells."""
+
+
+def open_end(level: Level, text: bytes) -> OpenEnd:
+    """A text whose last string is open."""
     assert level.dictionary is not None
     entries = read_entries(level, text)
-    return entries[:-1], level.dictionary.spell(entries[-1:].tolist())
+    return OpenEnd(entries[:-1], entries[-1:], level.dictionary.spell(entries[-1:].tolist()))
 
 
 @torch.no_grad()
