@@ -201,7 +201,7 @@ def course_of(layout: Layout, padding: int, *, at_once: int) -> list[Tensor]:
     times = (layout.order - at_once).clamp(min=0)
     parts = []
     for time in range(int(times.max()) + 1):
-        due = [((row == time) & (own >= 0)).nonzero().flatten() for row, own in zip(times, layout.documents, strict=True)]
+        due = [row.nonzero().flatten() for row in (times == time) & (layout.documents >= 0)]
         width = max(1, *map(len, due))
         table = torch.full((len(due), width), padding)
         for row, places in zip(table, due, strict=True):

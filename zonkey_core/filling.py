@@ -260,7 +260,7 @@ def _write_alike(
 
     def show() -> None:
         if on_step is not None:
-            on_step(board.entries[0, spans[0]].cpu())
+            on_step(board.entries[0, spans[0]].cpu().clone())
 
     board.tell(opening)
     show()
