@@ -5,21 +5,24 @@ from __future__ import annotations
 import functools
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.model_helpers import TEXT, chance, few, fit_dictionary, law, small_model
+from tests.model_helpers import TEXT, few, fit_dictionary, law, small_model
 from zonkey_core import scoring
-from zonkey_core.denoiser import NoisySlots
 from zonkey_core.dictionary import Pieces
 from zonkey_core.model import Zonkey, text_sequence
-from zonkey_core.scoring import Question, log_likelihoods
+from zonkey_core.ordering import in_streams, lay_out, with_gaps
+from zonkey_core.scoring import Likelihood, Question, log_likelihoods
+from zonkey_core.writer import Layout, Memory, OrderedSlots
 
 DATA = TEXT.encode()
 WHOLE = Question(DATA, [(0, len(DATA))])
+NOTHING = Likelihood(0.0, 0)
 
 
 @functools.lru_cache(maxsize=2)
@@ -28,14 +31,21 @@ def judge(*, fitted: bool = True) -> Zonkey:
     model = small_model(2, seed=5)
     if fitted:
         nn.init.normal_(fit_dictionary(model).table)
-    nn.init.normal_(model.levels[0].trunk.latent_out.weight)
+    writer = model.levels[0].writer
+    assert writer is not None
+    nn.init.normal_(writer.latent_out.weight)
     return model.eval().requires_grad_(False)
 
 
+def ask(question: Question, model: Zonkey | None = None) -> Likelihood:
+    """What is said of one text alone."""
+    (found,) = log_likelihoods(model or judge(), [question])
+    return found
+
+
 def score(text: bytes, *spans: tuple[int, int], model: Zonkey | None = None) -> float:
-    """The score of one text alone."""
-    (value,) = log_likelihoods(model or judge(), [Question(text, spans)])
-    return value
+    """The log-probability of stretches of one text alone."""
+    return ask(Question(text, spans), model).total
 
 
 def pieces_of(text: bytes) -> Pieces:
@@ -44,13 +54,26 @@ def pieces_of(text: bytes) -> Pieces:
     return level.pieces(sequence, level.split(sequence).start_prob)
 
 
+def touched(text: bytes, spans: list[tuple[int, int]]) -> list[int]:
+    """Which pieces of a text lie in or beside a span."""
+    borders = [*pieces_of(text).starts[0].tolist(), len(text)]
+    asked = {place for begin, end in spans for place in range(begin, end + 1)}
+    return [
+        index for index, (begin, end) in enumerate(itertools.pairwise(borders))
+        if not asked.isdisjoint(range(begin, end + 1))
+    ]
+
+
 @st.composite
 def questions(draw: st.DrawFn) -> Question:
     """A part of the text or any bytes, and stretches of it."""
     first, last = sorted(draw(st.tuples(st.integers(0, len(DATA)), st.integers(0, len(DATA)))))
     text = draw(st.one_of(st.just(DATA[first:last]), st.binary(max_size=30)))
     borders = sorted(draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    return Question(text, list(zip(borders[::2], borders[1::2], strict=False)))
+    spans = list(zip(borders[::2], borders[1::2], strict=False))
+    if draw(st.booleans()):
+        spans = [*spans[:1], (spans[-1][1] if spans else 0, len(text))]
+    return Question(text, spans, draw(st.booleans()), draw(st.booleans()))
 
 
 # What is asked
@@ -59,11 +82,13 @@ def questions(draw: st.DrawFn) -> Question:
 @few
 @given(st.lists(questions(), max_size=6), st.integers(1, 4))
 def test_texts_are_scored_as_each_alone(asked: list[Question], together: int) -> None:
-    alone = [score(each.text, *each.spans) for each in asked]
-    assert log_likelihoods(judge(), asked) == pytest.approx(alone, rel=1e-4, abs=1e-4)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scoring, "ROWS_TOGETHER", together)
-        assert log_likelihoods(judge(), asked) == pytest.approx(alone, rel=1e-4, abs=1e-4)
+    alone = [ask(each) for each in asked]
+    for rows in (scoring.ROWS_TOGETHER, together):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scoring, "ROWS_TOGETHER", rows)
+            found = log_likelihoods(judge(), asked)
+        assert [each.pieces for each in found] == [each.pieces for each in alone]
+        assert [each.total for each in found] == pytest.approx([each.total for each in alone], rel=1e-4, abs=1e-4)
 
 
 def test_nothing_global_is_touched() -> None:
@@ -78,9 +103,13 @@ def test_nothing_global_is_touched() -> None:
 
 def test_nothing_asked_is_nothing_scored() -> None:
     assert log_likelihoods(judge(), []) == []
-    assert score(b"") == score(b"", (0, 0)) == score(DATA) == 0
+    for begins, ends in itertools.product((False, True), repeat=2):
+        for question in (Question(b"", [], begins, ends), Question(b"", [(0, 0)], begins, ends)):
+            assert ask(question) == NOTHING
+        assert ask(Question(DATA, [], begins, ends)) == NOTHING
     mixed = log_likelihoods(judge(), [Question(b"", [(0, 0)]), WHOLE, Question(DATA, []), WHOLE])
-    assert mixed[0] == mixed[2] == 0 > mixed[1] == pytest.approx(mixed[3], rel=1e-5)
+    assert mixed[0] == mixed[2] == NOTHING
+    assert mixed[1].total < 0 and mixed[1] == pytest.approx(mixed[3], rel=1e-5)
 
 
 @pytest.mark.parametrize("fitted", [False, True])
@@ -95,15 +124,13 @@ def test_spans_count_once_and_by_what_they_touch(fitted: bool) -> None:
 
 @law
 @given(questions())
-def test_pieces_in_or_beside_a_span_are_touched(question: Question) -> None:
-    text, spans = question
-    if not text:
+def test_pieces_in_or_beside_a_span_are_counted(question: Question) -> None:
+    if not question.text:
         return
-    pieces = pieces_of(text)
-    borders = [*pieces.starts[0].tolist(), len(text)]
-    asked = {place for begin, end in spans for place in range(begin, end + 1)}
-    expected = [not asked.isdisjoint(range(begin, end + 1)) for begin, end in itertools.pairwise(borders)]
-    assert scoring._touched(pieces, len(text), spans).tolist() == expected
+    mask = scoring._touched(pieces_of(question.text), len(question.text), question.spans)
+    expected = touched(question.text, list(question.spans))
+    assert mask.nonzero().flatten().tolist() == expected
+    assert ask(question).pieces == len(expected)
 
 
 # What it adds up to
@@ -112,30 +139,70 @@ def test_pieces_in_or_beside_a_span_are_touched(question: Question) -> None:
 @torch.no_grad()
 @few
 @given(questions())
-def test_a_score_is_the_sum_over_its_pieces(question: Question) -> None:
-    """Against the same sum written out piece by piece, each fold in a pass of its own."""
-    text, spans = question
+def test_a_score_is_the_chain_rule_slot_by_slot(question: Question) -> None:
+    """Each piece is told by a reading of its own, which has seen nothing but what is known, and was told before."""
+    text, spans, begins, ends = question
     if not text:
         return
     level = judge().levels[0]
-    dictionary = level.dictionary
-    assert dictionary is not None
-    pieces = pieces_of(text)
-    entries = pieces.entries[0].tolist()
-    assert dictionary.spell(entries) == text
-    touched = scoring._touched(pieces, len(text), spans).tolist()
-    latents = dictionary.latents()
-    present = torch.ones(1, len(entries), dtype=torch.bool)
-    beginning = torch.arange(len(entries)).unsqueeze(0) == 0
-    noise = torch.randn(len(entries), level.channels, generator=chance(0))
-    expected = 0.0
-    for odd in (False, True):
-        hidden = [place for place, asked in enumerate(touched) if asked and place % 2 == odd]
-        noisy, noise_level = latents[entries], torch.zeros(len(entries))
-        noisy[hidden], noise_level[hidden] = noise[hidden], 1.0
-        reads = NoisySlots(noisy[None], noise_level[None], torch.zeros(1, *noisy.shape), beginning, present)
-        estimate = level.trunk(reads).latents[0].double()
-        for place in hidden:
-            logits = latents.double() @ estimate[place] + dictionary.bias.double()
-            expected += float(logits[entries[place]] - logits.logsumexp(0))
-    assert score(text, *spans) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+    dictionary, writer = level.dictionary, level.writer
+    assert dictionary is not None and writer is not None
+    entries = pieces_of(text).entries[0]
+    assert dictionary.spell(entries.tolist()) == text
+    asked, count = touched(text, list(spans)), len(entries)
+    if asked and asked == list(range(asked[0], count)):
+        draft = in_streams(count, [0], [0], begins=begins, end_order=asked[0] + 1 if ends else None)
+    else:
+        gaps = [(part[0], part[-1] + 1) for part in _runs(asked)]
+        draft = with_gaps(count, gaps, begins=begins, ends=ends, measured=True)
+    plan = lay_out([draft], len(draft.source), torch.device("cpu"))
+    memory, latents, expected, told_so_far = Memory(plan.layout), dictionary.latents(), 0.0, 0
+    for time in range(int(draft.order.max()) + 1):
+        places = torch.from_numpy(np.flatnonzero(draft.order == time)).unsqueeze(0)
+        memory.places = places
+        source = plan.source.gather(1, places)
+        held = latents[entries[source.clamp(min=0)]] * (source >= 0).unsqueeze(-1)
+        layout = Layout(*(field.gather(1, places) for field in plan.layout))
+        told = writer(OrderedSlots(layout, held, torch.zeros_like(held), torch.ones(source.shape)), memory).latents
+        for estimate, slot in zip(told[0], plan.told.gather(1, places)[0].tolist(), strict=True):
+            if slot in asked:
+                logits = latents.double() @ estimate.double() + dictionary.bias.double()
+                expected += float(logits[entries[slot]] - logits.logsumexp(0))
+                told_so_far += 1
+    assert told_so_far == len(asked)
+    assert ask(question).total == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def _runs(places: list[int]) -> list[list[int]]:
+    """Places that follow each other, together."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and runs[-1][-1] == place - 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
+
+
+@pytest.mark.parametrize(("old", "new"), [(b"The", b"Two"), (b"by. Then", b"on. They")])
+def test_what_stands_on_both_sides_of_a_gap_matters(old: bytes, new: bytes) -> None:
+    changed, span = DATA.replace(old, new), (130, 132)
+    asked = [[pieces_of(text).entries[0, place] for place in touched(text, [span])] for text in (DATA, changed)]
+    assert changed != DATA and asked[0] == asked[1], "the same is asked"
+    assert score(changed, span) != pytest.approx(score(DATA, span), abs=1e-4)
+
+
+def test_the_end_of_a_text_is_given_only_what_stands_before() -> None:
+    """So each piece more that is asked adds a cost of its own."""
+    borders = [*pieces_of(DATA).starts[0].tolist(), len(DATA)]
+    totals = [score(DATA, (border + 1, len(DATA))) for border in borders[:-1]]
+    costs = [before - after for before, after in itertools.pairwise(totals)]
+    assert len(costs) > 50 and all(cost < 0 for cost in costs)
+    behind = score(DATA, (borders[10] + 1, borders[11] - 1))
+    assert behind != pytest.approx(costs[10], abs=1e-3), "in a gap, what follows is given as well"
+
+
+@pytest.mark.parametrize("spans", [[(0, len(DATA))], [(30, 40)], [(30, 40), (150, len(DATA))]])
+def test_whether_a_document_begins_and_ends_with_a_text_matters(spans: list[tuple[int, int]]) -> None:
+    totals = {ask(Question(DATA, spans, *marks)).total for marks in itertools.product((False, True), repeat=2)}
+    assert len(totals) == 4
