@@ -13,42 +13,56 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.model_helpers import TEXT, chance, few, fit_dictionary, law, normal, small_model
+from tests.model_helpers import TEXT, chance, few, fit_dictionary, law, small_model
 from zonkey_core import infilling
+from zonkey_core.dictionary import Dictionary
 from zonkey_core.errors import ConfigError
-from zonkey_core.filling import OpenRow
+from zonkey_core.filling import GappedText
 from zonkey_core.infilling import (
     DRAFTED,
-    OPENED,
+    HIGH_SHARE,
+    LOW_SHARE,
     Fill,
     Gap,
     InfillingOptions,
     _clusters,
     _join,
-    _open_row,
     apply_fills,
     find_gaps,
     infill,
 )
-from zonkey_core.latents import to_sphere
 from zonkey_core.model import Zonkey
-from zonkey_core.sampling import read_entries
-from zonkey_core.scoring import Question, log_likelihoods
+from zonkey_core.ordering import GAP_WIDTH
+from zonkey_core.sampling import open_end, read_entries
+from zonkey_core.scoring import Likelihood, Question, log_likelihoods
 
 DATA = TEXT.encode()
 SURE = 30.0
-"""Logit of what exists in any case."""
+"""Logit of what is certain."""
 
 
 @functools.lru_cache(maxsize=8)
-def filler(levels: int = 2, *, existence: float = SURE) -> Zonkey:
-    """An untrained model with strings of a text, whose slots exist, or do not."""
+def filler(levels: int = 2, *, closed: bool = False) -> Zonkey:
+    """An untrained model with strings of a text, for which gaps hold a few slots, or surely none."""
     model = small_model(levels, seed=levels + 10)
     nn.init.normal_(fit_dictionary(model).table)
     for level in model.levels:
-        nn.init.constant_(level.trunk.existence_out.bias, existence)
+        if level.trunk is not None:
+            nn.init.constant_(level.trunk.existence_out.bias, SURE)
         nn.init.constant_(level.decoder.starts.bias, -1.5)
+    writer = model.levels[0].writer
+    assert writer is not None
+    nn.init.zeros_(writer.ending_out.weight)
+    nn.init.constant_(writer.ending_out.bias, -1.0)
+    nn.init.constant_(writer.ending_out.bias[:2], SURE if closed else -SURE)
     return model.eval().requires_grad_(False)
+
+
+def strings_of(model: Zonkey) -> Dictionary:
+    """The model's dictionary."""
+    dictionary = model.levels[0].dictionary
+    assert dictionary is not None
+    return dictionary
 
 
 def fill(data: bytes, gaps: list[Gap], *, model: Zonkey | None = None, seed: int = 1, **options: Any) -> list[Fill]:
@@ -56,23 +70,23 @@ def fill(data: bytes, gaps: list[Gap], *, model: Zonkey | None = None, seed: int
     return infill(model or filler(), data, gaps, seed=seed, options=settings)
 
 
-def rows_filled(patch: pytest.MonkeyPatch) -> list[OpenRow]:
+def rows_filled(patch: pytest.MonkeyPatch) -> list[GappedText]:
     """A list that takes up every row that is filled from now on."""
-    found: list[OpenRow] = []
-    sound = infilling.fill_rows
+    found: list[GappedText] = []
+    sound = infilling.fill_gaps
 
-    def noted(level: Any, rows: list[OpenRow], *given: Any, **options: Any) -> list[Tensor]:
+    def noted(level: Any, rows: list[GappedText], *given: Any, **options: Any) -> list[list[Tensor]]:
         found.extend(rows)
         return sound(level, rows, *given, **options)
 
-    patch.setattr(infilling, "fill_rows", noted)
+    patch.setattr(infilling, "fill_gaps", noted)
     return found
 
 
 def masked(*words: bytes) -> tuple[bytes, list[Gap]]:
     """Words with a gap between each two."""
     data = b"____".join(words)
-    return data, find_gaps(data)
+    return data, find_gaps(data, b"____")
 
 
 def assert_kept(data: bytes, gaps: list[Gap], fills: list[Fill]) -> None:
@@ -172,7 +186,8 @@ def test_gaps_anywhere_are_filled(levels: int, words: tuple[bytes, ...]) -> None
     data, gaps = masked(*words)
     fills = fill(data, gaps, model=filler(levels), candidates=3)
     assert_kept(data, gaps, fills)
-    assert all(each.text and math.isfinite(each.score) and each.score < 0 for each in fills)
+    assert all(math.isfinite(each.score) and each.score < 0 for each in fills)
+    assert any(each.text for each in fills)
 
 
 def test_adjacent_gaps_are_filled_each() -> None:
@@ -196,70 +211,103 @@ def test_no_gap_is_no_work() -> None:
     assert fill(DATA, []) == []
 
 
-def test_slots_that_do_not_exist_close_a_gap() -> None:
-    data, gaps = masked(b"The heron ", b" flew away.")
-    (only,) = fill(data, gaps, model=filler(1, existence=-SURE))
-    assert only.text == b"" and math.isfinite(only.score)
-    (only,) = fill(b"___", [Gap(0, 3)], model=filler(1, existence=-SURE))
-    assert only.text == b""
+def test_a_gap_of_nothing_holds_at_most_the_rest_of_a_string() -> None:
+    """The last string before it is told anew, and where there is none, one slot is."""
+    model = filler(1, closed=True)
+    for candidates in (1, 8):
+        data, gaps = masked(b"The heron ", b" flew away.")
+        (only,) = fill(data, gaps, model=model, candidates=candidates)
+        prefix = open_end(model.levels[0], b"The heron ").prefix
+        assert math.isfinite(only.score) and strings_of(model).begins_with(prefix + only.text).any()
+        (only,) = fill(b"___", [Gap(0, 3)], model=model, candidates=candidates)
+        assert strings_of(model).begins_with(only.text).any() and only.text
 
 
 @pytest.mark.parametrize("levels", [1, 2])
-def test_candidates_open_slots_or_start_from_a_draft(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_candidates_differ_in_length_or_start_from_a_draft(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     found = rows_filled(monkeypatch)
+    monkeypatch.setattr(infilling, "_segment_lengths", lambda piece: [0])  # so that windows always have room
+    model = filler(levels)
     data, gaps = masked(b"The heron ", b" stood in ", b" as ever.")
-    fill(data, gaps, model=filler(levels), candidates=9)
-    assert len(found) == 9
+    fill(data, gaps, model=model, candidates=9)
+    shares = [row.share for row in found]
+    assert len(shares) == 9 and shares == sorted(set(shares)) and LOW_SHARE < shares[0] < shares[-1] < HIGH_SHARE
     for which, row in enumerate(found):
-        counts = [int((row.gaps == gap).sum()) for gap in (1, 2)]
-        if row.noise_level == 1:
-            assert counts == [OPENED[which % len(OPENED)]] * 2
-        else:
-            assert levels > 1 and which % DRAFTED == DRAFTED - 1 and min(counts) > 0
-    assert any(row.noise_level < 1 for row in found) == (levels > 1)
+        if row.expected is None:
+            assert row.noise_level == 1
+            continue
+        assert levels > 1 and which % DRAFTED == DRAFTED - 1 and 0 < row.noise_level < 1
+        for prefix, expected in zip(row.prefixes, row.expected, strict=True):
+            assert 1 < len(expected) <= GAP_WIDTH, "what is expected stands behind what is open already"
+            assert strings_of(model).spell(expected[:1].tolist()) == prefix
+    assert any(row.expected is not None for row in found) == (levels > 1)
 
 
-def test_open_slots_stand_between_what_is_known() -> None:
-    model = filler(2)
-    known = [read_entries(model.levels[0], text) for text in (b"The heron ", b"", b" as ever.")]
-    row = _open_row(model, known, None, 3, True)
-    assert row.gaps.tolist() == [0] * len(known[0]) + [1] * 3 + [2] * 3 + [0] * len(known[2])
-    assert torch.equal(row.entries[row.gaps == 0], torch.cat(known))
-    assert row.starts_document and row.noise_level == 1
-    assert not _open_row(model, known, None, 3, False).starts_document
-    guess = [to_sphere(normal(count, 32, seed=count, dtype=torch.float32)) for count in (2, 5)]
-    drafted = _open_row(model, known, guess, 3, True)
-    assert torch.equal(drafted.entries[drafted.gaps == 0], torch.cat(known))
-    assert [gap for gap, _ in itertools.groupby(drafted.gaps.tolist())] == [0, 1, 2, 0]
-    assert drafted.noise_level < 1
+def test_what_stands_around_gaps_is_known_but_for_the_last_string_before_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = rows_filled(monkeypatch)
+    model, words = filler(1), (b"The heron ", b"", b" as ever.")
+    fill(*masked(*words), model=model, candidates=1)
+    (row,) = found
+    for text, known, prefix in zip(words[:-1], row.known[:-1], row.prefixes, strict=True):
+        entries = read_entries(model.levels[0], text)
+        assert torch.equal(known, entries[:-1]) and prefix == strings_of(model).spell(entries[-1:].tolist())
+        assert strings_of(model).spell(known.tolist()) + prefix == text
+    assert torch.equal(row.known[-1], read_entries(model.levels[0], words[-1]))
 
 
-def test_the_beginning_is_known_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_draft_decides_what_a_gap_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, and behind what stands before the gap, whose last string is open."""
+    drafts = iter([b"two th", b"ree"])
+    monkeypatch.setattr(infilling, "DRAFT_RATIO", 0.01)
+    monkeypatch.setattr(infilling, "DRAFTED", 1)
+    monkeypatch.setattr(infilling, "_upper_guess", lambda *given: [torch.zeros(1, 32)] * 2)
+    monkeypatch.setattr(infilling, "read_bytes", lambda *given: next(drafts))
+    data, gaps = masked(b"one, ", b"", b", four")
+    assert apply_fills(data, fill(data, gaps, candidates=1)) == b"one, two three, four"
+
+
+def test_beginnings_and_ends_are_known_to_be_some(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(infilling, "CONTEXT_BYTES", 20)
     found = rows_filled(monkeypatch)
     data, gaps = masked(b"The heron", b" stood in the shallows", b" as ever.")
     fill(data, gaps, candidates=1)
-    assert [row.starts_document for row in found] == [True, False]
+    assert [(row.begins, row.ends) for row in found] == [(True, False), (False, True)]
 
 
-def test_the_likeliest_candidate_without_empty_gaps_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = filler(1, existence=0.0)
+def test_the_likeliest_candidate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the mean over its strings, as candidates are of different lengths."""
+    model = filler(1)
     data, gaps = masked(b"The heron ", b" stood in ", b" as ever.")
     seen: list[Question] = []
 
-    def noted(model: Zonkey, questions: list[Question]) -> list[float]:
+    def noted(model: Zonkey, questions: list[Question]) -> list[Likelihood]:
         seen.extend(questions)
         return log_likelihoods(model, questions)
 
     monkeypatch.setattr(infilling, "log_likelihoods", noted)
     fills = fill(data, gaps, model=model, candidates=16)
-    scores = log_likelihoods(model, seen)
-    full = [index for index, each in enumerate(seen) if all(begin < end for begin, end in each.spans)]
-    assert 0 < len(full) < 16
-    best = max(full, key=lambda index: scores[index])
+    assert len(seen) == 16 and all(question.begins and question.ends for question in seen)
+    found = log_likelihoods(model, seen)
+    scores = [each.total / each.pieces for each in found]
+    best = max(range(16), key=scores.__getitem__)
     assert [each.text for each in fills] == [seen[best].text[begin:end] for begin, end in seen[best].spans]
     assert all(each.score == pytest.approx(scores[best]) for each in fills)
-    assert max(scores) > scores[best], "an empty gap may be likelier"
+    assert len({each.pieces for each in found}) > 1 and len(set(scores)) > 8
+
+
+def test_the_shortest_candidate_is_not_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Question] = []
+
+    def judged(_model: Zonkey, questions: list[Question]) -> list[Likelihood]:
+        seen.extend(questions)
+        return [Likelihood(-9.0, 2), Likelihood(-40.0, 10), Likelihood(-8.0, 1), Likelihood(0.0, 0)][: len(questions)]
+
+    monkeypatch.setattr(infilling, "log_likelihoods", judged)
+    (only,) = fill(*masked(b"The heron ", b" as ever."), candidates=3)
+    ((begin, end),) = seen[1].spans
+    assert only.score == -4 and only.text == seen[1].text[begin:end]
 
 
 @law
@@ -283,11 +331,13 @@ def test_fills_depend_on_the_seed_alone() -> None:
 
 
 @pytest.mark.parametrize("levels", [1, 2])
-def test_more_candidates_never_score_worse(levels: int) -> None:
+def test_more_candidates_score_better(levels: int) -> None:
     data, gaps = masked(b"The heron stood in the ", b" as ever.")
-    scores = [fill(data, gaps, model=filler(levels), candidates=count)[0].score for count in range(1, 13)]
-    assert all(after >= before - 1e-3 for before, after in itertools.pairwise(scores))
-    assert scores[0] < scores[-1] - 0.1
+    scores = [
+        [fill(data, gaps, model=filler(levels), candidates=count, seed=seed)[0].score for seed in range(12)]
+        for count in (1, 12)
+    ]
+    assert sum(scores[1]) / 12 > sum(scores[0]) / 12 + 0.3
 
 
 def test_gaps_near_each_other_are_filled_together(monkeypatch: pytest.MonkeyPatch) -> None:

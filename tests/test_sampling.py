@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 from typing import Any
@@ -10,22 +11,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from tests.model_helpers import TEXT, chance, few, fit_dictionary, law, normal, small_model
 from zonkey_core import drafting, sampling
-from zonkey_core.denoiser import Estimate, NoisySlots
 from zonkey_core.drafting import END_RUN, DenoisedSlots, Slots, _until_end, denoise, read_bytes, unfold
+from zonkey_core.endings import EDGES
 from zonkey_core.errors import ConfigError
+from zonkey_core.filling import OpenText, Written
 from zonkey_core.latents import to_sphere
-from zonkey_core.model import Zonkey, text_sequence
-from zonkey_core.positions import PositionSequence
+from zonkey_core.model import Zonkey
 from zonkey_core.sampling import (
     OTHER_DRAWS,
     Forming,
     Sample,
     _trim,
     generate,
+    open_end,
     read_entries,
 )
 from zonkey_core.sampling import SamplingOptions as Options
@@ -33,19 +35,34 @@ from zonkey_core.scoring import Question, log_likelihoods
 
 DATA = TEXT.encode()
 SURE = 30.0
-"""Logit of what exists in any case."""
+"""Logit of what is certain."""
+NEVER = EDGES[-1]
+"""Remaining slots of what is sure not to end."""
 
 
 @functools.lru_cache(maxsize=16)
-def talker(levels: int = 2, *, existence: float = SURE, fitted: bool = True) -> Zonkey:
-    """An untrained model whose slots exist, or do not, and whose windows hold a few positions."""
+def talker(
+    levels: int = 2, *, remaining: int | None = NEVER, existence: float = SURE, fitted: bool = True
+) -> Zonkey:
+    """An untrained model that writes so many slots where it is asked; without a number, it may end anywhere.
+
+    Slots of levels above exist, or do not, and windows hold a few positions.
+    """
     model = small_model(levels, seed=levels)
     if fitted:
         nn.init.normal_(fit_dictionary(model).table)
     for level in model.levels:
-        nn.init.constant_(level.trunk.existence_out.bias, existence)
+        if level.trunk is not None:
+            nn.init.constant_(level.trunk.existence_out.bias, existence)
         nn.init.constant_(level.decoder.starts.bias, -1.5)
-    return model.eval().requires_grad_(False)
+    writer = model.levels[0].writer
+    assert writer is not None
+    nn.init.zeros_(writer.ending_out.weight)
+    nn.init.constant_(writer.ending_out.bias, -2.0 if remaining is None else -SURE)
+    model.eval().requires_grad_(False)
+    if remaining is not None and remaining < NEVER:
+        writer.ending_out.bias[bisect.bisect_right(EDGES, remaining)] = SURE
+    return model
 
 
 def samples_of(model: Zonkey, seeds: list[int], prompt: bytes = b"", **options: Any) -> list[Sample]:
@@ -95,7 +112,7 @@ def test_a_sample_depends_on_its_own_seed_alone(
 def test_a_long_sample_depends_on_its_own_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where some stretches have fewer slots than there are steps, and others more."""
     monkeypatch.setattr(sampling, "GROUP_BYTES", 24)
-    model = talker(1, existence=2.0)
+    model = talker(1)
     seeds = list(range(8))
     for steps in (2, 16):
         together = texts(model, seeds, max_bytes=100, steps=steps)
@@ -104,12 +121,12 @@ def test_a_long_sample_depends_on_its_own_seed_alone(monkeypatch: pytest.MonkeyP
 
 
 def test_the_best_of_some_is_the_likeliest_of_their_texts() -> None:
-    model, prompt = talker(1, existence=2.0), b"The heron "
+    model, prompt = talker(1, remaining=None), b"The heron "
     best = samples_of(model, [5, 6, 7], prompt, best_of=6)
     for sample in best:
         drawn = texts(model, [sample.seed + OTHER_DRAWS * which for which in range(6)], prompt)
-        scores = log_likelihoods(model, [Question(text, [(len(prompt), len(text))]) for text in drawn])
-        each = [total / max(1, len(text) - len(prompt)) for total, text in zip(scores, drawn, strict=True)]
+        found = log_likelihoods(model, [Question(text, [(len(prompt), len(text))]) for text in drawn])
+        each = [score.total / max(1, len(text) - len(prompt)) for score, text in zip(found, drawn, strict=True)]
         assert sample.text == drawn[each.index(max(each))]
         assert sample.score == pytest.approx(max(each), rel=1e-4)
     assert samples_of(model, [6], prompt, best_of=6)[0].text == best[1].text
@@ -118,11 +135,8 @@ def test_the_best_of_some_is_the_likeliest_of_their_texts() -> None:
 
 
 def test_any_text_is_better_than_none() -> None:
-    model = small_model(1, seed=1)
-    nn.init.zeros_(model.levels[0].trunk.existence_out.weight)
-    nn.init.zeros_(model.levels[0].trunk.existence_out.bias)
-    assert b"" in texts(model, [1 + OTHER_DRAWS * which for which in range(8)])
-    assert texts(model, [1], best_of=8) != [b""]
+    """Where nothing stands, something is written, however surely the text ends there."""
+    assert all(text for text in texts(talker(1, remaining=0), [1, 2, 3, 4]))
 
 
 def test_nothing_global_is_touched() -> None:
@@ -137,13 +151,13 @@ def test_nothing_global_is_touched() -> None:
 
 def test_samples_come_as_soon_as_their_group_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
-    sound = sampling.fill_rows
+    sound = sampling.write_texts
 
-    def counted(level: Any, rows: Any, *given: Any, **options: Any) -> list[Tensor]:
-        groups.append(len(rows))
-        return sound(level, rows, *given, **options)
+    def counted(level: Any, opened: Any, *given: Any, **options: Any) -> list[Written]:
+        groups.append(len(opened))
+        return sound(level, opened, *given, **options)
 
-    monkeypatch.setattr(sampling, "fill_rows", counted)
+    monkeypatch.setattr(sampling, "write_texts", counted)
     monkeypatch.setattr(sampling, "TOGETHER", 2)
     samples = generate(talker(), seeds=[1, 2, 3], options=Options(steps=2, max_bytes=20))
     next(samples)
@@ -187,14 +201,25 @@ def test_every_level_of_every_model_generates(
         assert len(text) >= max(limit - 3, len(prompt)), "slots that exist make text"
 
 
-def test_a_draft_decides_what_level_0_starts_from(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("prompt", [b"", b"The heron ", b"The heron stood in the"])
+def test_a_draft_decides_what_level_0_writes(prompt: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it, and behind the prompt, whose last string is open."""
     model = talker()
     monkeypatch.setattr(sampling, "draft_text", lambda *given, **options: DATA[:60])
     monkeypatch.setattr(sampling, "DRAFT_RATIO", 0.01)
-    prompt = b"The heron "
-    (text,) = texts(model, [1], prompt, level=1, max_bytes=70)
+    limit = len(prompt) + 60
+    (text,) = texts(model, [1], prompt, level=1, max_bytes=limit)
     assert text == prompt + DATA[:60]
-    assert texts(model, [1], prompt, level=0, max_bytes=70) != [text]
+    assert texts(model, [1], prompt, level=0, max_bytes=limit) != [text]
+
+
+def test_a_draft_that_is_done_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a draft of nothing ends a text."""
+    drafts = [b"one, ", b"two, ", b"three.", b"", b"more"]
+    monkeypatch.setattr(sampling, "draft_text", lambda *given, **options: drafts.pop(0))
+    monkeypatch.setattr(sampling, "DRAFT_RATIO", 0.01)
+    assert texts(talker(), [1], b"Zero, ", level=1, max_bytes=300) == [b"Zero, one, two, three."]
+    assert drafts == [b"more"]
 
 
 def test_levels_without_a_draft_leave_it_to_those_below(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,18 +238,59 @@ def test_levels_without_a_draft_leave_it_to_those_below(monkeypatch: pytest.Monk
 def test_a_text_goes_on_from_its_own_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "GROUP_BYTES", 48)
     monkeypatch.setattr(sampling, "CONTEXT_BYTES", 40)
-    seen: list[bytes] = []
+    seen: list[tuple[bytes, bytes]] = []
+    sound = sampling.open_end
 
-    def noted(text: bytes, *, device: torch.device) -> PositionSequence:
-        seen.append(text)
-        return text_sequence(text, device=device)
+    def noted(level: Any, text: bytes) -> Any:
+        end = sound(level, text)
+        seen.append((text, end.prefix))
+        return end
 
-    monkeypatch.setattr(sampling, "text_sequence", noted)
+    monkeypatch.setattr(sampling, "open_end", noted)
     (text,) = texts(talker(), [1], b"Begun.", max_bytes=1500)
     assert text.startswith(b"Begun.") and 1497 <= len(text) <= 1500
-    assert seen[0] == b"Begun." and len(seen) > 2 and {len(each) for each in seen[1:]} == {40}
-    ends = [text.find(each) + 40 for each in seen[1:]]
+    contexts = [context for context, _ in seen]
+    assert contexts[0] == b"Begun." and len(contexts) > 2 and {len(each) for each in contexts[1:]} == {40}
+    ends = [text.find(each) + 40 for each in contexts[1:]]
     assert ends == sorted(set(ends)) and ends[0] > 40, "every one is the end of the text so far"
+
+
+def opened_by(patch: pytest.MonkeyPatch) -> list[OpenText]:
+    """A list that takes up every text that is opened from now on."""
+    found: list[OpenText] = []
+    sound = sampling.write_texts
+
+    def noted(level: Any, opened: list[OpenText], *given: Any, **options: Any) -> list[Written]:
+        found.extend(opened)
+        return sound(level, opened, *given, **options)
+
+    patch.setattr(sampling, "write_texts", noted)
+    return found
+
+
+def test_the_last_string_of_a_prompt_may_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told anew, as one that begins like it; all before it is known."""
+    model, prompt = talker(1), b"It waited, and wai"
+    dictionary = model.levels[0].dictionary
+    assert dictionary is not None
+    found = opened_by(monkeypatch)
+    made = texts(model, list(range(20)), prompt, max_bytes=40, temperature=10.0)
+    assert all(text.startswith(prompt) for text in made)
+    entries = read_entries(model.levels[0], prompt).tolist()
+    for text in found[:16]:
+        assert text.known.tolist() == entries[:-1] and text.begins
+        assert text.prefix == dictionary.spell(entries[-1:])
+    follow = {text[len(prompt) :] for text in made}
+    assert len(follow) > 10
+
+
+def test_a_text_is_known_to_begin_where_all_of_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "GROUP_BYTES", 24)
+    monkeypatch.setattr(sampling, "CONTEXT_BYTES", 40)
+    found = opened_by(monkeypatch)
+    texts(talker(1), [1], b"Begun.", max_bytes=120)
+    assert found[0].begins and not found[-1].begins
+    assert [each.begins for each in found] == sorted((each.begins for each in found), reverse=True)
 
 
 @pytest.mark.parametrize("prompt", [b"word", b"long enough to be read as several segments, and then some more"])
@@ -232,7 +298,25 @@ def test_a_prompt_that_fills_the_text_comes_back(prompt: bytes) -> None:
     assert texts(talker(), [1, 2], prompt, max_bytes=3) == [prompt, prompt]
 
 
-@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("spare", range(1, 6))
+def test_a_text_never_stands_still(spare: int, temperature: float) -> None:
+    """Also where it could do nothing but tell its last string again."""
+    for prompt in (b"The heron ", b"It waited"):
+        (text,) = texts(talker(1), [1], prompt, max_bytes=len(prompt) + spare, temperature=temperature)
+        assert len(prompt) + spare - 3 <= len(text) <= len(prompt) + spare
+
+
+@pytest.mark.parametrize("prompt", [b"Short.", b"The heron stood in the shallows, and it flew away. " * 3])
+def test_a_text_that_has_ended_is_not_gone_on_with(prompt: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = opened_by(monkeypatch)
+    for levels in range(1, 4):
+        for text in texts(talker(levels, remaining=0), [1, 2], prompt, max_bytes=400):
+            assert text.startswith(prompt) and len(text) <= len(prompt) + 7, "but for the rest of its last string"
+    assert len(found) == 6, "each is asked once"
+
+
+@pytest.mark.parametrize("level", [1, 2])
 @pytest.mark.parametrize("prompt", [b"", b"Short.", b"The heron stood in the shallows, and it flew away. " * 3])
 def test_slots_that_do_not_exist_end_a_text(level: int, prompt: bytes) -> None:
     for levels in range(level + 1, 4):
@@ -240,25 +324,12 @@ def test_slots_that_do_not_exist_end_a_text(level: int, prompt: bytes) -> None:
         assert found == [prompt, prompt]
 
 
-class Ending(nn.Module):
-    """A trunk for which so many slots of a row exist."""
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count = count
-
-    def forward(self, slots: NoisySlots) -> Estimate:
-        batch, length = slots.noise_level.shape
-        existence = torch.where(torch.arange(length) < self.count, SURE, -SURE)
-        return Estimate(torch.zeros_like(slots.latents), existence.expand(batch, length))
-
-
 @pytest.mark.parametrize("count", [1, 7, 50])
-def test_a_text_ends_where_its_last_slot_is_empty(count: int) -> None:
-    model = small_model(1, seed=1)
-    model.levels[0].trunk = Ending(count)  # type: ignore[assignment]
-    for text in texts(model, [1, 2, 3], max_bytes=100):
-        assert len(text) == count, "of single bytes"
+def test_a_text_ends_where_it_says(count: int) -> None:
+    bins = [range(begin, end) for begin, end in itertools.pairwise((0, *EDGES))]
+    (possible,) = [held for held in bins if count in held]
+    for text in texts(talker(1, remaining=count, fitted=False), [1, 2, 3], max_bytes=100):
+        assert len(text) in possible, "of single bytes"
 
 
 @pytest.mark.parametrize("quiet", [1, 2])
@@ -267,7 +338,11 @@ def test_an_upper_level_may_end_a_text(quiet: int, prompt: bytes) -> None:
     """Where an upper level opens nothing, the levels below have nothing to refine."""
     model = small_model(3, seed=1)
     for index, level in enumerate(model.levels):
-        nn.init.constant_(level.trunk.existence_out.bias, -SURE if index == quiet else SURE)
+        if level.trunk is not None:
+            nn.init.constant_(level.trunk.existence_out.bias, -SURE if index == quiet else SURE)
+        else:
+            assert level.writer is not None
+            nn.init.constant_(level.writer.ending_out.bias, -SURE)
     for start in range(quiet, 3):
         assert texts(model, [1, 2], prompt, level=start) == [prompt, prompt]
     assert all(len(text) > 50 for text in texts(model, [1, 2], prompt, level=quiet - 1))
@@ -302,16 +377,22 @@ def test_the_first_text_is_shown_as_it_forms(
     assert made == texts(model, [3, 4, 5], prompt, level=level, max_bytes=120, steps=steps)
     assert standing(shown[-1])[:120].startswith(made[0])
     assert {forming.level for forming in shown} == {0, level}
-    stretches = [forming.before for forming in shown]
-    assert stretches[0] == prompt and (level or len(set(stretches)) > 1)
+    done = [forming for forming in shown if forming.level == 0 and None not in forming.pieces]
+    assert len({forming.before for forming in done}) > 1, "one stretch after the other"
+    end = open_end(model.levels[0], prompt).prefix
+    assert shown[0].before == (prompt if level else prompt.removesuffix(end))
     for before, after in itertools.pairwise(shown):
-        if before.before != after.before:
-            assert after.before == standing(before), "a stretch that is done stands from then on"
+        if before.level == 0 and None not in before.pieces:
             assert after.level == level
+            assert standing(before).startswith(after.before), "a stretch that is done stands, less its last string"
+            assert level == 0 or after.before == standing(before)
         elif before.level == 0:
+            assert after.before == before.before
             pairs = list(zip(before.pieces, after.pieces, strict=True))
             assert all(late == early for early, late in pairs if early is not None)
             assert before.pieces.count(None) > after.pieces.count(None)
+        else:
+            assert before.before.startswith(after.before) and after.level == 0
     for forming in shown:
         assert forming.level == 0 or all(forming.pieces), "a draft has no open slots"
 
@@ -335,7 +416,9 @@ def test_entries_spell_what_was_read(text: bytes) -> None:
     entries = read_entries(level, text)
     assert level.dictionary.spell(entries.tolist()) == text
     assert len(entries) <= len(text)
-
+    end = open_end(level, text)
+    assert torch.equal(torch.cat([end.known, end.last]), entries) and len(end.last) == min(1, len(entries))
+    assert level.dictionary.spell(end.known.tolist()) + end.prefix == text
 
 
 @pytest.mark.parametrize("noise_level", [1.0, 0.4])
