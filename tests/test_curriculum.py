@@ -126,7 +126,7 @@ def test_a_stage_moves_its_own_parameters_alone(index: int) -> None:
     parts = {
         "splitter": ("splitter", "guide", "reader", "reader_readout"),
         "autoencoder": ("embedding", "compressor", "decoder", "readout"),
-        "denoiser": ("trunk", "decoder", "readout") if level else ("trunk", "dictionary"),
+        "denoiser": ("trunk", "decoder", "readout") if level else ("writer", "dictionary"),
     }
     expected = {
         key for key, _ in model.named_parameters()

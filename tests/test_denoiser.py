@@ -122,15 +122,6 @@ def test_slots_of_one_document_do_see_each_other_and_their_levels() -> None:
     assert (unknown != base).any()
 
 
-@torch.no_grad()
-def test_the_gain_scales_what_is_added_to_a_noisy_latent() -> None:
-    torch.manual_seed(0)
-    trunk = Trunk(CHANNELS, 16, 2, 2, NoiseSchedule(5.0), gain=0.25)
-    reads = slots(5, seed=2)
-    kept = trunk.schedule.alpha(reads.noise_level).unsqueeze(-1) * reads.latents
-    torch.testing.assert_close(trunk(reads).latents - kept, 0.25 * (make_trunk()(reads).latents - kept))
-
-
 # Neighbours
 
 

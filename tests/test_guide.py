@@ -224,7 +224,7 @@ def test_following_moves_what_follows_alone() -> None:
 
 
 def test_a_splitter_learns_to_follow_its_guide() -> None:
-    level = small_model(2, seed=1).levels[1]
+    level = small_model(2, seed=2).levels[1]
     guide = guide_of(level)
     rows = latent_rows(level, [40] * 4, seed=1)
     located = LocatedPositions(rows, torch.arange(0, 160, 4).expand(4, -1))

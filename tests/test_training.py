@@ -508,7 +508,7 @@ def test_training_goes_on_from_another_model(whole: Run, tmp_path: Path) -> None
     run = Run(tmp_path / "model")
     run.train(small_config(), steps=STEPS, seed=9, stage="splitter", start_from=whole.out, stop_at=1)
     start, now = whole.tensors(), run.tensors()
-    names = [name for name in start if name.startswith("live.stack.0.trunk")]
+    names = [name for name in start if name.startswith("live.stack.0.writer")]
     assert names
     for name in names:
         assert torch.equal(now[name], start[name].half().float())
@@ -553,7 +553,7 @@ def test_training_learns(tmp_path: Path) -> None:
     for stage, loss, share in (
         ("splitter", "masked", 0.88),
         ("autoencoder", "positions", 0.75),
-        ("denoiser", "slots", 0.8),
+        ("denoiser", "endings", 0.8),
     ):
         begin, end = course(stage, loss)
         assert end < share * begin, (stage, loss, begin, end)
