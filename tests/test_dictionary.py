@@ -198,6 +198,15 @@ def test_what_is_filled_in_is_there() -> None:
     assert not exists[used:].any()
 
 
+@law
+@given(st.binary(max_size=4) | st.sampled_from(WORDS) | st.sampled_from([b"a\0", b"\0", b"\0\0\0\0", b"\xc3", b""]))
+def test_strings_are_found_by_what_they_begin_with(prefix: bytes) -> None:
+    dictionary = dictionary_of(WORDS)
+    found = dictionary.begins_with(prefix).tolist()
+    for entry, (length, mine) in enumerate(zip(dictionary.lengths.tolist(), found, strict=True)):
+        assert mine == (length > 0 and dictionary.spell([entry]).startswith(prefix))
+
+
 def test_segments_may_be_longer_than_a_byte_can_count() -> None:
     torch.manual_seed(0)
     dictionary = Dictionary(257, 300, CHANNELS)
