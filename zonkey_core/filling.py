@@ -221,7 +221,7 @@ def _write_alike(
 ) -> list[Written]:
     """Go on with at most `TOGETHER` texts of the same room; `known` slots at most stand before it."""
     room, befores = texts[0].room, [len(text.known) for text in texts]
-    streams = len(plan_streams(room, steps).lengths)
+    streams = _fewest_streams(room, steps) + MORE_STREAMS
     limits = torch.cat([torch.rand(1, generator=generator) for generator in generators])
     rows = [
         _prepare(
@@ -379,15 +379,20 @@ def plan_streams(count: int, steps: int) -> Streams:
     The first stream is told its first slot in the former; the second opens in the one after it. The stagger is the
     largest with which `MORE_STREAMS` beside the fewest suffice.
     """
-    if count <= steps + 1:
+    fewest = _fewest_streams(count, steps)
+    if fewest == 1:
         return Streams([count], 0)
-    fewest = 1 - (-(count - steps - 1) // steps)
     for stagger in range(STAGGER, -1, -1):
         for number in range(fewest, fewest + MORE_STREAMS + 1):
             lengths = [steps + 1, *(steps - stagger * index for index in range(number - 1))]
             if min(lengths) > 0 and sum(lengths) >= count:
                 return Streams(_shorten(lengths, sum(lengths) - count), stagger)
     raise AssertionError("without a stagger, the fewest streams have room")
+
+
+def _fewest_streams(count: int, steps: int) -> int:
+    """Streams without a stagger."""
+    return 1 + max(0, -(-(count - steps - 1) // steps))
 
 
 def _shorten(lengths: list[int], excess: int) -> list[int]:

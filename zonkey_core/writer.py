@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zonkey_core.endings import EDGES
-from zonkey_core.existence import LOG_FLOOR
 from zonkey_core.noise_schedule import NoiseSchedule
 from zonkey_core.transformer import Block, rotary_phases, soften_outputs
 
@@ -178,7 +177,7 @@ def _unknown_bias(queries: Layout, keys: Layout) -> Tensor:
     """[B, 1, n, L] log existence of keys for queries: 0 where they are known in time and of the same document."""
     later = keys.order.unsqueeze(1) > queries.order.unsqueeze(2)
     apart = keys.documents.unsqueeze(1) != queries.documents.unsqueeze(2)
-    return ((later | apart) * LOG_FLOOR).unsqueeze(1)
+    return torch.zeros_like(later, dtype=torch.float32).masked_fill_(later | apart, -torch.inf).unsqueeze(1)
 
 
 def _seen_before(queries: Layout, keys: Layout, places: Tensor | None) -> Tensor:
