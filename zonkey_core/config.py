@@ -78,9 +78,9 @@ class StageShares(_Struct, frozen=True):
     """
 
     splitter: tuple[float, ...] = (1.2, 0.6)
-    autoencoder: tuple[float, ...] = (2.5, 0.8)
-    denoiser: tuple[float, ...] = (2.5, 1.0)
-    joint: float = 1.0
+    autoencoder: tuple[float, ...] = (1.6, 0.5)
+    denoiser: tuple[float, ...] = (5.0, 0.4)
+    joint: float = 0.4
 
 
 class TrainingConfig(_Struct, frozen=True):

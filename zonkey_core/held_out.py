@@ -124,6 +124,30 @@ def rebuild_segments(levels: Sequence[Level], views: Sequence[Ascent]) -> Segmen
     return SegmentsBack(rows, torch.bincount(owners, minlength=len(rows)), rights, mistakes == 0)
 
 
+class EndForecasts(NamedTuple):
+    """At each place of n segments where it might end, from its second position to the one behind its last."""
+
+    rows: Tensor
+    """[n] the row that the segment is in."""
+    probs: Tensor
+    """[n] that it ends before this place, given that it has not ended before, as decoded from its latents."""
+    came_mask: Tensor
+    """[n] true where it did."""
+
+
+@torch.no_grad()
+def forecast_ends(level: Level, view: Ascent) -> EndForecasts:
+    """Decode the segments of a level's view, each from its own latents, and ask where they end."""
+    latents = view.latents.float()
+    logits = torch.cat([level.decode(part).start_logits for part in torch.split(latents, DECODED_TOGETHER)])
+    segments, _ = _places(view)
+    sizes = torch.bincount(segments, minlength=len(latents)).unsqueeze(1)
+    order = torch.arange(logits.shape[1], device=logits.device)
+    asked = (order > 0) & (order <= sizes)
+    rows = view.segmentation.slot_mask.nonzero()[:, :1].expand_as(asked)
+    return EndForecasts(rows[asked], logits[asked].sigmoid(), (order == sizes)[asked])
+
+
 def _places(view: Ascent) -> tuple[Tensor, Tensor]:
     """For each existing position of a level [P], in order: its segment's number, and its place within it."""
     segmentation, exists = view.segmentation, view.sequence.exists_mask

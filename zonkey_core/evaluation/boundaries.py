@@ -180,9 +180,13 @@ def landing_probs(probs: NDArray[np.float64], signs: Offsets) -> Places:
 
 def calibration_counts(places: Places, borders: Offsets) -> NDArray[np.float64]:
     """[3 * BINS]: places with a forecast in each bin, the sums of these forecasts, and the borders among them."""
-    came = np.isin(places.offsets, borders, assume_unique=True)
-    bins = np.minimum((places.probs * BINS).astype(np.int64), BINS - 1)
-    weights = (np.ones(len(bins)), places.probs, came.astype(np.float64))
+    return forecast_counts(places.probs, np.isin(places.offsets, borders, assume_unique=True))
+
+
+def forecast_counts(probs: NDArray[np.float64], came: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[3 * BINS]: forecasts [n] in each bin, their sums, and how many of them came true."""
+    bins = np.minimum((probs * BINS).astype(np.int64), BINS - 1)
+    weights = (np.ones(len(bins)), probs, came.astype(np.float64))
     return np.concatenate([np.bincount(bins, weight, minlength=BINS) for weight in weights])
 
 

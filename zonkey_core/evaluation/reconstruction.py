@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from zonkey_core.evaluation.bootstrap import bootstrap_sums
+from zonkey_core.evaluation.boundaries import BINS, calibration_error_of_sums, forecast_counts
 from zonkey_core.evaluation.context import EvaluationContext
 from zonkey_core.evaluation.noises import NOISES, add_noise
 from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
 from zonkey_core.evaluation.texts import passages
-from zonkey_core.held_out import rebuild_segments
+from zonkey_core.held_out import forecast_ends, rebuild_segments
 from zonkey_core.model import Zonkey
 from zonkey_core.positions import PositionSequence
 
@@ -36,6 +37,7 @@ def measure_reconstruction(context: EvaluationContext) -> Iterator[Outcome]:
     """Byte accuracy, exact segments and bytes per segment of every level, on clean, noised and foreign text."""
     clean = passages(context.texts.reference, PASSAGE_BYTES)
     yield from _figures(context, "clean", clean)
+    yield from _calibrations(context, clean)
     for noise in NOISES:
         noised = [add_noise(text, noise, context.options.seed + index).text for index, text in enumerate(_part(clean))]
         yield from _figures(context, noise, noised)
@@ -67,10 +69,44 @@ def reconstruction_counts(model: Zonkey, texts: Sequence[bytes]) -> Iterator[tup
         yield batch, counts
 
 
+def ending_counts(model: Zonkey, texts: Sequence[bytes]) -> NDArray[np.float64]:
+    """[levels, passages, 3 * BINS] `forecast_counts` of where decoded segments end."""
+    counts = np.zeros((len(model.levels), len(texts), 3 * BINS))
+    order = sorted((index for index, text in enumerate(texts) if text), key=lambda index: len(texts[index]))
+    for begin in range(0, len(order), BATCH_ROWS):
+        batch = order[begin : begin + BATCH_ROWS]
+        views = model.ascend(_rows([texts[index] for index in batch], model.device), len(model.levels) - 1)
+        for number, (level, view) in enumerate(zip(model.levels, views, strict=True)):
+            rows, probs, came = (part.cpu().numpy() for part in forecast_ends(level, view))
+            for row, index in enumerate(batch):
+                counts[number, index] = forecast_counts(probs[rows == row].astype(np.float64), came[rows == row])
+    return counts
+
+
 def commonest_byte_share(texts: Sequence[bytes]) -> float:
     """The byte accuracy of always saying the commonest byte: the floor."""
     counts = np.bincount(np.frombuffer(b"".join(texts), np.uint8), minlength=1)
     return float(counts.max() / max(1, counts.sum()))
+
+
+def _calibrations(context: EvaluationContext, texts: Sequence[bytes]) -> Iterator[Measure]:
+    """How far the forecasts of where segments end are from how often they do."""
+    begin = time.perf_counter()
+    context.report("lengths of decoded segments", None)
+    counts = ending_counts(context.model, texts)
+    seconds = (time.perf_counter() - begin) / len(counts)
+    for level, level_counts in enumerate(counts):
+        found = bootstrap_sums(level_counts, calibration_error_of_sums, seed=context.options.seed)
+        yield Measure(
+            name=f"reconstruct.level{level}.clean.length_calibration_error",
+            value=found.value,
+            low=found.low,
+            high=found.high,
+            ceiling=0.0,
+            n=len(texts),
+            seconds=seconds,
+            better="lower",
+        )
 
 
 def _part(texts: Sequence[bytes]) -> list[bytes]:
