@@ -66,7 +66,7 @@ def test_any_documents_give_losses_that_teach(lengths: list[list[int]], seed: in
     torch.autograd.backward(sum(losses.values(), torch.zeros(())))
     for parameter in (*writer.parameters(), *dictionary.parameters()):
         assert parameter.grad is not None and parameter.grad.isfinite().all()
-    assert writer.latent_in.weight.grad is not None and writer.latent_in.weight.grad.any()
+    assert writer.kinds.grad is not None and writer.kinds.grad.any()
 
 
 @pytest.mark.parametrize("lengths", [[[1]], [[1, 1, 1]], [[1], [1, 1]], [[2]]], ids=str)

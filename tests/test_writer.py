@@ -121,9 +121,10 @@ def test_what_is_known_later_changes_nothing(drafts: list[Draft], time: int, see
     assert not late.any() or (before.ending_logits[late] != after.ending_logits[late]).any()
 
 
+@pytest.mark.parametrize("field", ["latents", "hints", "noise_level", "kinds", "positions"])
 @few
-@given(some_drafts, seeds, st.sampled_from(["latents", "hints", "noise_level", "kinds", "positions"]))
-def test_everything_sees_what_is_known_no_later(draft: Draft, seed: int, field: str) -> None:
+@given(some_drafts, seeds)
+def test_everything_sees_what_is_known_no_later(field: str, draft: Draft, seed: int) -> None:
     """To its left and to its right, and all that there is of it."""
     writer, slots = make_writer(), slots_of(draft, seed=seed)
     base = writer(slots).ending_logits[0]
@@ -321,7 +322,7 @@ def test_only_what_is_known_in_time_exists(drafts: list[Draft], seed: int) -> No
         for query in range(len(order)):
             for key in range(len(order)):
                 seen = documents[query] == documents[key] and order[key] <= order[query]
-                assert bias[row, 0, query, key] == (0 if seen else LOG_FLOOR)
+                assert bias[row, 0, query, key] == 0 if seen else bias[row, 0, query, key] <= LOG_FLOOR
 
 
 @law
