@@ -111,7 +111,8 @@ def test_streams_open_where_and_when_they_are_to(
 
 def test_a_text_of_nothing_is_an_opening() -> None:
     draft = in_streams(0, [0], [0], begins=True, end_order=None)
-    assert draft.kinds.tolist() == [Kind.DOCUMENT] and draft.source.tolist() == [-1]
+    assert draft.kinds.tolist() == [Kind.DOCUMENT]
+    assert draft.source.tolist() == draft.told.tolist() == [-1], "and tells nothing"
 
 
 # Texts with gaps

@@ -72,7 +72,7 @@ def in_streams(
     draft.kinds[places], draft.kinds[gates] = Kind.TEXT, Kind.STREAM
     draft.positions[places], draft.positions[gates] = slots, first - 1
     draft.order[places], draft.order[gates] = opened[stream] + slots - first[stream] + 1, opened
-    draft.told[gates] = first
+    draft.told[gates] = np.where(first < count, first, -1)
     follows = np.flatnonzero(stream[1:] == stream[:-1])
     draft.told[places[follows]] = slots[follows] + 1
     if begins:
