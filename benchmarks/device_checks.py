@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core import filling
+from zonkey_core import filling, telling
 from zonkey_core.attention import FLEX_LENGTH, PLAIN_LENGTH, DocumentBias, attend, prepare_bias, window_bias
 from zonkey_core.codebook import Codebook
 from zonkey_core.config import Config
@@ -171,7 +171,7 @@ class Choices:
 
         Gives the probabilities that strings [n, K] and numbers of slots [n, E] were drawn by, step by step.
         """
-        draw = filling.draw_entries
+        draw = telling.draw_entries
         keep_entries, keep_counts = self.keeper("entries", side), self.keeper("counts", side)
         probs: list[Tensor] = []
 
@@ -185,9 +185,9 @@ class Choices:
             return keep_counts(draw_counts(logits, chance))
 
         with (
-            mock.patch.object(filling, "draw_entries", hold_entries),
+            mock.patch.object(telling, "draw_entries", hold_entries),
             mock.patch.object(filling, "draw_counts", hold_counts),
-            mock.patch.object(filling, "choose_precision", lambda _name, _device: side.precision),
+            mock.patch.object(telling, "choose_precision", lambda _name, _device: side.precision),
             torch.autocast(side.device.type, enabled=False),
         ):
             yield probs

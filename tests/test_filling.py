@@ -22,19 +22,18 @@ from zonkey_core import filling
 from zonkey_core.dictionary import Dictionary
 from zonkey_core.endings import EDGES
 from zonkey_core.filling import (
-    EMPTY,
     KNOWN_STEP,
     TOGETHER,
     GappedText,
     OpenText,
     Written,
-    draw_entries,
     fill_gaps,
     plan_streams,
     write_texts,
 )
 from zonkey_core.level import Level
 from zonkey_core.ordering import GAP_WIDTH, Draft, in_streams, lay_out, with_gaps
+from zonkey_core.telling import EMPTY, draw_entries
 from zonkey_core.writer import Kind, Layout, Memory, OrderedSlots, Told, Writer
 
 SURE = 30.0
@@ -382,7 +381,7 @@ def boards() -> Iterator[list[Any]]:
     """All boards that are made meanwhile."""
     made: list[Any] = []
 
-    class Noted(filling._Board):
+    class Noted(filling.Board):
         def __init__(self, *given: Any, **options: Any) -> None:
             super().__init__(*given, **options)
             made.append(self)

@@ -56,7 +56,7 @@ class Fill(msgspec.Struct, frozen=True):
 class InfillingOptions(msgspec.Struct, frozen=True):
     """How gaps are filled."""
 
-    steps: int = 16
+    steps: int = 32
     temperature: float = 0.85
     candidates: int = 8
 
@@ -143,9 +143,11 @@ def _fill_cluster(
         rows.append(row if starts is None else _with_draft(model.levels[0], row, opened, starts))
     dictionary = model.levels[0].dictionary
     assert dictionary is not None
+    steps = max(1, options.steps - 1)
+    filled = fill_gaps(model.levels[0], rows, chances, steps=steps, temperature=options.temperature)
     drawn = [
-        [dictionary.spell(entries.tolist())[len(prefix) :] for entries, prefix in zip(filled, prefixes, strict=True)]
-        for filled in fill_gaps(model.levels[0], rows, chances, steps=options.steps, temperature=options.temperature)
+        [dictionary.spell(entries.tolist())[len(prefix) :] for entries, prefix in zip(row, prefixes, strict=True)]
+        for row in filled
     ]
     questions = [Question(*_join(texts, fills), begin == 0, end == len(data)) for fills in drawn]
     likelihoods = log_likelihoods(model, questions)

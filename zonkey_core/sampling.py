@@ -16,10 +16,11 @@ from torch import Tensor
 
 from zonkey_core.drafting import SPARE_SLOTS, draft_text
 from zonkey_core.errors import ConfigError
-from zonkey_core.filling import EMPTY, TOGETHER, OpenText, write_texts
+from zonkey_core.filling import TOGETHER, OpenText, write_texts
 from zonkey_core.level import Level
 from zonkey_core.model import Zonkey, text_sequence
 from zonkey_core.scoring import Question, log_likelihoods
+from zonkey_core.telling import EMPTY
 
 GROUP_BYTES = 512
 """Text that is sampled at once."""
@@ -35,8 +36,8 @@ MOST_STEPS = 128
 class SamplingOptions(msgspec.Struct, frozen=True):
     """How text is sampled."""
 
-    steps: int = 16
-    """Evaluations of a level's denoiser from pure noise to none."""
+    steps: int = 32
+    """Evaluations of a level's denoiser from pure noise to none; where one is not enough to go on, two."""
     temperature: float = 0.85
     """Divides the logits of what is chosen, and scales the noise that upper levels draw anew at each step."""
     max_bytes: int = 512
@@ -129,7 +130,7 @@ def _write(
 
         written = write_texts(
             level, opened, [generators[index] for index in going],
-            steps=options.steps, temperature=options.temperature, on_step=shown,
+            steps=max(1, options.steps - 1), temperature=options.temperature, on_step=shown,
         )
         left = []
         for index, text, (entries, ended) in zip(going, opened, written, strict=True):

@@ -85,10 +85,10 @@ def command(
 ) -> ExitCode:
     """Write new text from noise.
 
-    All of a text, up to 512 bytes at a time, takes shape at once, several texts side by side, and each ends where the
-    model says that it ends. Text i of several is the one that its seed, the first seed + i, gives alone, so -n 1 is the
-    first of -n 5. A blank line parts the texts unless --json or --null is given. With --watch, which needs a terminal
-    on standard error, texts are written one after another.
+    Up to 512 bytes at a time take shape side by side, in as many streams as --steps makes necessary, several texts at
+    once, and each text ends where the model says that it ends. Text i of several is the one that its seed, the first
+    seed + i, gives alone, so -n 1 is the first of -n 5. A blank line parts the texts unless --json or --null is given.
+    With --watch, which needs a terminal on standard error, texts are written one after another.
     """
     streams = context.ensure_object(Streams)
     style = one_of(context, "as_json", "null")
