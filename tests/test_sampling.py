@@ -32,6 +32,7 @@ from zonkey_core.sampling import (
 )
 from zonkey_core.sampling import SamplingOptions as Options
 from zonkey_core.scoring import Question, log_likelihoods
+from zonkey_core.writer import Memory, OrderedSlots, Told, Writer
 
 DATA = TEXT.encode()
 SURE = 30.0
@@ -296,6 +297,24 @@ def test_a_text_is_known_to_begin_where_all_of_it_is_read(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("prompt", [b"word", b"long enough to be read as several segments, and then some more"])
 def test_a_prompt_that_fills_the_text_comes_back(prompt: bytes) -> None:
     assert texts(talker(), [1, 2], prompt, max_bytes=3) == [prompt, prompt]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 32])
+@pytest.mark.parametrize("prompt", [b"", b"The heron "])
+def test_a_text_takes_no_more_evaluations_than_are_given(
+    steps: int, prompt: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for two at least: one that reads what stands, and one that reads what it has told."""
+    read: list[int] = []
+    forward = Writer.forward
+
+    def counted(writer: Writer, slots: OrderedSlots, memory: Memory | None = None) -> Told:
+        read.append(len(slots.latents))
+        return forward(writer, slots, memory)
+
+    monkeypatch.setattr(Writer, "forward", counted)
+    assert len(*texts(talker(1), [1], prompt, max_bytes=200, steps=steps)) > 190
+    assert max(2, steps - 2) <= len(read) <= max(2, steps)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

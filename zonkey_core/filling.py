@@ -185,7 +185,9 @@ def fill_gaps(
         pieces = [part for known, count in zip(text.known, [*counts, 0], strict=True)
                   for part in (known, known.new_full((count,), EMPTY))]  # fmt: skip
         firsts = [first for first, _ in gaps]
-        expected = {} if text.expected is None else dict(zip(firsts, text.expected, strict=True))
+        expected = {} if text.expected is None else {
+            first: guess[: last - first] for (first, last), guess in zip(gaps, text.expected, strict=True)
+        }
         prefixes = {first: prefix for first, prefix in zip(firsts, text.prefixes, strict=True) if prefix}
         rows.append(prepare_row(level, torch.cat(pieces), expected, text.noise_level, prefixes, generator))
         count = sum(map(len, pieces))
