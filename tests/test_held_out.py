@@ -16,6 +16,7 @@ from zonkey_core.denoiser import DecodedWindows
 from zonkey_core.held_out import (
     Rebuilt,
     Scores,
+    forecast_ends,
     held_out_rows,
     quick_figures,
     rebuild,
@@ -243,3 +244,26 @@ def test_every_level_is_measured(levels: int) -> None:
     assert set(figures) == {*names, "level 0: whitespace F1"}
     for name, figure in figures.items():
         assert 1 <= figure <= 8 if name.endswith("per segment") else 0 <= figure <= 1
+
+
+def test_ends_are_forecast_at_every_place_up_to_the_one_behind_a_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    level = small_model(1, window=6).levels[0]
+    sequence = byte_rows(b"abcdefgh", b"ijklmnop")
+    mask = torch.tensor([[1, 0, 0, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 1]], dtype=torch.bool)
+    starts = torch.tensor([[0, 3, 0], [0, 1, 7]])
+    slot_mask = torch.tensor([[True, True, False], [True, True, True]])
+    view = Ascent(sequence, Segmentation(starts, slot_mask, slot_mask & (starts == 0), mask.float()), torch.eye(5))
+
+    def decode(latents: Tensor) -> DecodedWindows:
+        """The logit names the segment and the place."""
+        logits = latents.argmax(1, keepdim=True) / 10 + torch.arange(6) / 100
+        return DecodedWindows(torch.zeros(len(latents), 6, 1), logits, torch.zeros_like(logits))
+
+    monkeypatch.setattr(level, "decode", decode)
+    found = forecast_ends(level, view)
+    sizes = [3, 5, 1, 6, 1]
+    assert found.rows.tolist() == [0] * 8 + [1] * 7
+    places = [(segment, place) for segment, size in enumerate(sizes) for place in range(1, min(size, 5) + 1)]
+    expected = torch.tensor([segment / 10 + place / 100 for segment, place in places]).sigmoid()
+    torch.testing.assert_close(found.probs, expected)
+    assert found.came_mask.tolist() == [place == sizes[segment] for segment, place in places]

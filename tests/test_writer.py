@@ -121,6 +121,23 @@ def test_what_is_known_later_changes_nothing(drafts: list[Draft], time: int, see
     assert not late.any() or (before.ending_logits[late] != after.ending_logits[late]).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@few
+@given(some_drafts, st.integers(1, 12), seeds)
+def test_no_attention_is_strong_enough_to_see_what_is_known_later(
+    dtype: torch.dtype, draft: Draft, time: int, seed: int
+) -> None:
+    """Products of queries and keys in the hundreds, which a soft floor would not outweigh."""
+    writer, slots = make_writer(), slots_of(draft, seed=seed)
+    for block in writer.blocks:
+        block.attention_in.weight *= 100  # type: ignore[union-attr, operator]
+    late = slots.layout.order >= time
+    other = slots_of(draft, seed=seed + 7)
+    changed = slots._replace(latents=other.latents.where(late.unsqueeze(-1), slots.latents))
+    before, after = writer.to(dtype)(slots), writer(changed)
+    assert torch.equal(before.latents[~late], after.latents[~late])
+
+
 @pytest.mark.parametrize("field", ["latents", "hints", "noise_level", "kinds", "positions"])
 @few
 @given(some_drafts, seeds)

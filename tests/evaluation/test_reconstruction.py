@@ -13,17 +13,19 @@ import torch
 from tests.evaluation.context_helpers import small_context
 from tests.model_helpers import small_model
 from zonkey_core.evaluation import reconstruction
+from zonkey_core.evaluation.boundaries import calibration_error_of_sums
 from zonkey_core.evaluation.noises import NOISES, add_noise
 from zonkey_core.evaluation.reconstruction import (
     OTHERS_SHARE,
     PASSAGE_BYTES,
     commonest_byte_share,
+    ending_counts,
     measure_reconstruction,
     reconstruction_counts,
 )
 from zonkey_core.evaluation.results import LeftOut, Measure
 from zonkey_core.evaluation.texts import EvaluationTexts, passages
-from zonkey_core.held_out import SegmentsBack
+from zonkey_core.held_out import EndForecasts, SegmentsBack
 from zonkey_core.level import Level
 from zonkey_core.model import Ascent, text_sequence
 
@@ -103,8 +105,10 @@ def test_every_condition_is_measured_at_every_level(tmp_path: Path, monkeypatch:
         for level in (0, 1)
         for condition in conditions
         for figure in ("byte_accuracy", "exact_segments", "bytes_per_segment")
+    } | {f"reconstruct.level{level}.clean.length_calibration_error" for level in (0, 1)}
+    assert {what for what, _ in said} == {
+        "lengths of decoded segments", *(f"rebuilding text: {condition}" for condition in conditions)
     }
-    assert {what for what, _ in said} == {f"rebuilding text: {condition}" for condition in conditions}
     clean = passages(context.texts.reference, PASSAGE_BYTES)
     upper = b"".join(
         add_noise(text, "upper_case", index).text for index, text in enumerate(clean[::OTHERS_SHARE])
@@ -124,8 +128,7 @@ def test_every_condition_is_measured_at_every_level(tmp_path: Path, monkeypatch:
 def test_a_perfect_model_reaches_the_ceiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconstruction, "rebuild_segments", everything)
     for name, figure in figures(small_context(tmp_path)).items():
-        if figure.ceiling is not None:
-            assert figure.floor is not None
+        if figure.floor is not None:
             assert figure.value == figure.low == figure.high == figure.ceiling > figure.floor, name
 
 
@@ -140,5 +143,25 @@ def test_an_untrained_model_is_caught(tmp_path: Path) -> None:
 def test_without_other_domains(tmp_path: Path) -> None:
     texts = EvaluationTexts(reference=[LETTERS * 20], judging=[LETTERS], training=[LETTERS])
     outcomes = list(measure_reconstruction(small_context(tmp_path, levels=1, texts=texts)))
-    assert [type(outcome) for outcome in outcomes] == [Measure] * 15 + [LeftOut]
+    assert [type(outcome) for outcome in outcomes] == [Measure] * 16 + [LeftOut]
     assert isinstance(outcomes[-1], LeftOut) and "--domains" in outcomes[-1].reason
+
+
+@pytest.mark.parametrize(("said", "error"), [(0.25, 0.0), (0.85, 0.6), (0.0, 0.25)])
+def test_forecasts_of_ends_are_held_against_how_often_they_came(
+    said: float, error: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One place in four is an end, in every passage."""
+
+    def forecast(_level: Level, view: Ascent) -> EndForecasts:
+        rows = torch.arange(len(view.sequence.values)).repeat_interleave(4)
+        return EndForecasts(rows, torch.full((len(rows),), said), torch.arange(len(rows)) % 4 == 0)
+
+    monkeypatch.setattr(reconstruction, "forecast_ends", forecast)
+    monkeypatch.setattr(reconstruction, "BATCH_ROWS", 2)
+    counts = ending_counts(small_model(2), TEXTS)
+    assert counts.shape[:2] == (2, len(TEXTS))
+    assert not counts[:, TEXTS.index(b"")].any(), "an empty passage has no ends"
+    for level in counts:
+        assert calibration_error_of_sums(level.sum(0)[None]) == pytest.approx([error])
+        assert calibration_error_of_sums(level[:1]) == pytest.approx([error])
