@@ -171,6 +171,17 @@ def test_a_text_is_written_alike_alone_and_beside_others(texts: list[OpenText], 
         assert torch.equal(alone.get_state(), beside[index].get_state()), "what is drawn next is the same as well"
 
 
+def test_products_have_the_same_shapes_whatever_stands_beside() -> None:
+    """Since others round otherwise."""
+    text = opened(3, 9)
+    shapes = []
+    for others in ([], [opened(1, 9)], [opened(20, 9, begins=False), *[opened(3, 9)] * 3]):
+        with watched() as seen:
+            write(teller(NEVER), text, *others, steps=3)
+        shapes.append([tuple(reading.places.shape) for reading in seen])
+    assert shapes[0] == shapes[1] == shapes[2]
+
+
 def test_more_texts_than_are_written_at_once_are_written_as_each_alone() -> None:
     level, texts = teller(), [opened(index % 3, 6) for index in range(2 * TOGETHER + 3)]
     together = write(level, *texts)
