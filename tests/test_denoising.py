@@ -15,6 +15,7 @@ from zonkey_core import denoising, ordering
 from zonkey_core.denoising import (
     ENDINGS_WEIGHT,
     HINTED,
+    LATER_ENDINGS,
     choosing_objective,
     draw_hint_levels,
     draw_noise_levels,
@@ -25,7 +26,7 @@ from zonkey_core.endings import ending_losses
 from zonkey_core.level import Level
 from zonkey_core.noise_schedule import NoiseSchedule
 from zonkey_core.ordering import Plan, draw_plan
-from zonkey_core.writer import Memory, OrderedSlots, Told, Writer
+from zonkey_core.writer import Kind, Memory, OrderedSlots, Told, Writer
 
 SCHEDULE = NoiseSchedule(5.0)
 
@@ -105,7 +106,9 @@ def test_a_choice_that_knows_nothing_costs_what_the_shares_say(lengths: list[lis
     torch.testing.assert_close(losses["choice"], torch.stack(told).mean() if told else torch.tensor(0.0))
     asked = plan.remaining >= 0
     hazards = writer.ending_out.bias.expand(int(asked.sum()), -1)
-    expected = ending_losses(hazards, plan.remaining[asked], plan.certain_mask[asked]).mean()
+    each = ending_losses(hazards, plan.remaining[asked], plan.certain_mask[asked])
+    weights = torch.tensor([LATER_ENDINGS if kind == Kind.TEXT else 1.0 for kind in plan.layout.kinds[asked].tolist()])
+    expected = (each * weights).sum() / weights.sum() if len(each) else torch.tensor(0.0)
     torch.testing.assert_close(losses["endings"], ENDINGS_WEIGHT * expected)
 
 

@@ -147,7 +147,7 @@ steps_option = click.option(
     help="Evaluations in which open slots are written, at most 128: fewer are faster, and write more side by side.",
 )
 temperature_option = click.option(
-    "--temperature", type=click.FloatRange(min=0), metavar="T", default=0.85, show_default=True,
+    "--temperature", type=click.FloatRange(min=0), metavar="T", default=1.0, show_default=True,
     help="How freely text is drawn; 0 always takes the likeliest.",
 )
 

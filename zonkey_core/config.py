@@ -79,8 +79,8 @@ class StageShares(_Struct, frozen=True):
 
     splitter: tuple[float, ...] = (1.2, 0.6)
     autoencoder: tuple[float, ...] = (1.6, 0.5)
-    denoiser: tuple[float, ...] = (5.0, 0.4)
-    joint: float = 0.4
+    denoiser: tuple[float, ...] = (5.0, 0.8)
+    joint: float = 0.8
 
 
 class TrainingConfig(_Struct, frozen=True):

@@ -21,11 +21,13 @@ from zonkey_core.noise_schedule import NoiseSchedule
 from zonkey_core.objectives import window_losses
 from zonkey_core.ordering import draw_plan
 from zonkey_core.positions import LARGEST_BANK, PositionSequence
-from zonkey_core.writer import OrderedSlots
+from zonkey_core.writer import Kind, OrderedSlots
 
 HINTED = 0.15
 """Share of rows that come with hints of what is told."""
-ENDINGS_WEIGHT = 0.1
+ENDINGS_WEIGHT = 0.3
+LATER_ENDINGS = 0.05
+"""Weight of the endings that are asked further on in a text, beside those asked where it opens."""
 
 
 def denoiser_objective(
@@ -96,9 +98,10 @@ def choosing_objective(level: Level, pieces: Pieces, generator: torch.Generator)
     endings = ending_losses(
         estimate.ending_logits[measured], plan.remaining[measured], plan.certain_mask[measured]
     )
+    weight = torch.where(plan.layout.kinds == Kind.TEXT, LATER_ENDINGS, 1.0)[measured]
     return {
         "choice": dictionary.loss(estimate.latents[asked], schedule.sigma(noise_level[asked]), latents, told[asked]),
-        "endings": ENDINGS_WEIGHT * endings.sum() / measured.sum().clamp(min=1),
+        "endings": ENDINGS_WEIGHT * (endings * weight).sum() / weight.sum().clamp(min=LATER_ENDINGS),
     }
 
 

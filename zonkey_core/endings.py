@@ -39,6 +39,20 @@ def log_survival(logits: Tensor) -> Tensor:
     return -functional.softplus(logits.float()).cumsum(-1)
 
 
+def usual_logits(counts: Tensor, certain_mask: Tensor, *, least: int) -> Tensor:
+    """[E] logits of the hazards of counts [n], some of them censored (Kaplan and Meier 1958).
+
+    NaN for bins that fewer than `least` of them reach.
+    """
+    edges = torch.tensor(EDGES, device=counts.device)
+    which = torch.bucketize(counts, edges, right=True)
+    order = torch.arange(len(EDGES), device=counts.device).unsqueeze(1)
+    ended = ((which == order) & certain_mask).sum(1)
+    reached = ended + (which > order).sum(1)
+    hazard = (ended + 0.5) / (reached + 1)
+    return torch.logit(hazard).masked_fill(reached < least, torch.nan)
+
+
 def draw_counts(logits: Tensor, chance: Tensor) -> Tensor:
     """Counts [n] drawn by numbers [n] between 0 and 1; `EDGES[-1]` stands for any from there on."""
     survival = functional.pad(log_survival(logits).exp(), (1, 0), value=1.0)

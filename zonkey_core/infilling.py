@@ -57,7 +57,7 @@ class InfillingOptions(msgspec.Struct, frozen=True):
     """How gaps are filled."""
 
     steps: int = 32
-    temperature: float = 0.85
+    temperature: float = 1.0
     candidates: int = 8
 
 

@@ -38,7 +38,7 @@ class SamplingOptions(msgspec.Struct, frozen=True):
 
     steps: int = 32
     """Evaluations of a level's denoiser from pure noise to none; where one is not enough to go on, two."""
-    temperature: float = 0.85
+    temperature: float = 1.0
     """Divides the logits of what is chosen, and scales the noise that upper levels draw anew at each step."""
     max_bytes: int = 512
     level: int = 0

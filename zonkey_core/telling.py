@@ -19,6 +19,10 @@ from zonkey_core.writer import Layout, Memory, OrderedSlots, Told
 
 BLOCK = 128
 """Entries whose probabilities are added up first when one is drawn."""
+LEAST_SHARE = 0.005
+"""Entries less likely than the likeliest by this factor are not drawn (Nguyen et al. 2024, "min-p")."""
+SMALLEST = 1e-9
+"""Stands for a chance of 0, which would draw what has no weight."""
 EMPTY = -1
 """Stands for the entry of a slot that is still open."""
 
@@ -147,14 +151,15 @@ def draw_entries(logits: Tensor, chance: Tensor, temperature: float) -> Tensor:
     if temperature == 0:
         return logits.argmax(-1)
     weights = ((logits - logits.amax(-1, keepdim=True)) / temperature).exp_()
+    weights = weights.masked_fill_(weights < LEAST_SHARE, 0.0)
     number = -(-weights.shape[1] // BLOCK)
     blocks = functional.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), number, BLOCK)
     # First the block that the chance falls into, then the entry within it: a cumulative sum over all takes longer.
     upto = blocks.sum(-1).cumsum(-1)
-    aim = (chance.clamp(min=1e-9) * upto[:, -1]).unsqueeze(1)
+    aim = (chance.clamp(min=SMALLEST) * upto[:, -1]).unsqueeze(1)
     block = torch.searchsorted(upto, aim).clamp(max=upto.shape[1] - 1)
     rows = torch.arange(len(logits), device=logits.device)
     inside = blocks[rows, block.squeeze(1)].cumsum(-1)
     rest = aim - functional.pad(upto, (1, 0)).gather(1, block)
-    entry = torch.searchsorted(inside, rest.minimum(inside[:, -1:])).squeeze(1)
+    entry = torch.searchsorted(inside, rest.clamp(min=SMALLEST).minimum(inside[:, -1:])).squeeze(1)
     return (block.squeeze(1) * BLOCK + entry).clamp(max=logits.shape[1] - 1)

@@ -142,6 +142,7 @@ class Writer(nn.Module):
         self.norm = nn.LayerNorm(width, bias=False)
         self.latent_out = nn.Linear(width, channels)
         self.ending_out = nn.Linear(width, len(EDGES))
+        self.ending_bias = nn.Parameter(torch.zeros(len(Kind), len(EDGES)))
         soften_outputs(self.blocks)
 
     def forward(self, slots: OrderedSlots, memory: Memory | None = None) -> Told:
@@ -170,7 +171,8 @@ class Writer(nn.Module):
         states = self.norm(states)
         change = self.latent_out(states).float()
         estimate = alpha * slots.hints.float() + sigma * self.gain * change
-        return Told(estimate, self.ending_out(states).float())
+        usual = functional.embedding(slots.layout.kinds, self.ending_bias).float()
+        return Told(estimate, self.ending_out(states).float() + usual)
 
 
 def _unknown_bias(queries: Layout, keys: Layout) -> Tensor:

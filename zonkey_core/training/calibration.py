@@ -1,4 +1,7 @@
-"""Calibration: a splitter's probabilities moved so that cuts above one half come at the rate that is asked for."""
+"""Calibration: what a stage's losses leave slightly off is moved to what a text shows.
+
+A splitter's cuts come at the rate that is asked for, and a writer expects documents to be as long as they are.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,14 @@ from collections.abc import Iterable
 
 import torch
 
+from zonkey_core.endings import usual_logits
 from zonkey_core.level import Level
+from zonkey_core.ordering import in_streams, lay_out
 from zonkey_core.positions import PositionSequence
+from zonkey_core.writer import Kind, OrderedSlots
+
+LEAST_DOCUMENTS = 30
+"""Documents that must reach a length before the shares of those that end there count."""
 
 
 @torch.no_grad()
@@ -25,3 +34,21 @@ def calibrate(level: Level, sequences: Iterable[PositionSequence]) -> None:
     wanted = round(positions / level.config.segment_length)
     if 0 < wanted < len(ranked):
         level.splitter.shift(float(ranked[wanted - 1] + ranked[wanted]) / 2)
+
+
+@torch.no_grad()
+def calibrate_endings(level: Level, sequences: Iterable[PositionSequence]) -> None:
+    """Let level 0's writer expect as much of a document of which nothing is known as those in these rows hold."""
+    assert level.writer is not None
+    counts, certain = [], []
+    for sequence in sequences:
+        pieces = level.pieces(sequence, level.split(sequence).start_prob)
+        for begins, slots in zip(pieces.document_mask, pieces.slot_mask.sum(1), strict=True):
+            edges = torch.cat([begins.nonzero().flatten(), slots[None]])
+            counts.append(edges.diff())
+            certain.append(torch.arange(len(edges) - 1, device=edges.device) < len(edges) - 2)
+    wanted = usual_logits(torch.cat(counts), torch.cat(certain), least=LEAST_DOCUMENTS)
+    plan = lay_out([in_streams(0, [0], [0], begins=True, end_order=None)], 1, wanted.device)
+    blank = torch.zeros(1, 1, level.channels, device=wanted.device)
+    said = level.writer(OrderedSlots(plan.layout, blank, blank, torch.ones(1, 1, device=wanted.device)))
+    level.writer.ending_bias[Kind.DOCUMENT] += (wanted - said.ending_logits[0, 0]).nan_to_num()

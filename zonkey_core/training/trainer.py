@@ -34,7 +34,7 @@ from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
 from zonkey_core.held_out import held_out_rows, quick_figures
 from zonkey_core.model import Zonkey, byte_sequence
 from zonkey_core.positions import PositionSequence
-from zonkey_core.training.calibration import calibrate
+from zonkey_core.training.calibration import calibrate, calibrate_endings
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.events import CheckpointEvent, Event, FiguresEvent, StageEvent, StepEvent
 from zonkey_core.training.fitting import fit_codebooks, fit_dictionaries
@@ -52,6 +52,7 @@ from zonkey_core.training.stages import stage_losses, stage_optimizers, stage_pa
 
 REPORT_SECONDS = 1.0
 CALIBRATION_BATCHES = 8
+ENDING_BATCHES = 96
 
 
 class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,10 +183,10 @@ class Trainer:
 
     def run_fraction(self) -> float:
         """How much of the whole run is done, 0 to 1."""
-        done = sum(stage.share for stage in self.stages[: self.record.stage])
         if self.record.stage == len(self.stages):
             return 1.0
-        return min(1.0, done + self.stages[self.record.stage].share * self.stage_fraction())
+        left = sum(stage.share for stage in self.stages[self.record.stage + 1 :])
+        return max(0.0, 1 - left - self.stages[self.record.stage].share * (1 - self.stage_fraction()))
 
     def _run_stage(
         self,
@@ -275,7 +276,14 @@ class Trainer:
         self.record.stage_step, self.record.stage_seconds = 0, 0.0
 
     def _calibrate(self, stage: Stage, batches: Prefetcher) -> None:
-        """After a stage that moved splitters, let them cut further batches at their target rates."""
+        """After a stage that moved splitters, let them cut further batches at their target rates; so with writers."""
+        if stage.name in ("denoiser", "joint") and not stage.level:
+            with autocast(self.device, self.precision):
+                rows_seen = (self._sequence(batches.next_batch()) for _ in range(ENDING_BATCHES))
+                calibrate_endings(self.model.levels[0], rows_seen)
+            writer = self.model.levels[0].writer
+            assert writer is not None and self.average.levels[0].writer is not None
+            self.average.levels[0].writer.load_state_dict(writer.state_dict())
         if stage.name not in ("splitter", "joint"):
             return
         rows = [self._sequence(batches.next_batch()) for _ in range(CALIBRATION_BATCHES)]
