@@ -466,6 +466,26 @@ def test_what_is_expected_beyond_the_widest_gap_is_left_out() -> None:
     assert torch.equal(filled[0], long[:GAP_WIDTH]) and torch.equal(filled[1], long.flip(0)[:GAP_WIDTH])
 
 
+def test_what_is_expected_counts_as_much_as_its_noise_leaves_of_it() -> None:
+    level, seen = teller(3), []
+    logits = Dictionary.logits
+
+    def watching(dictionary: Dictionary, estimate: Tensor, sigma: Tensor, latents: Tensor) -> Tensor:
+        seen.append(sigma)
+        return logits(dictionary, estimate, sigma, latents)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dictionary, "logits", watching)
+        write(level, opened(2, 30, expected=torch.arange(60, 69), noise_level=0.1))
+        fill(level, gapped(2, 2, expected=[torch.arange(60, 69)], noise_level=0.1))
+        hinted = torch.cat(seen)
+        seen.clear()
+        write(level, opened(2, 30))
+    sigma = level.schedule.sigma(torch.tensor(0.1))
+    assert len(hinted) == 18 and torch.equal(hinted, sigma.expand(18)) and sigma < 0.7
+    assert (torch.cat(seen) == 1).all()
+
+
 def test_where_there_is_nothing_but_noise_nothing_is_expected() -> None:
     level, kinds = teller(9), torch.arange(60, 69)
     with watched() as seen:
@@ -577,12 +597,11 @@ def test_what_stands_on_both_sides_decides_what_a_gap_holds() -> None:
 @few
 @given(gapped_texts(), seeds)
 def test_how_long_a_gap_is_is_asked_of_both_sides_before_it_is_open(text: GappedText, seed: int) -> None:
-    level, asked = teller(), []
+    level, asked, told = teller(), [], []
     forward = Writer.forward
 
     def watching(writer: Writer, slots: OrderedSlots, memory: Memory | None = None) -> Told:
-        if memory is None:
-            asked.append(slots)
+        (asked if memory is None else told).append(slots)
         return forward(writer, slots, memory)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -592,6 +611,9 @@ def test_how_long_a_gap_is_is_asked_of_both_sides_before_it_is_open(text: Gapped
     (first, second) = asked
     assert all(torch.equal(one, other) for one, other in zip(first.layout, second.layout, strict=True))
     assert torch.equal(first.latents, second.latents) and (first.layout.order == 0).all()
+    for slots in (first, told[0]):
+        kinds = slots.layout.kinds[0]
+        assert (kinds == Kind.DOCUMENT).sum() == text.begins and (kinds == Kind.END).sum() == text.ends
     layout: Layout = first.layout
     assert (layout.kinds[0] == Kind.TEXT).sum() == sum(map(len, text.known))
     gates = layout.positions[0][layout.kinds[0] == Kind.GAP]
