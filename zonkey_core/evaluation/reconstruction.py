@@ -22,7 +22,7 @@ from zonkey_core.evaluation.noises import NOISES, add_noise
 from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
 from zonkey_core.evaluation.texts import passages
 from zonkey_core.held_out import forecast_ends, rebuild_segments
-from zonkey_core.model import Zonkey
+from zonkey_core.model import Ascent, Zonkey
 from zonkey_core.positions import PositionSequence
 
 PASSAGE_BYTES = 1024
@@ -53,12 +53,8 @@ def reconstruction_counts(model: Zonkey, texts: Sequence[bytes]) -> Iterator[tup
 
     The four columns are the bytes that are right, all bytes, the segments that are exact, and all segments.
     """
-    order = sorted((index for index, text in enumerate(texts) if text), key=lambda index: len(texts[index]))
-    for begin in range(0, len(order), BATCH_ROWS):
-        batch = order[begin : begin + BATCH_ROWS]
-        sequence = _rows([texts[index] for index in batch], model.device)
+    for batch, views in _batches(model, texts):
         counts = np.zeros((len(model.levels), len(batch), 4))
-        views = model.ascend(sequence, len(model.levels) - 1)
         for level in range(len(model.levels)):
             back = rebuild_segments(model.levels[: level + 1], views[: level + 1])
             columns = (back.right, back.sizes, back.exact, torch.ones_like(back.sizes))
@@ -72,15 +68,20 @@ def reconstruction_counts(model: Zonkey, texts: Sequence[bytes]) -> Iterator[tup
 def ending_counts(model: Zonkey, texts: Sequence[bytes]) -> NDArray[np.float64]:
     """[levels, passages, 3 * BINS] `forecast_counts` of where decoded segments end."""
     counts = np.zeros((len(model.levels), len(texts), 3 * BINS))
-    order = sorted((index for index, text in enumerate(texts) if text), key=lambda index: len(texts[index]))
-    for begin in range(0, len(order), BATCH_ROWS):
-        batch = order[begin : begin + BATCH_ROWS]
-        views = model.ascend(_rows([texts[index] for index in batch], model.device), len(model.levels) - 1)
+    for batch, views in _batches(model, texts):
         for number, (level, view) in enumerate(zip(model.levels, views, strict=True)):
             rows, probs, came = (part.cpu().numpy() for part in forecast_ends(level, view))
             for row, index in enumerate(batch):
                 counts[number, index] = forecast_counts(probs[rows == row].astype(np.float64), came[rows == row])
     return counts
+
+
+def _batches(model: Zonkey, texts: Sequence[bytes]) -> Iterator[tuple[list[int], list[Ascent]]]:
+    """Passages of about equal length together: which ones, and what every level sees of them."""
+    order = sorted((index for index, text in enumerate(texts) if text), key=lambda index: len(texts[index]))
+    for begin in range(0, len(order), BATCH_ROWS):
+        batch = order[begin : begin + BATCH_ROWS]
+        yield batch, model.ascend(_rows([texts[index] for index in batch], model.device), len(model.levels) - 1)
 
 
 def commonest_byte_share(texts: Sequence[bytes]) -> float:
