@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from torch.nn import functional
 
 from zonkey_core.codebook import Codebook
 from zonkey_core.config import LevelConfig, ModelConfig
-from zonkey_core.dictionary import Dictionary, StringCounter
+from zonkey_core.dictionary import Dictionary, Pieces, StringCounter
 from zonkey_core.existence import cumulative_log_continue, window_log_existence
 from zonkey_core.level import Level
 from zonkey_core.model import Zonkey, byte_sequence
@@ -113,3 +115,15 @@ def latent_rows(level: Level, lengths: list[int], *, seed: int, padding: int = 0
     document_mask = torch.zeros_like(exists)
     document_mask[:, 0] = True
     return PositionSequence(values, exists, document_mask)
+
+
+def pieces_of(lengths: list[list[int]], *, begins: list[bool] | None = None) -> Pieces:
+    """Rows of documents of these lengths; each piece is an entry of its own. The first may have begun before."""
+    totals = torch.tensor([sum(row) for row in lengths])
+    slot_mask = torch.arange(int(totals.max())) < totals.unsqueeze(1)
+    order = torch.arange(slot_mask.shape[1]).expand_as(slot_mask)
+    document_mask = torch.zeros_like(slot_mask)
+    for row, documents in enumerate(lengths):
+        document_mask[row, list(itertools.accumulate(documents[:-1], initial=0))] = True
+        document_mask[row, 0] = begins is None or begins[row]
+    return Pieces((order + 7) * slot_mask, order * slot_mask, slot_mask, document_mask)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.model_helpers import byte_rows, chance, few, latent_rows, normal, seeds, small_model
+from tests.model_helpers import byte_rows, chance, few, latent_rows, normal, pieces_of, seeds, small_model
 from zonkey_core import denoising, ordering
 from zonkey_core.denoising import (
     ENDINGS_WEIGHT,
@@ -29,17 +27,6 @@ from zonkey_core.ordering import Plan, draw_plan
 from zonkey_core.writer import Kind, Memory, OrderedSlots, Told, Writer
 
 SCHEDULE = NoiseSchedule(5.0)
-
-
-def pieces_of(lengths: list[list[int]]) -> Pieces:
-    """Rows of documents of these lengths; each piece is an entry of its own."""
-    totals = torch.tensor([sum(row) for row in lengths])
-    slot_mask = torch.arange(int(totals.max())) < totals.unsqueeze(1)
-    order = torch.arange(slot_mask.shape[1]).expand_as(slot_mask)
-    document_mask = torch.zeros_like(slot_mask)
-    for row, documents in enumerate(lengths):
-        document_mask[row, list(itertools.accumulate(documents[:-1], initial=0))] = True
-    return Pieces((order + 7) * slot_mask, order * slot_mask, slot_mask, document_mask)
 
 
 def level_that_chooses(*, seed: int = 0) -> tuple[Level, Dictionary, Writer]:

@@ -10,9 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.model_helpers import chance, law, seeds
+from tests.model_helpers import chance, law, pieces_of, seeds
 from zonkey_core import ordering
-from zonkey_core.dictionary import Pieces
 from zonkey_core.ordering import (
     FAR,
     GAP_WIDTH,
@@ -281,18 +280,6 @@ def test_only_what_is_known_to_end_has_an_end() -> None:
 
 
 # Plans
-
-
-def pieces_of(lengths: list[list[int]], *, begins: list[bool] | None = None) -> Pieces:
-    """Rows of documents of these lengths; each piece is an entry of its own. The first may have begun before."""
-    totals = torch.tensor([sum(row) for row in lengths])
-    slot_mask = torch.arange(int(totals.max())) < totals.unsqueeze(1)
-    order = torch.arange(slot_mask.shape[1]).expand_as(slot_mask)
-    document_mask = torch.zeros_like(slot_mask)
-    for row, documents in enumerate(lengths):
-        document_mask[row, list(itertools.accumulate(documents[:-1], initial=0))] = True
-        document_mask[row, 0] = begins is None or begins[row]
-    return Pieces((order + 7) * slot_mask, order * slot_mask, slot_mask, document_mask)
 
 
 rows_of_documents = st.lists(st.lists(st.integers(1, 25), min_size=1, max_size=4), min_size=1, max_size=4)

@@ -1,12 +1,12 @@
 """A dictionary of level 0: the strings that its segments mostly are, each with a latent of its own.
 
-The denoiser's clean estimate is the expected latent under a softmax over these, so that what is written is spelled as
-real text is. Segments that are not in it are spelled with the likeliest row of strings that are; the 256 single bytes
-always are, so every text can be written.
+The writer tells what a slot holds as a softmax over these, so that what is written is spelled as real text is. Segments
+that are not in it are spelled with the likeliest row of strings that are; the 256 single bytes always are, so every
+text can be written.
 
-A string's logit adds up what the trunk expects there, how often it is met, and the evidence of the noisy latent. With
+A string's logit adds up what the writer expects there, how often it is met, and the evidence of the noisy latent. With
 noise of variance sigma^2 on alpha times a latent v on the sphere, the latter is exactly `alpha z.v / sigma^2` up to a
-constant, so the trunk has context to learn and no denoising (Dieleman et al. 2022, CDCD, learn both).
+constant, so the writer has context to learn and no denoising (Dieleman et al. 2022, CDCD, learn both).
 
 Shapes: K strings of at most S bytes, latents of width C; B rows of L bytes.
 """

@@ -22,8 +22,8 @@ from torch.nn.utils.rnn import pad_sequence
 from zonkey_core.endings import EDGES, draw_counts
 from zonkey_core.level import Level
 from zonkey_core.ordering import GAP_WIDTH, Draft, in_streams, lay_out, with_gaps
-from zonkey_core.telling import EMPTY, Board, prepare_row
-from zonkey_core.writer import Kind, OrderedSlots
+from zonkey_core.telling import EMPTY, Board, prepare_row, read_whole
+from zonkey_core.writer import Kind
 
 TOGETHER = 16
 """Texts that are written side by side; fewer are padded to so many."""
@@ -33,6 +33,8 @@ STAGGER = 4
 """Evaluations between the openings of neighbouring streams, where there is time."""
 MORE_STREAMS = 1
 """Streams that may be added to the fewest possible, for the sake of their stagger."""
+
+
 class OpenText(NamedTuple):
     """A text that is to go on."""
 
@@ -184,11 +186,10 @@ def fill_gaps(
             parts += itertools.pairwise([first + (last - first) * part // number for part in range(number + 1)])
         pieces = [part for known, count in zip(text.known, [*counts, 0], strict=True)
                   for part in (known, known.new_full((count,), EMPTY))]  # fmt: skip
-        firsts = [first for first, _ in gaps]
         expected = {} if text.expected is None else {
             first: guess[: last - first] for (first, last), guess in zip(gaps, text.expected, strict=True)
         }
-        prefixes = {first: prefix for first, prefix in zip(firsts, text.prefixes, strict=True) if prefix}
+        prefixes = {first: prefix for (first, _), prefix in zip(gaps, text.prefixes, strict=True) if prefix}
         rows.append(prepare_row(level, torch.cat(pieces), expected, text.noise_level, prefixes, generator))
         count = sum(map(len, pieces))
         drafts.append(with_gaps(count, parts, begins=text.begins, ends=text.ends, measured=True))
@@ -204,21 +205,18 @@ def fill_gaps(
 @torch.no_grad()
 def _gap_lengths(level: Level, texts: Sequence[GappedText]) -> list[list[int]]:
     """How many slots each gap of each text gets."""
-    assert level.dictionary is not None and level.writer is not None
-    table = level.dictionary.latents()
+    device = next(level.parameters()).device
     drafts = []
     for text in texts:
         gaps = _gap_bounds(text, [1] * (len(text.known) - 1))
         count = sum(map(len, text.known)) + len(gaps)
         drafts.append(with_gaps(count, gaps, begins=text.begins, ends=text.ends, measured=False))
-    plan = lay_out(drafts, max(len(draft.source) for draft in drafts), table.device)
+    plan = lay_out(drafts, max(len(draft.source) for draft in drafts), device)
     entries = pad_sequence(
         [torch.cat([part for known in text.known for part in (known, known.new_zeros(1))]) for text in texts],
         batch_first=True,
-    ).to(table.device)
-    held = table[entries.gather(1, plan.source.clamp(min=0))] * (plan.source >= 0).unsqueeze(-1)
-    pure = torch.ones_like(plan.source, dtype=torch.float32)
-    logits = level.writer(OrderedSlots(plan.layout, held, torch.zeros_like(held), pure)).ending_logits
+    ).to(device)
+    logits = read_whole(level, plan, entries).ending_logits
     lengths = []
     for row, text in enumerate(texts):
         if text.expected is not None:

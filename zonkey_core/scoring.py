@@ -15,7 +15,7 @@ from zonkey_core.dictionary import Pieces
 from zonkey_core.level import Level
 from zonkey_core.model import Zonkey, text_sequence
 from zonkey_core.ordering import Draft, in_streams, lay_out, with_gaps
-from zonkey_core.writer import OrderedSlots
+from zonkey_core.telling import read_whole
 
 ROWS_TOGETHER = 16
 """Texts that are read at once."""
@@ -96,18 +96,16 @@ def _touched(pieces: Pieces, length: int, spans: Sequence[tuple[int, int]]) -> T
 
 def _row_likelihoods(level: Level, rows: Sequence[_Row]) -> list[Likelihood]:
     """What is asked of each row."""
-    dictionary, writer = level.dictionary, level.writer
-    assert dictionary is not None and writer is not None
+    dictionary = level.dictionary
+    assert dictionary is not None
     table = dictionary.latents()
     plan = lay_out([row.draft for row in rows], max(len(row.draft.source) for row in rows), table.device)
     entries = pad_sequence([row.entries for row in rows], batch_first=True)
     asked = pad_sequence([row.asked_mask for row in rows], batch_first=True)
-    held = table[entries.gather(1, plan.source.clamp(min=0))] * (plan.source >= 0).unsqueeze(-1)
-    pure = torch.ones_like(plan.source, dtype=torch.float32)
     told = plan.told.clamp(min=0)
     wanted = (plan.told >= 0) & asked.gather(1, told)
-    estimate = writer(OrderedSlots(plan.layout, held, torch.zeros_like(held), pure))
-    logits = dictionary.logits(estimate.latents[wanted], pure[wanted], table)
+    latents = read_whole(level, plan, entries).latents[wanted]
+    logits = dictionary.logits(latents, latents.new_ones(len(latents)), table)
     log_prob = logits.log_softmax(-1).gather(1, entries.gather(1, told)[wanted].unsqueeze(1)).squeeze(1)
-    found = torch.zeros_like(pure).masked_scatter(wanted, log_prob)
+    found = log_prob.new_zeros(wanted.shape).masked_scatter(wanted, log_prob)
     return list(itertools.starmap(Likelihood, zip(found.sum(1).tolist(), wanted.sum(1).tolist(), strict=True)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.devices import choose_precision
 from zonkey_core.level import Level
-from zonkey_core.ordering import Draft, in_streams, lay_out
+from zonkey_core.ordering import Draft, Plan, in_streams, lay_out
 from zonkey_core.writer import Layout, Memory, OrderedSlots, Told
 
 BLOCK = 128
@@ -122,6 +122,15 @@ class Board:
         for time in range(1, max(int(times.max()) for times in self.times)):
             self.tell(self.read(time, width))
             on_step()
+
+
+def read_whole(level: Level, plan: Plan, entries: Tensor) -> Told:
+    """Read rows of slots at once, with no hints; `entries` [B, M] do not matter where the plan holds none."""
+    assert level.dictionary is not None and level.writer is not None
+    held = level.dictionary.latents()[entries.gather(1, plan.source.clamp(min=0))]
+    held = held * (plan.source >= 0).unsqueeze(-1)
+    pure = torch.ones_like(plan.source, dtype=torch.float32)
+    return cast(Told, level.writer(OrderedSlots(plan.layout, held, torch.zeros_like(held), pure)))
 
 
 def prepare_row(

@@ -13,7 +13,8 @@ from zonkey_core.endings import usual_logits
 from zonkey_core.level import Level
 from zonkey_core.ordering import in_streams, lay_out
 from zonkey_core.positions import PositionSequence
-from zonkey_core.writer import Kind, OrderedSlots
+from zonkey_core.telling import read_whole
+from zonkey_core.writer import Kind
 
 LEAST_DOCUMENTS = 30
 """Documents that must reach a length before the shares of those that end there count."""
@@ -49,6 +50,5 @@ def calibrate_endings(level: Level, sequences: Iterable[PositionSequence]) -> No
             certain.append(torch.arange(len(edges) - 1, device=edges.device) < len(edges) - 2)
     wanted = usual_logits(torch.cat(counts), torch.cat(certain), least=LEAST_DOCUMENTS)
     plan = lay_out([in_streams(0, [0], [0], begins=True, end_order=None)], 1, wanted.device)
-    blank = torch.zeros(1, 1, level.channels, device=wanted.device)
-    said = level.writer(OrderedSlots(plan.layout, blank, blank, torch.ones(1, 1, device=wanted.device)))
+    said = read_whole(level, plan, plan.source.new_zeros(1, 1))
     level.writer.ending_bias[Kind.DOCUMENT] += (wanted - said.ending_logits[0, 0]).nan_to_num()
