@@ -34,6 +34,7 @@ from zonkey_core.denoiser import NoisySlots
 from zonkey_core.denoising import choosing_objective, denoiser_objective
 from zonkey_core.devices import autocast
 from zonkey_core.dictionary import StringCounter
+from zonkey_core.diffusion.decoding_order import draw_plan
 from zonkey_core.drafting import Slots, denoise
 from zonkey_core.endings import draw_counts
 from zonkey_core.existence import cumulative_log_continue, decoded_log_existence
@@ -43,7 +44,6 @@ from zonkey_core.latents import to_sphere
 from zonkey_core.level import Level, Segmentation
 from zonkey_core.model import Ascent, Zonkey
 from zonkey_core.objectives import autoencoder_objective, splitter_objective
-from zonkey_core.ordering import draw_plan
 from zonkey_core.positions import PositionSequence
 from zonkey_core.sampling import SamplingOptions, generate
 from zonkey_core.segment_splitter import SegmentReader
@@ -292,7 +292,7 @@ def writing_parts(index: int, level: Level, view: Ascent, generator: torch.Gener
     """How the lowest level denoises: it takes text apart, tells strings from what is known, and writes them."""
     assert level.dictionary is not None
     pieces = level.pieces(view.sequence, view.segmentation.start_prob)
-    plan = draw_plan(pieces, generator)
+    plan = draw_plan(pieces.slot_mask, pieces.document_mask, generator)
     shape = plan.source.shape
     content, hints = to_sphere(torch.randn(2, *shape, level.channels, generator=generator))
     noise_level = (1.5 * torch.rand(shape, generator=generator) - 0.25).clamp(0.1, 1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.model_helpers import byte_rows, chance, few, latent_rows, normal, pieces_of, seeds, small_model
-from zonkey_core import denoising, ordering
+from zonkey_core import denoising
 from zonkey_core.denoising import (
     ENDINGS_WEIGHT,
     HINTED,
@@ -20,11 +20,12 @@ from zonkey_core.denoising import (
     open_slots,
 )
 from zonkey_core.dictionary import Dictionary, Pieces
+from zonkey_core.diffusion import decoding_order
+from zonkey_core.diffusion.decoding_order import Kind, Plan, draw_plan
+from zonkey_core.diffusion.noise_schedule import NoiseSchedule
 from zonkey_core.endings import ending_losses
 from zonkey_core.level import Level
-from zonkey_core.noise_schedule import NoiseSchedule
-from zonkey_core.ordering import Plan, draw_plan
-from zonkey_core.writer import Kind, Memory, OrderedSlots, Told, Writer
+from zonkey_core.writer import Memory, OrderedSlots, Told, Writer
 
 SCHEDULE = NoiseSchedule(5.0)
 
@@ -63,7 +64,7 @@ def test_the_smallest_rows_are_asked_as_well(lengths: list[list[int]]) -> None:
         level, dictionary, _ = level_that_chooses()
         pieces = pieces_of(lengths)
         losses = choosing_objective(level, pieces, chance(seed))
-        told = int((draw_plan(pieces, chance(seed)).told >= 0).sum())
+        told = int((draw_plan(pieces.slot_mask, pieces.document_mask, chance(seed)).told >= 0).sum())
         torch.autograd.backward(sum(losses.values(), torch.zeros(())))
         assert all(loss.isfinite() for loss in losses.values())
         assert (losses["choice"] > 0) == (told > 0)
@@ -84,7 +85,7 @@ def test_a_choice_that_knows_nothing_costs_what_the_shares_say(lengths: list[lis
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(denoising, "HINTED", 0.0)
         losses = choosing_objective(level, pieces, chance(seed))
-    plan = draw_plan(pieces, chance(seed))
+    plan = draw_plan(pieces.slot_mask, pieces.document_mask, chance(seed))
     costs = -dictionary.bias.log_softmax(-1)
     told = [
         costs[pieces.entries[row, slot]]
@@ -112,7 +113,7 @@ def reading_of(level: Level, pieces: Pieces, seed: int) -> tuple[OrderedSlots, P
         patch.setattr(Writer, "forward", watching)
         choosing_objective(level, pieces, chance(seed))
     (slots,) = seen
-    return slots, draw_plan(pieces, chance(seed))
+    return slots, draw_plan(pieces.slot_mask, pieces.document_mask, chance(seed))
 
 
 @few
@@ -175,13 +176,13 @@ def test_a_document_costs_what_it_costs_beside_others(monkeypatch: pytest.Monkey
     """Documents of one row are told apart, so the mean over a row is that over its documents."""
     monkeypatch.setattr(denoising, "HINTED", 0.0)
     level, _, _ = level_that_chooses()
-    monkeypatch.setattr(ordering, "GAPPED", 0.0)
-    monkeypatch.setattr(ordering, "ONE_STREAM", 1.0)
+    monkeypatch.setattr(decoding_order, "GAPPED", 0.0)
+    monkeypatch.setattr(decoding_order, "ONE_STREAM", 1.0)
     both = pieces_of([[12, 12]])
     halves = [Pieces(*(field[:, part] for field in both)) for part in (slice(12), slice(12, None))]
-    monkeypatch.setattr(ordering, "AT_ONCE", 1.0)
-    monkeypatch.setattr(ordering, "FAR", 0)
-    monkeypatch.setattr(ordering, "HIDDEN_END", 1.0)
+    monkeypatch.setattr(decoding_order, "AT_ONCE", 1.0)
+    monkeypatch.setattr(decoding_order, "FAR", 0)
+    monkeypatch.setattr(decoding_order, "HIDDEN_END", 1.0)
     together = choosing_objective(level, both, chance(1))["choice"]
     alone = [choosing_objective(level, half, chance(1))["choice"] for half in halves]
     torch.testing.assert_close(together, torch.stack(alone).mean(), atol=1e-4, rtol=1e-4)

@@ -9,9 +9,9 @@ import torch
 
 from tests.model_helpers import chance, small_model
 from zonkey_core.dictionary import Pieces
+from zonkey_core.diffusion.decoding_order import in_streams, lay_out
 from zonkey_core.endings import EDGES, log_survival, usual_logits
 from zonkey_core.level import Level
-from zonkey_core.ordering import in_streams, lay_out
 from zonkey_core.positions import PositionSequence
 from zonkey_core.training.calibration import calibrate_endings
 from zonkey_core.writer import OrderedSlots

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tests.model_helpers import chance, few, fit_dictionary, law, seeds, small_model
 from zonkey_core import filling, telling
 from zonkey_core.dictionary import Dictionary
+from zonkey_core.diffusion.decoding_order import GAP_WIDTH, Draft, Kind, Layout, in_streams, lay_out, with_gaps
 from zonkey_core.endings import EDGES
 from zonkey_core.filling import (
     KNOWN_STEP,
@@ -31,9 +32,8 @@ from zonkey_core.filling import (
     write_texts,
 )
 from zonkey_core.level import Level
-from zonkey_core.ordering import GAP_WIDTH, Draft, in_streams, lay_out, with_gaps
 from zonkey_core.telling import EMPTY
-from zonkey_core.writer import Kind, Layout, Memory, OrderedSlots, Told, Writer
+from zonkey_core.writer import Memory, OrderedSlots, Told, Writer
 
 SURE = 30.0
 """Logit of what is certain."""

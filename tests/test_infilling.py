@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tests.model_helpers import TEXT, chance, few, fit_dictionary, law, small_model
 from zonkey_core import infilling
 from zonkey_core.dictionary import Dictionary
+from zonkey_core.diffusion.decoding_order import GAP_WIDTH
 from zonkey_core.errors import ConfigError
 from zonkey_core.filling import GappedText
 from zonkey_core.infilling import (
@@ -32,7 +33,6 @@ from zonkey_core.infilling import (
     infill,
 )
 from zonkey_core.model import Zonkey
-from zonkey_core.ordering import GAP_WIDTH
 from zonkey_core.sampling import open_end, read_entries
 from zonkey_core.scoring import Likelihood, Question, log_likelihoods
 

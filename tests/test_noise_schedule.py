@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.model_helpers import law, normal
-from zonkey_core.noise_schedule import NoiseSchedule
+from zonkey_core.diffusion.noise_schedule import NoiseSchedule
 
 scales = st.floats(0.2, 20)
 SCALES = pytest.mark.parametrize("scale", [1.0, 3.0, 5.0, 9.0])

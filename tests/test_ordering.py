@@ -11,20 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.model_helpers import chance, law, pieces_of, seeds
-from zonkey_core import ordering
-from zonkey_core.ordering import (
+from zonkey_core.diffusion import decoding_order
+from zonkey_core.diffusion.decoding_order import (
     FAR,
     GAP_WIDTH,
     HIDDEN_END,
     PADDING,
     Draft,
+    Kind,
     draw_draft,
     draw_plan,
     in_streams,
     lay_out,
     with_gaps,
 )
-from zonkey_core.writer import Kind
 
 CPU = torch.device("cpu")
 
@@ -262,15 +262,15 @@ def test_documents_are_asked_in_all_ways() -> None:
     found = [draw_draft(count, generator, begins=True, ends=True)[0] for _ in range(number)]
     gapped = [draft for draft in found if (draft.kinds == Kind.GAP).any()]
     written = [draft for draft in found if not (draft.kinds == Kind.GAP).any()]
-    assert len(gapped) / number == pytest.approx(ordering.GAPPED, abs=0.03)
+    assert len(gapped) / number == pytest.approx(decoding_order.GAPPED, abs=0.03)
     unmeasured = sum(not (draft.told >= 0).any() for draft in gapped)
-    assert unmeasured / len(gapped) == pytest.approx(ordering.UNMEASURED, abs=0.06)
+    assert unmeasured / len(gapped) == pytest.approx(decoding_order.UNMEASURED, abs=0.06)
     numbers = np.array([(draft.kinds <= Kind.DOCUMENT).sum() - count for draft in written])
-    assert (numbers == 1).mean() > ordering.ONE_STREAM - 0.03 and (numbers > 12).mean() > 0.02
+    assert (numbers == 1).mean() > decoding_order.ONE_STREAM - 0.03 and (numbers > 12).mean() > 0.02
     shown = np.mean([draft.kinds[-1] == Kind.END for draft in written])
     assert count > FAR and shown == pytest.approx(1 - HIDDEN_END, abs=0.03)
     early = np.mean([draft.order[-1] == 1 for draft in written if draft.kinds[-1] == Kind.END])
-    assert early == pytest.approx(ordering.AT_ONCE, abs=0.05)
+    assert early == pytest.approx(decoding_order.AT_ONCE, abs=0.05)
 
 
 def test_only_what_is_known_to_end_has_an_end() -> None:
@@ -289,7 +289,7 @@ rows_of_documents = st.lists(st.lists(st.integers(1, 25), min_size=1, max_size=4
 @given(rows_of_documents, seeds)
 def test_a_plan_keeps_documents_apart_and_in_order(lengths: list[list[int]], seed: int) -> None:
     pieces = pieces_of(lengths, begins=[bool((seed >> row) % 2) for row in range(len(lengths))])
-    plan = draw_plan(pieces, chance(seed))
+    plan = draw_plan(pieces.slot_mask, pieces.document_mask, chance(seed))
     layout = plan.layout
     for row, documents in enumerate(lengths):
         edges = [0, *itertools.accumulate(documents)]
@@ -320,14 +320,15 @@ def test_a_plan_keeps_documents_apart_and_in_order(lengths: list[list[int]], see
 @given(rows_of_documents, seeds)
 def test_a_plan_is_decided_by_its_generator(lengths: list[list[int]], seed: int) -> None:
     pieces = pieces_of(lengths)
-    one, same = draw_plan(pieces, chance(seed)), draw_plan(pieces, chance(seed))
+    one, same = (draw_plan(pieces.slot_mask, pieces.document_mask, chance(seed)) for _ in range(2))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(one.layout, same.layout, strict=True))
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(one[1:], same[1:], strict=True))
 
 
 def test_other_generators_draw_other_plans() -> None:
     pieces = pieces_of([[40, 25]])
-    shapes = {draw_plan(pieces, chance(seed)).layout.order.numpy().tobytes() for seed in range(20)}
+    plans = [draw_plan(pieces.slot_mask, pieces.document_mask, chance(seed)) for seed in range(20)]
+    shapes = {plan.layout.order.numpy().tobytes() for plan in plans}
     assert len(shapes) > 15
 
 

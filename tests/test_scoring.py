@@ -15,10 +15,10 @@ from torch import nn
 from tests.model_helpers import TEXT, few, fit_dictionary, law, small_model
 from zonkey_core import scoring
 from zonkey_core.dictionary import Pieces
+from zonkey_core.diffusion.decoding_order import Layout, in_streams, lay_out, with_gaps
 from zonkey_core.model import Zonkey, text_sequence
-from zonkey_core.ordering import in_streams, lay_out, with_gaps
 from zonkey_core.scoring import Likelihood, Question, log_likelihoods
-from zonkey_core.writer import Layout, Memory, OrderedSlots
+from zonkey_core.writer import Memory, OrderedSlots
 
 DATA = TEXT.encode()
 WHOLE = Question(DATA, [(0, len(DATA))])

@@ -10,22 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.model_helpers import chance, few, law, normal, seeds
+from zonkey_core.diffusion.decoding_order import Draft, Kind, Layout, draw_draft, in_streams, lay_out, with_gaps
+from zonkey_core.diffusion.noise_schedule import NoiseSchedule
 from zonkey_core.endings import EDGES
 from zonkey_core.existence import LOG_FLOOR
-from zonkey_core.noise_schedule import NoiseSchedule
-from zonkey_core.ordering import Draft, draw_draft, in_streams, lay_out, with_gaps
-from zonkey_core.writer import (
-    REACH,
-    Kind,
-    Layout,
-    Memory,
-    OrderedSlots,
-    Told,
-    Writer,
-    _Preceding,
-    _seen_before,
-    _unknown_bias,
-)
+from zonkey_core.writer import REACH, Memory, OrderedSlots, Told, Writer, _Preceding, _seen_before, _unknown_bias
 
 CHANNELS, WIDTH = 6, 16
 CPU = torch.device("cpu")

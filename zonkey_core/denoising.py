@@ -14,14 +14,14 @@ from torch.nn import functional
 
 from zonkey_core.denoiser import NoisySlots
 from zonkey_core.dictionary import Pieces
+from zonkey_core.diffusion.decoding_order import Kind, draw_plan
+from zonkey_core.diffusion.noise_schedule import NoiseSchedule
 from zonkey_core.endings import ending_losses
 from zonkey_core.level import Level, Segmentation, Windows
 from zonkey_core.losses import contrastive_loss, latent_regression
-from zonkey_core.noise_schedule import NoiseSchedule
 from zonkey_core.objectives import window_losses
-from zonkey_core.ordering import draw_plan
 from zonkey_core.positions import LARGEST_BANK, PositionSequence
-from zonkey_core.writer import Kind, OrderedSlots
+from zonkey_core.writer import OrderedSlots
 
 HINTED = 0.15
 """Share of rows that come with hints of what is told."""
@@ -84,7 +84,7 @@ def choosing_objective(level: Level, pieces: Pieces, generator: torch.Generator)
     dictionary, writer, schedule = level.dictionary, level.writer, level.schedule
     assert dictionary is not None and writer is not None
     latents = dictionary.latents()
-    plan = draw_plan(pieces, generator)
+    plan = draw_plan(pieces.slot_mask, pieces.document_mask, generator)
     held, told = (pieces.entries.gather(1, which.clamp(min=0)) for which in (plan.source, plan.told))
     asked = plan.told >= 0
     noise_level = draw_hint_levels(asked, schedule, generator)

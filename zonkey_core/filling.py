@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from zonkey_core.diffusion.decoding_order import GAP_WIDTH, Draft, Kind, in_streams, lay_out, with_gaps
 from zonkey_core.endings import EDGES, draw_counts
 from zonkey_core.level import Level
-from zonkey_core.ordering import GAP_WIDTH, Draft, in_streams, lay_out, with_gaps
 from zonkey_core.telling import EMPTY, Board, prepare_row, read_whole
-from zonkey_core.writer import Kind
 
 TOGETHER = 16
 """Texts that are written side by side; fewer are padded to so many."""

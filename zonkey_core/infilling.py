@@ -16,13 +16,13 @@ import msgspec
 import torch
 from torch import Tensor
 
+from zonkey_core.diffusion.decoding_order import GAP_WIDTH
 from zonkey_core.drafting import DenoisedSlots, Slots, denoise, read_bytes, unfold
 from zonkey_core.errors import ConfigError
 from zonkey_core.filling import GappedText, fill_gaps
 from zonkey_core.latents import to_sphere
 from zonkey_core.level import Level
 from zonkey_core.model import Ascent, Zonkey, text_sequence
-from zonkey_core.ordering import GAP_WIDTH
 from zonkey_core.sampling import DRAFT_RATIO, OpenEnd, check_sampling, open_end, read_entries
 from zonkey_core.scoring import Question, log_likelihoods
 

@@ -19,6 +19,7 @@ from zonkey_core.compressor import Compressor
 from zonkey_core.config import LevelConfig
 from zonkey_core.denoiser import DecodedWindows, Decoder, Trunk
 from zonkey_core.dictionary import Dictionary, Pieces, StringCounter
+from zonkey_core.diffusion.noise_schedule import NoiseSchedule
 from zonkey_core.existence import (
     LOG_FLOOR,
     cumulative_log_continue,
@@ -26,7 +27,6 @@ from zonkey_core.existence import (
     sample_starts,
     window_log_existence,
 )
-from zonkey_core.noise_schedule import NoiseSchedule
 from zonkey_core.positions import PositionEmbedding, PositionReadout, PositionSequence
 from zonkey_core.segment_splitter import ContextReader, SegmentReader, SegmentSplitter, Splits
 from zonkey_core.string_vectors import ngram_keys

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.dictionary import Pieces
+from zonkey_core.diffusion.decoding_order import Draft, in_streams, lay_out, with_gaps
 from zonkey_core.level import Level
 from zonkey_core.model import Zonkey, text_sequence
-from zonkey_core.ordering import Draft, in_streams, lay_out, with_gaps
 from zonkey_core.telling import read_whole
 
 ROWS_TOGETHER = 16

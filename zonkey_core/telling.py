@@ -13,9 +13,9 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.devices import choose_precision
+from zonkey_core.diffusion.decoding_order import Draft, Layout, Plan, in_streams, lay_out
 from zonkey_core.level import Level
-from zonkey_core.ordering import Draft, Plan, in_streams, lay_out
-from zonkey_core.writer import Layout, Memory, OrderedSlots, Told
+from zonkey_core.writer import Memory, OrderedSlots, Told
 
 BLOCK = 128
 """Entries whose probabilities are added up first when one is drawn."""

@@ -18,46 +18,19 @@ Shapes: B rows of L slots in the order of the text, latents of width C, states o
 from __future__ import annotations
 
 import functools
-from enum import IntEnum
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from zonkey_core.diffusion.decoding_order import Kind, Layout
+from zonkey_core.diffusion.noise_schedule import NoiseSchedule
 from zonkey_core.endings import EDGES
-from zonkey_core.noise_schedule import NoiseSchedule
 from zonkey_core.transformer import Block, rotary_phases, soften_outputs
 
 REACH = 2
 """Slots before each one that are mixed in ahead of every block."""
-
-
-class Kind(IntEnum):
-    """What a slot is."""
-
-    TEXT = 0
-    STREAM = 1
-    """Opens a stream inside a document, or a row that does not begin with a document."""
-    DOCUMENT = 2
-    """Opens a document."""
-    GAP = 3
-    """Opens a gap."""
-    END = 4
-    """Stands behind the last slot of a document."""
-
-
-class Layout(NamedTuple):
-    """Rows of slots in the order of the text; what is padding belongs to a document of its own."""
-
-    kinds: Tensor
-    """[B, L]"""
-    positions: Tensor
-    """[B, L] place in the text; an opening stands where the slot before its first one stands."""
-    order: Tensor
-    """[B, L] when a slot is known."""
-    documents: Tensor
-    """[B, L] slots of different documents do not see each other."""
 
 
 class OrderedSlots(NamedTuple):

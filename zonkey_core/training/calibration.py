@@ -9,12 +9,11 @@ from collections.abc import Iterable
 
 import torch
 
+from zonkey_core.diffusion.decoding_order import Kind, in_streams, lay_out
 from zonkey_core.endings import usual_logits
 from zonkey_core.level import Level
-from zonkey_core.ordering import in_streams, lay_out
 from zonkey_core.positions import PositionSequence
 from zonkey_core.telling import read_whole
-from zonkey_core.writer import Kind
 
 LEAST_DOCUMENTS = 30
 """Documents that must reach a length before the shares of those that end there count."""

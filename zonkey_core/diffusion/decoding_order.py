@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from zonkey_core.dictionary import Pieces
-from zonkey_core.writer import Kind, Layout
 
 GAP_WIDTH = 32
 """Slots that a gap seems to have while its length is asked."""
@@ -39,6 +37,33 @@ HIDDEN_END, FAR = 0.3, 64
 """Share of the ends of documents of more than so many slots that are not shown."""
 PADDING = -1
 """Document of padding."""
+
+
+class Kind(IntEnum):
+    """What a slot is."""
+
+    TEXT = 0
+    STREAM = 1
+    """Opens a stream inside a document, or a row that does not begin with a document."""
+    DOCUMENT = 2
+    """Opens a document."""
+    GAP = 3
+    """Opens a gap."""
+    END = 4
+    """Stands behind the last slot of a document."""
+
+
+class Layout(NamedTuple):
+    """Rows of slots in the order of the text; what is padding belongs to a document of its own."""
+
+    kinds: Tensor
+    """[B, L]"""
+    positions: Tensor
+    """[B, L] place in the text; an opening stands where the slot before its first one stands."""
+    order: Tensor
+    """[B, L] when a slot is known."""
+    documents: Tensor
+    """[B, L] slots of different documents do not see each other."""
 
 
 class Draft(NamedTuple):
@@ -173,12 +198,15 @@ class Plan(NamedTuple):
     """False where `remaining` says no more than that there are at least so many."""
 
 
-def draw_plan(pieces: Pieces, generator: torch.Generator) -> Plan:
-    """Drafts of all documents in rows of pieces, in the order of the text."""
+def draw_plan(slot_mask: Tensor, document_mask: Tensor, generator: torch.Generator) -> Plan:
+    """Drafts of all documents in rows of slots [B, M], in the order of the text.
+
+    slot_mask: false in padding; document_mask: true where a slot begins a document.
+    """
     chance = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
-    counts = pieces.slot_mask.sum(1).tolist()
+    counts = slot_mask.sum(1).tolist()
     rows = []
-    for count, begins in zip(counts, pieces.document_mask.cpu().numpy(), strict=True):
+    for count, begins in zip(counts, document_mask.cpu().numpy(), strict=True):
         edges = [0, *(np.flatnonzero(begins[1:count]) + 1).tolist(), count]
         drafts = []
         for number, (first, last) in enumerate(itertools.pairwise(edges)):
@@ -189,7 +217,7 @@ def draw_plan(pieces: Pieces, generator: torch.Generator) -> Plan:
             )
             drafts.append(_columns(shifted, number, certain))
         rows.append(np.concatenate(drafts, 1))
-    return _side_by_side(rows, max(row.shape[1] for row in rows), pieces.entries.device)
+    return _side_by_side(rows, max(row.shape[1] for row in rows), slot_mask.device)
 
 
 def lay_out(drafts: Sequence[Draft], length: int, device: torch.device) -> Plan:
