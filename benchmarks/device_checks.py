@@ -27,31 +27,31 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zonkey_core import filling, telling
-from zonkey_core.attention import FLEX_LENGTH, PLAIN_LENGTH, DocumentBias, attend, prepare_bias, window_bias
-from zonkey_core.codebook import Codebook
 from zonkey_core.config import Config
-from zonkey_core.denoiser import NoisySlots
 from zonkey_core.denoising import choosing_objective, denoiser_objective
 from zonkey_core.devices import autocast
-from zonkey_core.dictionary import StringCounter
 from zonkey_core.diffusion.decoding_order import draw_plan
 from zonkey_core.drafting import Slots, denoise
-from zonkey_core.endings import draw_counts
-from zonkey_core.existence import cumulative_log_continue, decoded_log_existence
 from zonkey_core.guidance import telling_values
 from zonkey_core.infilling import Gap, InfillingOptions, infill
-from zonkey_core.latents import to_sphere
-from zonkey_core.level import Level, Segmentation
-from zonkey_core.model import Ascent, Zonkey
+from zonkey_core.model.attention import FLEX_LENGTH, PLAIN_LENGTH, DocumentBias, attend, prepare_bias, window_bias
+from zonkey_core.model.codebook import Codebook
+from zonkey_core.model.denoiser import NoisySlots
+from zonkey_core.model.existence import cumulative_log_continue, decoded_log_existence
+from zonkey_core.model.latents import to_sphere
+from zonkey_core.model.length_model import draw_counts
+from zonkey_core.model.level import Level, Segmentation
+from zonkey_core.model.model import Ascent, Zonkey
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segment_splitter import SegmentReader
+from zonkey_core.model.segment_vocabulary import StringCounter
+from zonkey_core.model.stitcher import stitch
+from zonkey_core.model.writer import OrderedSlots
 from zonkey_core.objectives import autoencoder_objective, splitter_objective
-from zonkey_core.positions import PositionSequence
 from zonkey_core.sampling import SamplingOptions, generate
-from zonkey_core.segment_splitter import SegmentReader
-from zonkey_core.stitcher import stitch
 from zonkey_core.training import stages
 from zonkey_core.training.optimizers import build_optimizers
 from zonkey_core.training.stages import guide_parameters, guided_loss, joint_losses
-from zonkey_core.writer import OrderedSlots
 
 TOLERANCES = {
     "output": (0.02, 1e-4),
@@ -307,7 +307,7 @@ def writing_parts(index: int, level: Level, view: Ascent, generator: torch.Gener
     def of(side: Side) -> Level:
         return side.model.levels[index]
 
-    def take_apart(side: Side) -> Sequence[Tensor]:
+    def tokenize(side: Side) -> Sequence[Tensor]:
         found = of(side).pieces(side.put(view.sequence), side.put(view.segmentation.start_prob))
         return [found.entries, found.starts]
 
@@ -329,7 +329,7 @@ def writing_parts(index: int, level: Level, view: Ascent, generator: torch.Gener
             infill(side.model, text, gaps, seed=1, options=InfillingOptions(steps=STEPS, candidates=1))
         return probs
 
-    return {"pieces": take_apart, "writer": tell, "dictionary": choose, f"sampler, {STEPS} steps": write}
+    return {"pieces": tokenize, "writer": tell, "dictionary": choose, f"sampler, {STEPS} steps": write}
 
 
 def objective_probe(objective: Objective, seed: int) -> Probe:

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zonkey_core.bytes import BYTE_VALUES
 from zonkey_core.checkpoint import (
     CONFIG,
     MODEL,
@@ -40,6 +39,7 @@ from zonkey_core.data.rows import Prefetcher, RowBatch, RowStream
 from zonkey_core.devices import autocast, choose_device, choose_precision
 from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
 from zonkey_core.evaluation.store import fingerprint
+from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.training.optimizers import (
     build_optimizers,
     follow_weights,

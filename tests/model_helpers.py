@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from zonkey_core.codebook import Codebook
 from zonkey_core.config import LevelConfig, ModelConfig
-from zonkey_core.dictionary import Dictionary, Pieces, StringCounter
-from zonkey_core.existence import cumulative_log_continue, window_log_existence
-from zonkey_core.level import Level
-from zonkey_core.model import Zonkey, byte_sequence
-from zonkey_core.positions import PositionSequence
-from zonkey_core.segment_splitter import SegmentReader
+from zonkey_core.model.codebook import Codebook
+from zonkey_core.model.existence import cumulative_log_continue, window_log_existence
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Zonkey, byte_sequence
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segment_splitter import SegmentReader
+from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary, StringCounter
 
 torch.set_num_threads(1)
 
@@ -80,7 +80,7 @@ def small_model(levels: int = 2, *, seed: int = 0, **changes: object) -> Zonkey:
     return model
 
 
-def fit_dictionary(model: Zonkey, text: str = TEXT) -> Dictionary:
+def fit_dictionary(model: Zonkey, text: str = TEXT) -> SegmentVocabulary:
     """Level 0's dictionary, with the strings that the model cuts a text into."""
     level, sequence, counter = model.levels[0], byte_rows(text.encode()), StringCounter()
     counter.add(sequence.values, level.choose_starts(sequence, level.split(sequence).start_prob).start_prob > 0.5)
@@ -117,7 +117,7 @@ def latent_rows(level: Level, lengths: list[int], *, seed: int, padding: int = 0
     return PositionSequence(values, exists, document_mask)
 
 
-def pieces_of(lengths: list[list[int]], *, begins: list[bool] | None = None) -> Pieces:
+def pieces_of(lengths: list[list[int]], *, begins: list[bool] | None = None) -> SegmentTokens:
     """Rows of documents of these lengths; each piece is an entry of its own. The first may have begun before."""
     totals = torch.tensor([sum(row) for row in lengths])
     slot_mask = torch.arange(int(totals.max())) < totals.unsqueeze(1)
@@ -126,4 +126,4 @@ def pieces_of(lengths: list[list[int]], *, begins: list[bool] | None = None) -> 
     for row, documents in enumerate(lengths):
         document_mask[row, list(itertools.accumulate(documents[:-1], initial=0))] = True
         document_mask[row, 0] = begins is None or begins[row]
-    return Pieces((order + 7) * slot_mask, order * slot_mask, slot_mask, document_mask)
+    return SegmentTokens((order + 7) * slot_mask, order * slot_mask, slot_mask, document_mask)

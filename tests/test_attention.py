@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.model_helpers import law, normal, seeds, start_probs
-from zonkey_core.attention import (
+from zonkey_core.model.attention import (
     PLAIN_LENGTH,
     attend,
     attend_reference,
@@ -17,8 +17,8 @@ from zonkey_core.attention import (
     window_bias,
     window_ratio,
 )
-from zonkey_core.existence import cumulative_log_continue
-from zonkey_core.transformer import rotary_phases, rotate
+from zonkey_core.model.existence import cumulative_log_continue
+from zonkey_core.model.transformer import rotary_phases, rotate
 
 BOTH_BRANCHES = pytest.mark.parametrize("length", [9, PLAIN_LENGTH + 8], ids=["plain", "fused"])
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tests.model_helpers import byte_rows, chance, latent_rows, small_model
 from tests.training_helpers import Run, small_config
-from zonkey_core.level import Level
-from zonkey_core.model import Zonkey
-from zonkey_core.positions import PositionSequence
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.positions import PositionSequence
 from zonkey_core.training import trainer
 from zonkey_core.training.calibration import calibrate
 from zonkey_core.training.stages import stage_losses

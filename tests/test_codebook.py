@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.model_helpers import chance, law, normal, seeds
-from zonkey_core.codebook import Codebook
+from zonkey_core.model.codebook import Codebook
 
 CHANNELS = 24
 

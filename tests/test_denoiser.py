@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.model_helpers import chance, few, law, normal, seeds, start_probs
-from zonkey_core.attention import DocumentBias
-from zonkey_core.compressor import Compressor
-from zonkey_core.denoiser import Decoder, NoisySlots, Trunk
 from zonkey_core.diffusion.noise_schedule import NoiseSchedule
-from zonkey_core.existence import LOG_FLOOR, cumulative_log_continue
-from zonkey_core.latents import to_sphere
-from zonkey_core.transformer import Neighbours
+from zonkey_core.model.attention import DocumentBias
+from zonkey_core.model.compressor import Compressor
+from zonkey_core.model.denoiser import Decoder, NoisySlots, Trunk
+from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue
+from zonkey_core.model.latents import to_sphere
+from zonkey_core.model.transformer import Neighbours
 
 CHANNELS, WIDTH, LATENTS, WINDOW = 6, 8, 2, 10
 

@@ -19,18 +19,19 @@ from zonkey_core.denoising import (
     draw_noise_levels,
     open_slots,
 )
-from zonkey_core.dictionary import Dictionary, Pieces
 from zonkey_core.diffusion import decoding_order
 from zonkey_core.diffusion.decoding_order import Kind, Plan, draw_plan
 from zonkey_core.diffusion.noise_schedule import NoiseSchedule
-from zonkey_core.endings import ending_losses
-from zonkey_core.level import Level
-from zonkey_core.writer import Memory, OrderedSlots, Told, Writer
+from zonkey_core.model.kv_cache import KVCache
+from zonkey_core.model.length_model import ending_losses
+from zonkey_core.model.level import Level
+from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary
+from zonkey_core.model.writer import OrderedSlots, Told, Writer
 
 SCHEDULE = NoiseSchedule(5.0)
 
 
-def level_that_chooses(*, seed: int = 0) -> tuple[Level, Dictionary, Writer]:
+def level_that_chooses(*, seed: int = 0) -> tuple[Level, SegmentVocabulary, Writer]:
     """A level with a dictionary that is all used."""
     level = small_model(1, seed=seed, dictionary=300).levels[0]
     assert level.dictionary is not None and level.writer is not None
@@ -100,14 +101,14 @@ def test_a_choice_that_knows_nothing_costs_what_the_shares_say(lengths: list[lis
     torch.testing.assert_close(losses["endings"], ENDINGS_WEIGHT * expected)
 
 
-def reading_of(level: Level, pieces: Pieces, seed: int) -> tuple[OrderedSlots, Plan]:
+def reading_of(level: Level, pieces: SegmentTokens, seed: int) -> tuple[OrderedSlots, Plan]:
     """What the writer is given to read, and the plan behind it."""
     seen: list[OrderedSlots] = []
     forward = Writer.forward
 
-    def watching(writer: Writer, slots: OrderedSlots, memory: Memory | None = None) -> Told:
+    def watching(writer: Writer, slots: OrderedSlots, cache: KVCache | None = None) -> Told:
         seen.append(OrderedSlots(slots.layout, *(field.detach() for field in slots[1:])))
-        return forward(writer, slots, memory)
+        return forward(writer, slots, cache)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Writer, "forward", watching)
@@ -179,7 +180,7 @@ def test_a_document_costs_what_it_costs_beside_others(monkeypatch: pytest.Monkey
     monkeypatch.setattr(decoding_order, "GAPPED", 0.0)
     monkeypatch.setattr(decoding_order, "ONE_STREAM", 1.0)
     both = pieces_of([[12, 12]])
-    halves = [Pieces(*(field[:, part] for field in both)) for part in (slice(12), slice(12, None))]
+    halves = [SegmentTokens(*(field[:, part] for field in both)) for part in (slice(12), slice(12, None))]
     monkeypatch.setattr(decoding_order, "AT_ONCE", 1.0)
     monkeypatch.setattr(decoding_order, "FAR", 0)
     monkeypatch.setattr(decoding_order, "HIDDEN_END", 1.0)
@@ -197,7 +198,7 @@ def test_training_the_choice_learns_it_and_where_texts_end() -> None:
     generator = chance(1)
     costs: dict[str, list[float]] = {"choice": [], "endings": []}
     pieces = level.pieces(rows, torch.ones(1, 48))
-    wide = Pieces(*(field.expand(8, -1) for field in pieces))
+    wide = SegmentTokens(*(field.expand(8, -1) for field in pieces))
     for _ in range(60):
         losses = choosing_objective(level, wide, generator)
         optimizer.zero_grad()

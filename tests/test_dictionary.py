@@ -17,21 +17,21 @@ from torch.nn import functional
 
 from tests.model_helpers import byte_rows, chance, law, normal, seeds, small_model
 from tests.training_helpers import small_config
-from zonkey_core import level as level_module
-from zonkey_core.bytes import BYTE_VALUES
 from zonkey_core.checkpoint import CONFIG, MODEL, describe, load_model, pack_tensors, read_tensors, write_files
-from zonkey_core.dictionary import ROWS_TOGETHER, UNUSED, Dictionary, Pieces, StringCounter
-from zonkey_core.latents import to_sphere
+from zonkey_core.model import level as level_module
+from zonkey_core.model.bytes import BYTE_VALUES
+from zonkey_core.model.latents import to_sphere
+from zonkey_core.model.segment_vocabulary import ROWS_TOGETHER, UNUSED, SegmentTokens, SegmentVocabulary, StringCounter
 
 ENTRIES, WINDOW, CHANNELS = 300, 8, 6
 WORDS = [b"a", b"the ", b"then ", b"he", b"heron ", b"ron ", b"on", b"\0\0", b"\0\0\0", "ü".encode(), b"th", b"en "]
 SINGLE = [bytes([value]) for value in range(BYTE_VALUES)]
 
 
-def dictionary_of(words: Sequence[bytes], *, seed: int = 0, entries: int = ENTRIES) -> Dictionary:
+def dictionary_of(words: Sequence[bytes], *, seed: int = 0, entries: int = ENTRIES) -> SegmentVocabulary:
     """A dictionary of these words and the single bytes, with shares and latents by chance."""
     torch.manual_seed(seed)
-    dictionary = Dictionary(entries, WINDOW, CHANNELS)
+    dictionary = SegmentVocabulary(entries, WINDOW, CHANNELS)
     strings = [*SINGLE, *(word for word in words if len(word) > 1)]
     weights = normal(len(strings), seed=seed).mul(2).softmax(0).tolist()
     shares = dict(zip(strings, weights, strict=True))
@@ -57,9 +57,9 @@ def rows_of(rows: Sequence[Sequence[bytes]], *, seed: int = 0) -> tuple[Tensor, 
     return values, start_mask, start_mask & (torch.rand(values.shape, generator=chance(seed)) < 0.3)
 
 
-def strings_of(dictionary: Dictionary, pieces: Pieces, row: int) -> list[bytes]:
+def strings_of(dictionary: SegmentVocabulary, pieces: SegmentTokens, row: int) -> list[bytes]:
     """What each piece of a row spells."""
-    return [dictionary.spell([entry]) for entry in pieces.entries[row][pieces.slot_mask[row]].tolist()]
+    return [dictionary.detokenize([entry]) for entry in pieces.entries[row][pieces.slot_mask[row]].tolist()]
 
 
 def spellings(text: bytes) -> Iterator[list[bytes]]:
@@ -71,10 +71,10 @@ def spellings(text: bytes) -> Iterator[list[bytes]]:
             yield [text[:size], *rest]
 
 
-def costs_of(dictionary: Dictionary) -> dict[bytes, float]:
+def costs_of(dictionary: SegmentVocabulary) -> dict[bytes, float]:
     """What each string costs to write, in nats."""
     lengths = dictionary.lengths.tolist()
-    return {dictionary.spell([entry]): -float(dictionary.log_shares[entry])
+    return {dictionary.detokenize([entry]): -float(dictionary.log_shares[entry])
             for entry, length in enumerate(lengths) if length}
 
 
@@ -86,10 +86,10 @@ def costs_of(dictionary: Dictionary) -> dict[bytes, float]:
 def test_any_bytes_come_back_exactly(rows: list[list[bytes]], seed: int) -> None:
     dictionary = dictionary_of(WORDS, seed=seed)
     values, start_mask, document_mask = rows_of(rows, seed=seed)
-    pieces = dictionary.take_apart(values, start_mask, document_mask)
+    pieces = dictionary.tokenize(values, start_mask, document_mask)
     for row in range(len(rows)):
         entries = pieces.entries[row][pieces.slot_mask[row]].tolist()
-        assert dictionary.spell(entries) == bytes(values[row].tolist())
+        assert dictionary.detokenize(entries) == bytes(values[row].tolist())
 
 
 @law
@@ -97,7 +97,7 @@ def test_any_bytes_come_back_exactly(rows: list[list[bytes]], seed: int) -> None
 def test_pieces_lie_where_their_strings_stand(rows: list[list[bytes]], seed: int) -> None:
     dictionary = dictionary_of(WORDS, seed=seed)
     values, start_mask, document_mask = rows_of(rows, seed=seed)
-    pieces = dictionary.take_apart(values, start_mask, document_mask)
+    pieces = dictionary.tokenize(values, start_mask, document_mask)
     counts = pieces.slot_mask.sum(1)
     assert pieces.slot_mask.shape[1] == counts.max(), "no more padding than is needed"
     assert torch.equal(pieces.slot_mask, torch.arange(int(counts.max())) < counts.unsqueeze(1))
@@ -117,7 +117,7 @@ def test_pieces_lie_where_their_strings_stand(rows: list[list[bytes]], seed: int
 def test_segments_are_one_piece_or_spelled_as_likely_as_can_be(segments: list[bytes], seed: int) -> None:
     dictionary = dictionary_of(WORDS, seed=seed)
     costs = costs_of(dictionary)
-    pieces = dictionary.take_apart(*rows_of([segments]))
+    pieces = dictionary.tokenize(*rows_of([segments]))
     strings = iter(strings_of(dictionary, pieces, 0))
     for segment in segments:
         found: list[bytes] = []
@@ -139,13 +139,13 @@ def test_a_known_segment_is_one_piece_whatever_it_costs() -> None:
     with torch.no_grad():
         dictionary.log_shares[:] = -1.0
         dictionary.log_shares[BYTE_VALUES] = -25.0
-    assert strings_of(dictionary, dictionary.take_apart(*rows_of([[b"ab", b"abc"]])), 0) == [b"ab", b"a", b"b", b"c"]
+    assert strings_of(dictionary, dictionary.tokenize(*rows_of([[b"ab", b"abc"]])), 0) == [b"ab", b"a", b"b", b"c"]
 
 
 def test_rows_of_different_numbers_of_pieces_are_padded() -> None:
     dictionary = dictionary_of([b"heron ", b"the "])
     rows = [[b"the ", b"heron "], [b"qwqw", b"the ", b"zz"]]
-    pieces = dictionary.take_apart(*rows_of(rows))
+    pieces = dictionary.tokenize(*rows_of(rows))
     assert pieces.slot_mask.sum(1).tolist() == [2, 7]
     assert strings_of(dictionary, pieces, 0) == [b"the ", b"heron "]
     assert strings_of(dictionary, pieces, 1) == [b"q", b"w", b"q", b"w", b"the ", b"z", b"z"]
@@ -156,9 +156,9 @@ def test_a_row_is_taken_apart_alike_alone_and_among_others() -> None:
     dictionary = dictionary_of(WORDS)
     rows = [[b"heron ", b"qqq", b"then "], [b"a", b"thenthen", b"\0\0\0\0", b"on"], [b"x"] * 14]
     values, start_mask, document_mask = rows_of(rows)
-    together = dictionary.take_apart(values, start_mask, document_mask)
+    together = dictionary.tokenize(values, start_mask, document_mask)
     for row in range(3):
-        alone = dictionary.take_apart(*(part[row : row + 1] for part in (values, start_mask, document_mask)))
+        alone = dictionary.tokenize(*(part[row : row + 1] for part in (values, start_mask, document_mask)))
         assert strings_of(dictionary, alone, 0) == strings_of(dictionary, together, row)
 
 
@@ -167,14 +167,14 @@ def test_a_row_is_taken_apart_alike_alone_and_among_others() -> None:
 
 def test_until_it_is_fitted_it_holds_every_byte_and_nothing_else() -> None:
     torch.manual_seed(0)
-    dictionary = Dictionary(ENTRIES, WINDOW, CHANNELS)
+    dictionary = SegmentVocabulary(ENTRIES, WINDOW, CHANNELS)
     assert not dictionary.fitted and dictionary.mean_length() == pytest.approx(1)
     text = bytes(range(256)) + "naïve 日本語\0".encode()
     values = torch.tensor([list(text)])
     start_mask = torch.arange(len(text)).unsqueeze(0) % 5 == 0
-    pieces = dictionary.take_apart(values, start_mask, start_mask)
-    assert torch.equal(pieces.entries, values) and dictionary.spell(values[0].tolist()) == text
-    assert dictionary.spell([]) == b""
+    pieces = dictionary.tokenize(values, start_mask, start_mask)
+    assert torch.equal(pieces.entries, values) and dictionary.detokenize(values[0].tolist()) == text
+    assert dictionary.detokenize([]) == b""
     assert (dictionary.log_shares[BYTE_VALUES:] == UNUSED).all() and (dictionary.lengths[BYTE_VALUES:] == 0).all()
     torch.testing.assert_close(dictionary.bias.exp().sum(), torch.tensor(1.0))
 
@@ -204,15 +204,15 @@ def test_strings_are_found_by_what_they_begin_with(prefix: bytes) -> None:
     dictionary = dictionary_of(WORDS)
     found = dictionary.begins_with(prefix).tolist()
     for entry, (length, mine) in enumerate(zip(dictionary.lengths.tolist(), found, strict=True)):
-        assert mine == (length > 0 and dictionary.spell([entry]).startswith(prefix))
+        assert mine == (length > 0 and dictionary.detokenize([entry]).startswith(prefix))
 
 
 def test_segments_may_be_longer_than_a_byte_can_count() -> None:
     torch.manual_seed(0)
-    dictionary = Dictionary(257, 300, CHANNELS)
+    dictionary = SegmentVocabulary(257, 300, CHANNELS)
     long = bytes(index % 251 for index in range(300))
     dictionary.fill({**dict.fromkeys(SINGLE, 0.001), long: 0.5}, torch.ones(257, CHANNELS))
-    assert strings_of(dictionary, dictionary.take_apart(*rows_of([[long, b"a", long]])), 0) == [long, b"a", long]
+    assert strings_of(dictionary, dictionary.tokenize(*rows_of([[long, b"a", long]])), 0) == [long, b"a", long]
 
 
 # Choosing the strings
@@ -286,7 +286,7 @@ def test_collecting_gives_each_string_the_latent_that_it_compresses_to() -> None
         level.collect(counter)
     assert dictionary.fitted
     strings = [*SINGLE, *words]
-    assert [dictionary.spell([entry]) for entry in range(len(strings))] == strings
+    assert [dictionary.detokenize([entry]) for entry in range(len(strings))] == strings
     shares = counter.shares(ENTRIES)
     torch.testing.assert_close(
         dictionary.log_shares[: len(strings)], torch.tensor([math.log(share) for share in shares.values()])
@@ -353,7 +353,7 @@ def test_pure_noise_says_nothing_and_little_noise_all() -> None:
         assert clear.isfinite().all() and torch.equal(clear.argmax(-1), used)
 
 
-def gradients(loss: Tensor, estimate: Tensor, dictionary: Dictionary) -> tuple[Tensor, ...]:
+def gradients(loss: Tensor, estimate: Tensor, dictionary: SegmentVocabulary) -> tuple[Tensor, ...]:
     """Of a loss, to the estimates and to all that the dictionary learns."""
     return torch.autograd.grad(loss, (estimate, dictionary.table, dictionary.bias))
 
@@ -435,5 +435,5 @@ def test_a_loaded_model_has_the_dictionary_that_was_saved(tmp_path: Path) -> Non
         found = getattr(loaded, name)
         assert found.dtype == torch.float32
         assert torch.equal(found, getattr(saved, name).detach().half().float()), name
-    assert loaded.spell([256, 257, 258]) == "heron the über".encode()
-    assert strings_of(loaded, loaded.take_apart(*rows_of([[b"the ", b"heron "]])), 0) == [b"the ", b"heron "]
+    assert loaded.detokenize([256, 257, 258]) == "heron the über".encode()
+    assert strings_of(loaded, loaded.tokenize(*rows_of([[b"the ", b"heron "]])), 0) == [b"the ", b"heron "]

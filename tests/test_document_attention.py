@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from zonkey_core.attention import DocumentBias, attend, attend_document, prepare_bias
-from zonkey_core.existence import LOG_FLOOR, cumulative_log_continue
+from zonkey_core.model.attention import DocumentBias, attend, attend_document, prepare_bias
+from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue
 
 
 def case(*, absent: bool) -> tuple[Tensor, Tensor, Tensor, DocumentBias]:

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.model_helpers import chance, small_model
-from zonkey_core.dictionary import Pieces
 from zonkey_core.diffusion.decoding_order import in_streams, lay_out
-from zonkey_core.endings import EDGES, log_survival, usual_logits
-from zonkey_core.level import Level
-from zonkey_core.positions import PositionSequence
+from zonkey_core.model.length_model import EDGES, log_survival, usual_logits
+from zonkey_core.model.level import Level
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segment_vocabulary import SegmentTokens
+from zonkey_core.model.writer import OrderedSlots
 from zonkey_core.training.calibration import calibrate_endings
-from zonkey_core.writer import OrderedSlots
 
 
 def test_hazards_are_the_shares_of_those_that_end_among_those_that_get_there() -> None:
@@ -34,9 +34,9 @@ def test_a_writer_expects_documents_to_be_as_long_as_they_are(monkeypatch: pytes
     order = torch.arange(40)
     begins = (order == 0) | (order == firsts.unsqueeze(1))
 
-    def pieces(_level: Level, _sequence: PositionSequence, _prob: torch.Tensor) -> Pieces:
+    def pieces(_level: Level, _sequence: PositionSequence, _prob: torch.Tensor) -> SegmentTokens:
         blank = torch.zeros(400, 40, dtype=torch.long)
-        return Pieces(blank, blank, torch.ones(400, 40, dtype=torch.bool), begins)
+        return SegmentTokens(blank, blank, torch.ones(400, 40, dtype=torch.bool), begins)
 
     monkeypatch.setattr(Level, "pieces", pieces)
     some = torch.zeros(1, 4, dtype=torch.long)

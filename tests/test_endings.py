@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.model_helpers import chance, law, normal, seeds
-from zonkey_core.endings import EDGES, draw_counts, ending_losses, log_survival
+from zonkey_core.model.length_model import EDGES, draw_counts, ending_losses, log_survival
 
 BINS = [range(begin, end) for begin, end in itertools.pairwise((0, *EDGES))]
 """The counts that each bin with a hazard holds."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.model_helpers import chance, existence, law, normal, seeds, start_probs
-from zonkey_core.existence import (
+from zonkey_core.model.existence import (
     LOG_FLOOR,
     cumulative_log_continue,
     decoded_log_existence,

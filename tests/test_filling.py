@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from tests.model_helpers import chance, few, fit_dictionary, law, seeds, small_model
 from zonkey_core import filling, telling
-from zonkey_core.dictionary import Dictionary
 from zonkey_core.diffusion.decoding_order import GAP_WIDTH, Draft, Kind, Layout, in_streams, lay_out, with_gaps
-from zonkey_core.endings import EDGES
 from zonkey_core.filling import (
     KNOWN_STEP,
     TOGETHER,
@@ -31,9 +29,12 @@ from zonkey_core.filling import (
     plan_streams,
     write_texts,
 )
-from zonkey_core.level import Level
+from zonkey_core.model.kv_cache import KVCache
+from zonkey_core.model.length_model import EDGES
+from zonkey_core.model.level import Level
+from zonkey_core.model.segment_vocabulary import SegmentVocabulary
+from zonkey_core.model.writer import OrderedSlots, Told, Writer
 from zonkey_core.telling import EMPTY
-from zonkey_core.writer import Memory, OrderedSlots, Told, Writer
 
 SURE = 30.0
 """Logit of what is certain."""
@@ -64,7 +65,7 @@ def writer_of(level: Level) -> Writer:
     return level.writer
 
 
-def strings_of(level: Level) -> Dictionary:
+def strings_of(level: Level) -> SegmentVocabulary:
     """The level's dictionary."""
     assert level.dictionary is not None
     return level.dictionary
@@ -107,7 +108,7 @@ def fill(level: Level, *texts: GappedText, seed: int = 0, **options: Any) -> lis
 
 
 class Reading(NamedTuple):
-    """What a writer was asked with a memory, and what it said."""
+    """What a writer was asked with a cache, and what it said."""
 
     slots: OrderedSlots
     places: Tensor
@@ -116,14 +117,14 @@ class Reading(NamedTuple):
 
 @contextmanager
 def watched() -> Iterator[list[Reading]]:
-    """All that any writer reads with a memory meanwhile."""
+    """All that any writer reads with a cache meanwhile."""
     seen: list[Reading] = []
     forward = Writer.forward
 
-    def watching(writer: Writer, slots: OrderedSlots, memory: Memory | None = None) -> Told:
-        told = forward(writer, slots, memory)
-        if memory is not None:
-            seen.append(Reading(slots, memory.places, told))
+    def watching(writer: Writer, slots: OrderedSlots, cache: KVCache | None = None) -> Told:
+        told = forward(writer, slots, cache)
+        if cache is not None:
+            seen.append(Reading(slots, cache.places, told))
         return told
 
     with pytest.MonkeyPatch.context() as patch:
@@ -140,7 +141,7 @@ def open_texts(draw: st.DrawFn) -> OpenText:
     known = torch.tensor(draw(st.lists(strings, min_size=before, max_size=before)), dtype=torch.long)
     text = OpenText(known, draw(st.integers(1, 14)), draw(st.booleans()))
     if draw(st.booleans()):
-        text = text._replace(prefix=strings_of(level).spell([draw(strings)]))
+        text = text._replace(prefix=strings_of(level).detokenize([draw(strings)]))
     if draw(st.sampled_from([False, False, True])):
         expected = torch.tensor(draw(st.lists(strings, max_size=18)), dtype=torch.long)
         text = text._replace(expected=expected, noise_level=draw(st.sampled_from([0.3, 0.8])))
@@ -428,7 +429,7 @@ def test_what_is_told_spells_something_and_begins_as_it_should(
     for text, (entries, _) in zip(texts, write(level, *texts, seed=seed, temperature=temperature), strict=True):
         assert (strings_of(level).lengths[entries] > 0).all()
         if len(entries):
-            assert strings_of(level).spell(entries[:1].tolist()).startswith(text.prefix)
+            assert strings_of(level).detokenize(entries[:1].tolist()).startswith(text.prefix)
         assert len(entries) or not text.prefix or text.expected is not None, "a string that is begun is told"
 
 
@@ -439,7 +440,7 @@ def test_gaps_begin_as_they_should(prefixes: list[bytes], seed: int) -> None:
     prefixes = [prefix if strings_of(level).begins_with(prefix).any() else b"" for prefix in prefixes]
     (filled,) = fill(level, gapped(*[3] * (len(prefixes) + 1), prefixes=prefixes), seed=seed)
     for prefix, entries in zip(prefixes, filled, strict=True):
-        assert strings_of(level).spell(entries[:1].tolist()).startswith(prefix)
+        assert strings_of(level).detokenize(entries[:1].tolist()).startswith(prefix)
 
 
 @pytest.mark.parametrize("before", [0, 3, KNOWN_STEP])
@@ -449,7 +450,7 @@ def test_what_is_expected_under_little_noise_is_written(before: int, steps: int)
     kinds = torch.arange(60, 80)
     text = opened(before, 25, expected=kinds, noise_level=0.02)
     assert torch.equal(write(level, text, steps=steps)[0].entries, kinds)
-    prefix = strings_of(level).spell(kinds[:1].tolist())
+    prefix = strings_of(level).detokenize(kinds[:1].tolist())
     assert torch.equal(write(level, text._replace(prefix=prefix), steps=steps)[0].entries, kinds)
     assert torch.equal(write(level, text._replace(room=9), steps=steps)[0].entries, kinds[:9])
     noisy = write(level, text._replace(noise_level=0.95), steps=steps)[0].entries
@@ -468,14 +469,14 @@ def test_what_is_expected_beyond_the_widest_gap_is_left_out() -> None:
 
 def test_what_is_expected_counts_as_much_as_its_noise_leaves_of_it() -> None:
     level, seen = teller(3), []
-    logits = Dictionary.logits
+    logits = SegmentVocabulary.logits
 
-    def watching(dictionary: Dictionary, estimate: Tensor, sigma: Tensor, latents: Tensor) -> Tensor:
+    def watching(dictionary: SegmentVocabulary, estimate: Tensor, sigma: Tensor, latents: Tensor) -> Tensor:
         seen.append(sigma)
         return logits(dictionary, estimate, sigma, latents)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Dictionary, "logits", watching)
+        patch.setattr(SegmentVocabulary, "logits", watching)
         write(level, opened(2, 30, expected=torch.arange(60, 69), noise_level=0.1))
         fill(level, gapped(2, 2, expected=[torch.arange(60, 69)], noise_level=0.1))
         hinted = torch.cat(seen)
@@ -600,9 +601,9 @@ def test_how_long_a_gap_is_is_asked_of_both_sides_before_it_is_open(text: Gapped
     level, asked, told = teller(), [], []
     forward = Writer.forward
 
-    def watching(writer: Writer, slots: OrderedSlots, memory: Memory | None = None) -> Told:
-        (asked if memory is None else told).append(slots)
-        return forward(writer, slots, memory)
+    def watching(writer: Writer, slots: OrderedSlots, cache: KVCache | None = None) -> Told:
+        (asked if cache is None else told).append(slots)
+        return forward(writer, slots, cache)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Writer, "forward", watching)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from tests.model_helpers import TEXT, chance, few, fit_dictionary, law, small_model
 from zonkey_core import infilling
-from zonkey_core.dictionary import Dictionary
 from zonkey_core.diffusion.decoding_order import GAP_WIDTH
 from zonkey_core.errors import ConfigError
 from zonkey_core.filling import GappedText
@@ -32,7 +31,8 @@ from zonkey_core.infilling import (
     find_gaps,
     infill,
 )
-from zonkey_core.model import Zonkey
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.segment_vocabulary import SegmentVocabulary
 from zonkey_core.sampling import open_end, read_entries
 from zonkey_core.scoring import Likelihood, Question, log_likelihoods
 
@@ -58,7 +58,7 @@ def filler(levels: int = 2, *, closed: bool = False) -> Zonkey:
     return model.eval().requires_grad_(False)
 
 
-def strings_of(model: Zonkey) -> Dictionary:
+def strings_of(model: Zonkey) -> SegmentVocabulary:
     """The model's dictionary."""
     dictionary = model.levels[0].dictionary
     assert dictionary is not None
@@ -239,7 +239,7 @@ def test_candidates_differ_in_length_or_start_from_a_draft(levels: int, monkeypa
         assert levels > 1 and which % DRAFTED == DRAFTED - 1 and 0 < row.noise_level < 1
         for prefix, expected in zip(row.prefixes, row.expected, strict=True):
             assert 1 < len(expected) <= GAP_WIDTH, "what is expected stands behind what is open already"
-            assert strings_of(model).spell(expected[:1].tolist()) == prefix
+            assert strings_of(model).detokenize(expected[:1].tolist()) == prefix
     assert any(row.expected is not None for row in found) == (levels > 1)
 
 
@@ -252,8 +252,8 @@ def test_what_stands_around_gaps_is_known_but_for_the_last_string_before_each(
     (row,) = found
     for text, known, prefix in zip(words[:-1], row.known[:-1], row.prefixes, strict=True):
         entries = read_entries(model.levels[0], text)
-        assert torch.equal(known, entries[:-1]) and prefix == strings_of(model).spell(entries[-1:].tolist())
-        assert strings_of(model).spell(known.tolist()) + prefix == text
+        assert torch.equal(known, entries[:-1]) and prefix == strings_of(model).detokenize(entries[-1:].tolist())
+        assert strings_of(model).detokenize(known.tolist()) + prefix == text
     assert torch.equal(row.known[-1], read_entries(model.levels[0], words[-1]))
 
 

@@ -15,11 +15,11 @@ from tests.model_helpers import TEXT, byte_rows, chance, few, latent_rows, norma
 from zonkey_core import denoising
 from zonkey_core.config import PRESETS, load_preset
 from zonkey_core.denoising import choosing_objective, denoiser_objective
-from zonkey_core.existence import LOG_FLOOR
-from zonkey_core.level import Level
-from zonkey_core.model import Zonkey, text_sequence
+from zonkey_core.model.existence import LOG_FLOOR
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Zonkey, text_sequence
+from zonkey_core.model.positions import PositionSequence
 from zonkey_core.objectives import autoencoder_objective, splitter_objective
-from zonkey_core.positions import PositionSequence
 from zonkey_core.text_noise import UPPER_KIND_SHARES, noise_rows
 from zonkey_core.training.stages import guided_loss, joint_losses
 

@@ -16,11 +16,13 @@ from torch import nn
 from tests.model_helpers import TEXT, chance, few, fit_dictionary, law, normal, small_model
 from zonkey_core import drafting, sampling
 from zonkey_core.drafting import END_RUN, DenoisedSlots, Slots, _until_end, denoise, read_bytes, unfold
-from zonkey_core.endings import EDGES
 from zonkey_core.errors import ConfigError
 from zonkey_core.filling import OpenText, Written
-from zonkey_core.latents import to_sphere
-from zonkey_core.model import Zonkey
+from zonkey_core.model.kv_cache import KVCache
+from zonkey_core.model.latents import to_sphere
+from zonkey_core.model.length_model import EDGES
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.writer import OrderedSlots, Told, Writer
 from zonkey_core.sampling import (
     OTHER_DRAWS,
     Forming,
@@ -32,7 +34,6 @@ from zonkey_core.sampling import (
 )
 from zonkey_core.sampling import SamplingOptions as Options
 from zonkey_core.scoring import Question, log_likelihoods
-from zonkey_core.writer import Memory, OrderedSlots, Told, Writer
 
 DATA = TEXT.encode()
 SURE = 30.0
@@ -280,7 +281,7 @@ def test_the_last_string_of_a_prompt_may_go_on(monkeypatch: pytest.MonkeyPatch) 
     entries = read_entries(model.levels[0], prompt).tolist()
     for text in found[:16]:
         assert text.known.tolist() == entries[:-1] and text.begins
-        assert text.prefix == dictionary.spell(entries[-1:])
+        assert text.prefix == dictionary.detokenize(entries[-1:])
     follow = {text[len(prompt) :] for text in made}
     assert len(follow) > 10
 
@@ -308,9 +309,9 @@ def test_a_text_takes_no_more_evaluations_than_are_given(
     read: list[int] = []
     forward = Writer.forward
 
-    def counted(writer: Writer, slots: OrderedSlots, memory: Memory | None = None) -> Told:
+    def counted(writer: Writer, slots: OrderedSlots, cache: KVCache | None = None) -> Told:
         read.append(len(slots.latents))
-        return forward(writer, slots, memory)
+        return forward(writer, slots, cache)
 
     monkeypatch.setattr(Writer, "forward", counted)
     stretches = opened_by(monkeypatch)
@@ -434,11 +435,11 @@ def test_entries_spell_what_was_read(text: bytes) -> None:
     level = talker().levels[0]
     assert level.dictionary is not None
     entries = read_entries(level, text)
-    assert level.dictionary.spell(entries.tolist()) == text
+    assert level.dictionary.detokenize(entries.tolist()) == text
     assert len(entries) <= len(text)
     end = open_end(level, text)
     assert torch.equal(torch.cat([end.known, end.last]), entries) and len(end.last) == min(1, len(entries))
-    assert level.dictionary.spell(end.known.tolist()) + end.prefix == text
+    assert level.dictionary.detokenize(end.known.tolist()) + end.prefix == text
 
 
 @pytest.mark.parametrize("noise_level", [1.0, 0.4])

@@ -14,11 +14,12 @@ from torch import nn
 
 from tests.model_helpers import TEXT, few, fit_dictionary, law, small_model
 from zonkey_core import scoring
-from zonkey_core.dictionary import Pieces
 from zonkey_core.diffusion.decoding_order import Layout, in_streams, lay_out, with_gaps
-from zonkey_core.model import Zonkey, text_sequence
+from zonkey_core.model.kv_cache import KVCache
+from zonkey_core.model.model import Zonkey, text_sequence
+from zonkey_core.model.segment_vocabulary import SegmentTokens
+from zonkey_core.model.writer import OrderedSlots
 from zonkey_core.scoring import Likelihood, Question, log_likelihoods
-from zonkey_core.writer import Memory, OrderedSlots
 
 DATA = TEXT.encode()
 WHOLE = Question(DATA, [(0, len(DATA))])
@@ -48,7 +49,7 @@ def score(text: bytes, *spans: tuple[int, int], model: Zonkey | None = None) -> 
     return ask(Question(text, spans), model).total
 
 
-def pieces_of(text: bytes) -> Pieces:
+def pieces_of(text: bytes) -> SegmentTokens:
     """A text as the model cuts it."""
     level, sequence = judge().levels[0], text_sequence(text, device=torch.device("cpu"))
     return level.pieces(sequence, level.split(sequence).start_prob)
@@ -148,7 +149,7 @@ def test_a_score_is_the_chain_rule_slot_by_slot(question: Question) -> None:
     dictionary, writer = level.dictionary, level.writer
     assert dictionary is not None and writer is not None
     entries = pieces_of(text).entries[0]
-    assert dictionary.spell(entries.tolist()) == text
+    assert dictionary.detokenize(entries.tolist()) == text
     asked, count = touched(text, list(spans)), len(entries)
     if asked and asked == list(range(asked[0], count)):
         draft = in_streams(count, [0], [0], begins=begins, end_order=asked[0] + 1 if ends else None)
@@ -156,14 +157,14 @@ def test_a_score_is_the_chain_rule_slot_by_slot(question: Question) -> None:
         gaps = [(part[0], part[-1] + 1) for part in _runs(asked)]
         draft = with_gaps(count, gaps, begins=begins, ends=ends, measured=True)
     plan = lay_out([draft], len(draft.source), torch.device("cpu"))
-    memory, latents, expected, told_so_far = Memory(plan.layout), dictionary.latents(), 0.0, 0
+    cache, latents, expected, told_so_far = KVCache(plan.layout), dictionary.latents(), 0.0, 0
     for time in range(int(draft.order.max()) + 1):
         places = torch.from_numpy(np.flatnonzero(draft.order == time)).unsqueeze(0)
-        memory.places = places
+        cache.places = places
         source = plan.source.gather(1, places)
         held = latents[entries[source.clamp(min=0)]] * (source >= 0).unsqueeze(-1)
         layout = Layout(*(field.gather(1, places) for field in plan.layout))
-        told = writer(OrderedSlots(layout, held, torch.zeros_like(held), torch.ones(source.shape)), memory).latents
+        told = writer(OrderedSlots(layout, held, torch.zeros_like(held), torch.ones(source.shape)), cache).latents
         for estimate, slot in zip(told[0], plan.told.gather(1, places)[0].tolist(), strict=True):
             if slot in asked:
                 logits = latents.double() @ estimate.double() + dictionary.bias.double()

@@ -21,7 +21,7 @@ from zonkey_core import segmenting
 from zonkey_core.checkpoint import CONFIG, MODEL, describe, load_model, pack_tensors, write_files
 from zonkey_core.config import Config
 from zonkey_core.errors import ConfigError
-from zonkey_core.model import Zonkey, text_sequence
+from zonkey_core.model.model import Zonkey, text_sequence
 from zonkey_core.segmenting import (
     LevelCutter,
     RateThreshold,

@@ -24,12 +24,12 @@ from tests.model_helpers import (
     seeds,
     small_model,
 )
-from zonkey_core.bytes import cut_allowed_mask
-from zonkey_core.existence import cumulative_log_continue
-from zonkey_core.level import Level
+from zonkey_core.model.bytes import cut_allowed_mask
+from zonkey_core.model.existence import cumulative_log_continue
+from zonkey_core.model.level import Level
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segment_splitter import CONTEXTS, ContextReader, SegmentReader, SegmentSplitter, hide_positions
 from zonkey_core.objectives import splitter_objective
-from zonkey_core.positions import PositionSequence
-from zonkey_core.segment_splitter import CONTEXTS, ContextReader, SegmentReader, SegmentSplitter, hide_positions
 
 MODEL = small_model(2)
 

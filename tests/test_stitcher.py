@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.model_helpers import chance, existence, law, normal
-from zonkey_core.stitcher import MATCH_WEIGHT, disagreement, start_scores, stitch
+from zonkey_core.model.stitcher import MATCH_WEIGHT, disagreement, start_scores, stitch
 
 ALPHABETS = (b"a", b"ha", b"abc", bytes(range(256)))
 

@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.model_helpers import chance, law, normal, start_probs
-from zonkey_core.bytes import NO_BYTE
-from zonkey_core.existence import cumulative_log_continue
-from zonkey_core.segment_splitter import CONTEXTS, NGRAM_ORDERS
-from zonkey_core.string_vectors import (
+from zonkey_core.model.bytes import NO_BYTE
+from zonkey_core.model.existence import cumulative_log_continue
+from zonkey_core.model.hash_embeddings import (
     OTHER_SPREAD,
     SPREAD,
     ContextVectors,
@@ -24,6 +23,7 @@ from zonkey_core.string_vectors import (
     ngram_keys,
     table_rows,
 )
+from zonkey_core.model.segment_splitter import CONTEXTS, NGRAM_ORDERS
 
 ROWS = 4096
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from torch import Tensor
 
 from tests.model_helpers import TEXT, byte_rows, chance, few, latent_rows, law, seeds, small_model, start_probs
-from zonkey_core.level import Level
 from zonkey_core.losses import existence_loss
+from zonkey_core.model.level import Level
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segment_splitter import Splits
 from zonkey_core.objectives import NOISED_ROWS, splitter_objective, stability_loss
-from zonkey_core.positions import PositionSequence
-from zonkey_core.segment_splitter import Splits
 from zonkey_core.text_noise import (
     KIND_SHARES,
     LEAST_SHARE,

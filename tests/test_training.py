@@ -16,15 +16,15 @@ from torch import Tensor
 from tests.model_helpers import TEXT, byte_rows, level_config
 from tests.training_helpers import Run, assert_same_tensors, small_config
 from zonkey_core.checkpoint import MODEL, TRAINING, load_model, read_model_card, read_tensors
-from zonkey_core.codebook import Codebook
 from zonkey_core.config import Config, ModelConfig, StageShares, TrainingConfig
 from zonkey_core.data import SourceSpec
-from zonkey_core.dictionary import StringCounter
 from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
-from zonkey_core.level import Level
-from zonkey_core.model import Zonkey
-from zonkey_core.positions import LocatedPositions, PositionSequence
-from zonkey_core.segment_splitter import SegmentReader
+from zonkey_core.model.codebook import Codebook
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.positions import LocatedPositions, PositionSequence
+from zonkey_core.model.segment_splitter import SegmentReader
+from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.training import (
     METRICS,
     CheckpointEvent,
@@ -409,7 +409,7 @@ def test_text_is_read_with_the_strings_that_were_collected(whole: Run) -> None:
     rows = byte_rows(TEXT.encode())
     with torch.no_grad():
         pieces = level.pieces(rows, level.split(rows).start_prob)
-    assert level.dictionary.spell(pieces.entries[0].tolist()) == TEXT.encode()
+    assert level.dictionary.detokenize(pieces.entries[0].tolist()) == TEXT.encode()
     assert len(pieces.entries[0]) < len(TEXT.encode())
 
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from tests.model_helpers import chance, few, law, normal, seeds
 from zonkey_core.diffusion.decoding_order import Draft, Kind, Layout, draw_draft, in_streams, lay_out, with_gaps
 from zonkey_core.diffusion.noise_schedule import NoiseSchedule
-from zonkey_core.endings import EDGES
-from zonkey_core.existence import LOG_FLOOR
-from zonkey_core.writer import REACH, Memory, OrderedSlots, Told, Writer, _Preceding, _seen_before, _unknown_bias
+from zonkey_core.model.existence import LOG_FLOOR
+from zonkey_core.model.kv_cache import KVCache
+from zonkey_core.model.length_model import EDGES
+from zonkey_core.model.writer import REACH, OrderedSlots, Told, Writer, _Preceding, _seen_before, _unknown_bias
 
 CHANNELS, WIDTH = 6, 16
 CPU = torch.device("cpu")
@@ -200,7 +201,7 @@ def _sees(draft: Draft, *, told: int, held: int) -> bool:
     return bool((writer(slots).latents[0, teller] != writer(slots._replace(latents=changed)).latents[0, teller]).any())
 
 
-# Reading with a memory
+# Reading with a cache
 
 
 def course_of(layout: Layout, padding: int, *, at_once: int) -> list[Tensor]:
@@ -221,11 +222,11 @@ def course_of(layout: Layout, padding: int, *, at_once: int) -> list[Tensor]:
 @given(st.lists(some_drafts, min_size=1, max_size=3), st.integers(0, 6), seeds)
 def test_reading_slot_by_slot_is_reading_at_once(drafts: list[Draft], at_once: int, seed: int) -> None:
     writer, slots = make_writer(), slots_of(*drafts, seed=seed, spare=1)
-    whole, memory = writer(slots), Memory(slots.layout)
+    whole, cache = writer(slots), KVCache(slots.layout)
     seen = torch.zeros_like(slots.layout.order)
     for places in course_of(slots.layout, slots.layout.order.shape[1] - 1, at_once=at_once):
-        memory.places = places
-        told = writer(part(slots, places), memory)
+        cache.places = places
+        told = writer(part(slots, places), cache)
         real = slots.layout.documents.gather(1, places) >= 0
         expected = Told(*(field[torch.arange(len(drafts)).unsqueeze(1), places] for field in whole))
         assert_told_alike(chosen(told, real), chosen(expected, real))
@@ -244,29 +245,29 @@ def test_what_has_been_read_stays_when_the_rest_is_laid_out_anew(seed: int) -> N
     before, after = (lay_out([draft], length, CPU) for draft in (short, long))
     slots = content(after.layout, after.source, torch.full_like(after.told, -1), seed=seed)
     first = torch.arange(len(short.source)).unsqueeze(0)
-    memory = Memory(before.layout)
-    memory.places = first
-    writer(part(slots, first), memory)
-    memory.layout = after.layout
+    cache = KVCache(before.layout)
+    cache.places = first
+    writer(part(slots, first), cache)
+    cache.layout = after.layout
     whole = writer(slots)
     for time in range(6, int(after.layout.order.max()) + 1):
-        memory.places = (after.layout.order[0] == time).nonzero().T
-        told = writer(part(slots, memory.places), memory)
-        assert_told_alike(told, Told(*(field[:, memory.places[0]] for field in whole)))
+        cache.places = (after.layout.order[0] == time).nonzero().T
+        told = writer(part(slots, cache.places), cache)
+        assert_told_alike(told, Told(*(field[:, cache.places[0]] for field in whole)))
 
 
 def test_a_memory_keeps_what_it_was_given() -> None:
     layout = Layout(*(torch.zeros(2, 5, dtype=torch.long) for _ in Layout._fields))
-    memory = Memory(layout)
+    cache = KVCache(layout)
     expected = torch.zeros(2, 3, 5, 4)
     for turn, places in enumerate(([[0, 2], [1, 4]], [[1], [0]], [[2], [2]])):
-        memory.places = torch.tensor(places)
+        cache.places = torch.tensor(places)
         fresh = normal(2, 3, len(places[0]), 4, seed=turn, dtype=torch.float32)
-        kept = memory.keep("keys", fresh)
+        kept = cache.keep("keys", fresh)
         for row, at in enumerate(places):
             expected[row][:, at] = fresh[row]
         assert torch.equal(kept, expected)
-    assert not memory.keep("values", torch.zeros(2, 3, 1, 4)).any()
+    assert not cache.keep("values", torch.zeros(2, 3, 1, 4)).any()
 
 
 # What it says

@@ -11,7 +11,7 @@ from zonkey_cli.exit_codes import BadValueError
 from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
-    from zonkey_core.model import Zonkey
+    from zonkey_core.model.model import Zonkey
 
 BUNDLED = "bundled"
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from zonkey_core.model import Zonkey
+    from zonkey_core.model.model import Zonkey
 
 FORMAT = 1
 CONFIG, MODEL, TRAINING, OPTIMIZER = "config.json", "model.safetensors", "training.json", "optimizer.safetensors"
@@ -216,7 +216,7 @@ def _unfilled_model(config: Config) -> Zonkey:
     from torch.nn import init
     from torch.overrides import TorchFunctionMode
 
-    from zonkey_core.model import Zonkey
+    from zonkey_core.model.model import Zonkey
 
     class Unfilled(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zonkey_core.denoiser import NoisySlots
-from zonkey_core.dictionary import Pieces
 from zonkey_core.diffusion.decoding_order import Kind, draw_plan
 from zonkey_core.diffusion.noise_schedule import NoiseSchedule
-from zonkey_core.endings import ending_losses
-from zonkey_core.level import Level, Segmentation, Windows
-from zonkey_core.losses import contrastive_loss, latent_regression
+from zonkey_core.losses import latent_regression
+from zonkey_core.model.denoiser import NoisySlots
+from zonkey_core.model.latents import contrastive_loss
+from zonkey_core.model.length_model import ending_losses
+from zonkey_core.model.level import Level, Segmentation, Windows
+from zonkey_core.model.positions import LARGEST_BANK, PositionSequence
+from zonkey_core.model.segment_vocabulary import SegmentTokens
+from zonkey_core.model.writer import OrderedSlots
 from zonkey_core.objectives import window_losses
-from zonkey_core.positions import LARGEST_BANK, PositionSequence
-from zonkey_core.writer import OrderedSlots
 
 HINTED = 0.15
 """Share of rows that come with hints of what is told."""
@@ -76,7 +77,7 @@ def denoiser_objective(
     )
 
 
-def choosing_objective(level: Level, pieces: Pieces, generator: torch.Generator) -> dict[str, Tensor]:
+def choosing_objective(level: Level, pieces: SegmentTokens, generator: torch.Generator) -> dict[str, Tensor]:
     """Tell which entry of the dictionary each slot holds, from those known before it, and where documents and gaps end.
 
     Some rows come with hints of what is told, as a level above drafts it.

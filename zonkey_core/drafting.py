@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zonkey_core.bytes import BYTE_VALUES
-from zonkey_core.denoiser import NoisySlots
-from zonkey_core.latents import to_sphere
-from zonkey_core.level import Level
-from zonkey_core.model import Zonkey, text_sequence
-from zonkey_core.stitcher import Stitched, stitch
+from zonkey_core.model.bytes import BYTE_VALUES
+from zonkey_core.model.denoiser import NoisySlots
+from zonkey_core.model.latents import to_sphere
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Zonkey, text_sequence
+from zonkey_core.model.stitcher import Stitched, stitch
 
 SPARE_SLOTS = 1.15
 """Slots opened for each one that is expected to be needed."""

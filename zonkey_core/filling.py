@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.diffusion.decoding_order import GAP_WIDTH, Draft, Kind, in_streams, lay_out, with_gaps
-from zonkey_core.endings import EDGES, draw_counts
-from zonkey_core.level import Level
+from zonkey_core.model.length_model import EDGES, draw_counts
+from zonkey_core.model.level import Level
 from zonkey_core.telling import EMPTY, Board, prepare_row, read_whole
 
 TOGETHER = 16

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zonkey_core.bytes import BYTE_VALUES
-from zonkey_core.level import Level
-from zonkey_core.positions import LocatedPositions, PositionSequence
+from zonkey_core.model.bytes import BYTE_VALUES
+from zonkey_core.model.level import Level
+from zonkey_core.model.positions import LocatedPositions, PositionSequence
 from zonkey_core.text_noise import noised_start_prob
 
 START_WEIGHT = 5.0

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import RowStream
-from zonkey_core.level import Level
-from zonkey_core.model import Ascent, Zonkey, byte_sequence
-from zonkey_core.positions import PositionSequence
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Ascent, Zonkey, byte_sequence
+from zonkey_core.model.positions import PositionSequence
 
 HELD_OUT_ROWS = 96
 DECODED_TOGETHER = 1024

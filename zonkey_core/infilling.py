@@ -20,9 +20,9 @@ from zonkey_core.diffusion.decoding_order import GAP_WIDTH
 from zonkey_core.drafting import DenoisedSlots, Slots, denoise, read_bytes, unfold
 from zonkey_core.errors import ConfigError
 from zonkey_core.filling import GappedText, fill_gaps
-from zonkey_core.latents import to_sphere
-from zonkey_core.level import Level
-from zonkey_core.model import Ascent, Zonkey, text_sequence
+from zonkey_core.model.latents import to_sphere
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Ascent, Zonkey, text_sequence
 from zonkey_core.sampling import DRAFT_RATIO, OpenEnd, check_sampling, open_end, read_entries
 from zonkey_core.scoring import Question, log_likelihoods
 
@@ -146,7 +146,7 @@ def _fill_cluster(
     steps = max(1, options.steps - 1)
     filled = fill_gaps(model.levels[0], rows, chances, steps=steps, temperature=options.temperature)
     drawn = [
-        [dictionary.spell(entries.tolist())[len(prefix) :] for entries, prefix in zip(row, prefixes, strict=True)]
+        [dictionary.detokenize(entries.tolist())[len(prefix) :] for entries, prefix in zip(row, prefixes, strict=True)]
         for row in filled
     ]
     questions = [Question(*_join(texts, fills), begin == 0, end == len(data)) for fills in drawn]

@@ -11,10 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zonkey_core.bytes import BYTE_VALUES
-from zonkey_core.denoiser import DecodedWindows
-from zonkey_core.existence import LOG_FLOOR, cumulative_log_continue
-from zonkey_core.level import Level, Segmentation, Windows
 from zonkey_core.losses import (
     existence_loss,
     expected_segment_loss,
@@ -22,8 +18,12 @@ from zonkey_core.losses import (
     rate_penalty,
     uncertainty_penalty,
 )
-from zonkey_core.positions import PositionSequence
-from zonkey_core.segment_splitter import draw_relaxed, hide_positions
+from zonkey_core.model.bytes import BYTE_VALUES
+from zonkey_core.model.denoiser import DecodedWindows
+from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue
+from zonkey_core.model.level import Level, Segmentation, Windows
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segment_splitter import draw_relaxed, hide_positions
 from zonkey_core.text_noise import noise_rows, noised_start_prob
 
 NOISED_ROWS = 2

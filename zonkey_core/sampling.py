@@ -17,8 +17,8 @@ from torch import Tensor
 from zonkey_core.drafting import SPARE_SLOTS, draft_text
 from zonkey_core.errors import ConfigError
 from zonkey_core.filling import TOGETHER, OpenText, write_texts
-from zonkey_core.level import Level
-from zonkey_core.model import Zonkey, text_sequence
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Zonkey, text_sequence
 from zonkey_core.scoring import Question, log_likelihoods
 from zonkey_core.telling import EMPTY
 
@@ -125,7 +125,7 @@ def _write(
         if watch is not None and going[0] == 0:
 
             def shown(entries: Tensor, before: bytes = texts[0].removesuffix(opened[0].prefix)) -> None:
-                pieces = [None if each == EMPTY else dictionary.spell([each]) for each in entries.tolist()]
+                pieces = [None if each == EMPTY else dictionary.detokenize([each]) for each in entries.tolist()]
                 watch(Forming(0, before, pieces))
 
         written = write_texts(
@@ -134,7 +134,7 @@ def _write(
         )
         left = []
         for index, text, (entries, ended) in zip(going, opened, written, strict=True):
-            texts[index] += dictionary.spell(entries.tolist())[len(text.prefix) :]
+            texts[index] += dictionary.detokenize(entries.tolist())[len(text.prefix) :]
             if len(entries) and not ended and len(texts[index]) < options.max_bytes:
                 left.append(index)
         going = left
@@ -167,7 +167,7 @@ def _open(
         return opened
     expected = read_entries(level, drafted)
     if watch is not None:
-        watch(Forming(options.level, text, [level.dictionary.spell([each]) for each in expected.tolist()]))
+        watch(Forming(options.level, text, [level.dictionary.detokenize([each]) for each in expected.tolist()]))
     if len(expected):
         expected = torch.cat([last, expected])
     return opened._replace(expected=expected, noise_level=level.schedule.level_for_ratio(DRAFT_RATIO))
@@ -191,7 +191,7 @@ def open_end(level: Level, text: bytes) -> OpenEnd:
     """A text whose last string is open."""
     assert level.dictionary is not None
     entries = read_entries(level, text)
-    return OpenEnd(entries[:-1], entries[-1:], level.dictionary.spell(entries[-1:].tolist()))
+    return OpenEnd(entries[:-1], entries[-1:], level.dictionary.detokenize(entries[-1:].tolist()))
 
 
 @torch.no_grad()

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from zonkey_core.dictionary import Pieces
 from zonkey_core.diffusion.decoding_order import Draft, in_streams, lay_out, with_gaps
-from zonkey_core.level import Level
-from zonkey_core.model import Zonkey, text_sequence
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Zonkey, text_sequence
+from zonkey_core.model.segment_vocabulary import SegmentTokens
 from zonkey_core.telling import read_whole
 
 ROWS_TOGETHER = 16
@@ -84,7 +84,7 @@ def _read(model: Zonkey, question: Question) -> _Row:
     return _Row(pieces.entries[0], asked, draft)
 
 
-def _touched(pieces: Pieces, length: int, spans: Sequence[tuple[int, int]]) -> Tensor:
+def _touched(pieces: SegmentTokens, length: int, spans: Sequence[tuple[int, int]]) -> Tensor:
     """[M] which pieces of a text of `length` bytes lie in or beside a span."""
     starts = pieces.starts[0]
     ends = torch.cat([starts[1:], starts.new_tensor([length])])

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from zonkey_core.bytes import LONGEST_CODE_POINT
 from zonkey_core.devices import autocast, choose_precision
 from zonkey_core.errors import ConfigError
-from zonkey_core.existence import forced_starts
-from zonkey_core.level import Level, Segmentation
-from zonkey_core.model import Zonkey
-from zonkey_core.positions import PositionSequence
+from zonkey_core.model.bytes import LONGEST_CODE_POINT
+from zonkey_core.model.existence import forced_starts
+from zonkey_core.model.level import Level, Segmentation
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.positions import PositionSequence
 from zonkey_core.segments import Segment, Segments, Starts
 
 BYTE_BLOCK = (32, 1024)

@@ -14,8 +14,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.devices import choose_precision
 from zonkey_core.diffusion.decoding_order import Draft, Layout, Plan, in_streams, lay_out
-from zonkey_core.level import Level
-from zonkey_core.writer import Memory, OrderedSlots, Told
+from zonkey_core.model.kv_cache import KVCache
+from zonkey_core.model.level import Level
+from zonkey_core.model.writer import OrderedSlots, Told
 
 BLOCK = 128
 """Entries whose probabilities are added up first when one is drawn."""
@@ -72,7 +73,7 @@ class Board:
             for row, each in enumerate(rows)
             for slot, prefix in each.prefixes.items()
         }
-        self.memory: Memory | None = None
+        self.cache: KVCache | None = None
 
     def lay_out(self, drafts: Sequence[Draft], known: Sequence[int]) -> None:
         """Take up the order of the rows, of which everything up to `known` is read first; what was read stays there."""
@@ -80,14 +81,14 @@ class Board:
         self.plan = lay_out([*drafts, *blank], self.length, self.device)
         times = [np.maximum(draft.order - before, 0) for draft, before in zip(drafts, known, strict=True)]
         self.times = [*times, *(draft.order for draft in blank)]
-        if self.memory is None:
-            self.memory = Memory(self.plan.layout)
-        self.memory.layout = self.plan.layout
+        if self.cache is None:
+            self.cache = KVCache(self.plan.layout)
+        self.cache.layout = self.plan.layout
 
     @torch.no_grad()
     def read(self, time: int, width: int) -> Reading:
         """Read the slots that are known at a time, `width` of each row, with padding where there are fewer."""
-        assert self.memory is not None
+        assert self.cache is not None
         table = np.full((len(self.times), width), self.length - 1)
         for row, times in zip(table, self.times, strict=True):
             due = np.flatnonzero(times == time)
@@ -100,9 +101,9 @@ class Board:
         hints = self.hints.gather(1, asked.unsqueeze(-1).expand(-1, -1, self.hints.shape[-1]))
         noise_level = self.noise_level.gather(1, asked).where(told >= 0, 1.0)
         layout = Layout(*(field.gather(1, places) for field in self.plan.layout))
-        self.memory.places = places
+        self.cache.places = places
         hints = hints * (noise_level < 1).unsqueeze(-1)
-        return Reading(places, self.writer(OrderedSlots(layout, latents, hints, noise_level), self.memory))
+        return Reading(places, self.writer(OrderedSlots(layout, latents, hints, noise_level), self.cache))
 
     @torch.no_grad()
     def tell(self, reading: Reading) -> None:

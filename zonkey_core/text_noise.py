@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zonkey_core.bytes import BYTE_VALUES
-from zonkey_core.existence import cumulative_log_continue
-from zonkey_core.positions import PositionSequence
+from zonkey_core.model.bytes import BYTE_VALUES
+from zonkey_core.model.existence import cumulative_log_continue
+from zonkey_core.model.positions import PositionSequence
 
 KIND_SHARES = (0.5, 0.16, 0.18, 0.16, 0.0)
 """How often a row loses bytes, has some twice, has its letters in any case or in the upper one, or loses values."""

@@ -12,7 +12,7 @@ from zonkey_core.evaluation.context import EvaluationContext, EvaluationOptions
 from zonkey_core.evaluation.runner import identify_model
 from zonkey_core.evaluation.store import Store
 from zonkey_core.evaluation.texts import EvaluationTexts
-from zonkey_core.model import Zonkey
+from zonkey_core.model.model import Zonkey
 
 
 def documents(count: int, name: str) -> list[bytes]:

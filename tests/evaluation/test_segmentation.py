@@ -21,10 +21,10 @@ from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
 from zonkey_core.evaluation.segmentation import measure_segmentation
 from zonkey_core.evaluation.texts import EvaluationTexts
 from zonkey_core.evaluation.unspaced import TEXT, splitter_alone, unspaced_model
-from zonkey_core.level import Level
-from zonkey_core.model import Zonkey
-from zonkey_core.positions import PositionSequence
-from zonkey_core.segment_splitter import Splits
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segment_splitter import Splits
 
 LEARNED = 60
 """Thirty times as many bytes are learned from, which is next to nothing."""

@@ -29,7 +29,7 @@ from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
     from zonkey_core.infilling import Fill, Gap, InfillingOptions
-    from zonkey_core.model import Zonkey
+    from zonkey_core.model.model import Zonkey
 
 MANUAL = Manual(
     examples=(

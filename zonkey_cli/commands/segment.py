@@ -33,7 +33,7 @@ from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
     from zonkey_cli.segment_formats import Format
-    from zonkey_core.model import Zonkey
+    from zonkey_core.model.model import Zonkey
     from zonkey_core.segments import Segments
 
 MANUAL = Manual(

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.attention import attend
-from zonkey_core.bytes import BYTE_VALUES, SYMBOLS
 from zonkey_core.checkpoint import CONFIG, MODEL, pack_tensors, read_tensors
 from zonkey_core.devices import autocast, choose_precision
 from zonkey_core.errors import CheckpointError
-from zonkey_core.string_vectors import lookup_table, ngram_keys, table_rows
-from zonkey_core.transformer import Block, Transformer, rotary_phases, rotate
+from zonkey_core.model.attention import attend
+from zonkey_core.model.bytes import BYTE_VALUES, SYMBOLS
+from zonkey_core.model.hash_embeddings import lookup_table, ngram_keys, table_rows
+from zonkey_core.model.transformer import Block, Transformer, rotary_phases, rotate
 
 BEGIN = 256
 """The symbol before a text's first byte."""

@@ -14,7 +14,7 @@ from zonkey_core.evaluation.texts import EvaluationTexts
 
 if TYPE_CHECKING:
     from zonkey_core.infilling import Gap
-    from zonkey_core.model import Zonkey
+    from zonkey_core.model.model import Zonkey
 
 
 class EvaluationOptions(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from zonkey_core.bytes import BYTE_VALUES
 from zonkey_core.evaluation.bootstrap import bootstrap_sums
 from zonkey_core.evaluation.byte_model import (
     ByteModel,
@@ -26,6 +25,7 @@ from zonkey_core.evaluation.byte_training import TRAINING, fit_byte_model
 from zonkey_core.evaluation.context import EvaluationContext
 from zonkey_core.evaluation.results import Measure
 from zonkey_core.evaluation.store import fingerprint
+from zonkey_core.model.bytes import BYTE_VALUES
 
 SHAPE = ByteModelShape(width=128, layers=2, heads=4, window=128, ngram_rows=32_768)
 READ_SHARE = 15

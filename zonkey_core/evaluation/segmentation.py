@@ -45,7 +45,7 @@ from zonkey_core.evaluation.results import Better, LeftOut, Measure, Outcome
 from zonkey_core.evaluation.store import fingerprint
 from zonkey_core.evaluation.texts import passages
 from zonkey_core.evaluation.unspaced import splitter_alone, unspaced_model
-from zonkey_core.model import Zonkey
+from zonkey_core.model.model import Zonkey
 
 PASSAGE_BYTES = 4096
 CHOOSING_BYTES = 50_000

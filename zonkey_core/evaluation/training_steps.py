@@ -13,7 +13,7 @@ from zonkey_core.checkpoint import read_model_card
 from zonkey_core.data.rows import RowStream
 from zonkey_core.devices import autocast, choose_precision
 from zonkey_core.evaluation.context import EvaluationContext
-from zonkey_core.model import byte_sequence
+from zonkey_core.model.model import byte_sequence
 from zonkey_core.training.curriculum import STAGES, Stage
 from zonkey_core.training.optimizers import learning_rate_factor, set_learning_rates, take_step
 from zonkey_core.training.stages import stage_losses, stage_optimizers, stage_parameters

@@ -17,7 +17,7 @@ from zonkey_core.config import Config, LevelConfig, ModelConfig
 from zonkey_core.data import SourceSpec
 from zonkey_core.evaluation.context import EvaluationContext
 from zonkey_core.evaluation.store import fingerprint
-from zonkey_core.model import Zonkey
+from zonkey_core.model.model import Zonkey
 from zonkey_core.training import Event, StepEvent, TrainingOptions, resume, train
 
 READ_SHARE, MOST_READ = 60, 60_000_000

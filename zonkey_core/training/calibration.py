@@ -10,9 +10,9 @@ from collections.abc import Iterable
 import torch
 
 from zonkey_core.diffusion.decoding_order import Kind, in_streams, lay_out
-from zonkey_core.endings import usual_logits
-from zonkey_core.level import Level
-from zonkey_core.positions import PositionSequence
+from zonkey_core.model.length_model import usual_logits
+from zonkey_core.model.level import Level
+from zonkey_core.model.positions import PositionSequence
 from zonkey_core.telling import read_whole
 
 LEAST_DOCUMENTS = 30

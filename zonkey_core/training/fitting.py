@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from zonkey_core.devices import autocast
-from zonkey_core.dictionary import StringCounter
-from zonkey_core.level import Level
-from zonkey_core.model import Zonkey
-from zonkey_core.positions import PositionSequence
-from zonkey_core.segment_splitter import SegmentReader
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segment_splitter import SegmentReader
+from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.training.curriculum import Stage
 
 CODEBOOK_BATCHES = 48

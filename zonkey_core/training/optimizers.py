@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
-from zonkey_core.bytes import BYTE_VALUES, SYMBOLS
 from zonkey_core.config import TrainingConfig
 from zonkey_core.errors import CheckpointError
-from zonkey_core.string_vectors import is_lookup_table
+from zonkey_core.model.bytes import BYTE_VALUES, SYMBOLS
+from zonkey_core.model.hash_embeddings import is_lookup_table
 
 SMALLEST_MATRIX = 16
 """Narrower matrices have too few directions for orthogonal updates."""

@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 from zonkey_core.config import TrainingConfig
 from zonkey_core.denoising import choosing_objective, denoiser_objective
 from zonkey_core.guidance import following_loss, telling_values
-from zonkey_core.level import Level
-from zonkey_core.model import Zonkey
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.positions import LocatedPositions, PositionSequence
 from zonkey_core.objectives import (
     COOLEST,
     WARMEST,
@@ -25,7 +26,6 @@ from zonkey_core.objectives import (
     rows_to_noise,
     splitter_objective,
 )
-from zonkey_core.positions import LocatedPositions, PositionSequence
 from zonkey_core.text_noise import UPPER_KIND_SHARES, noise_rows
 from zonkey_core.training.curriculum import Stage
 from zonkey_core.training.optimizers import build_optimizers

@@ -32,8 +32,8 @@ from zonkey_core.data.rows import Prefetcher, RowBatch, RowStream
 from zonkey_core.devices import autocast, choose_device, choose_precision
 from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
 from zonkey_core.held_out import held_out_rows, quick_figures
-from zonkey_core.model import Zonkey, byte_sequence
-from zonkey_core.positions import PositionSequence
+from zonkey_core.model.model import Zonkey, byte_sequence
+from zonkey_core.model.positions import PositionSequence
 from zonkey_core.training.calibration import calibrate, calibrate_endings
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.events import CheckpointEvent, Event, FiguresEvent, StageEvent, StepEvent

@@ -1,4 +1,4 @@
-"""Endings: how many slots there are from one on, as existence that decays over bins of distance.
+"""Length model: how many slots there are from one on, as existence that decays over bins of distance.
 
 A writer gives, for each bin, the probability `h` that the last slot lies in it, given that it does not lie before
 (the hazard). As everywhere, existence is the product of `1 - h`: it starts at 1 and never rises. Bins are as wide as a

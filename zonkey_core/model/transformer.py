@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.attention import DocumentBias, attend, prepare_bias
+from zonkey_core.model.attention import DocumentBias, attend, prepare_bias
 
 
 def rotary_phases(positions: Tensor, head_width: int, *, base: float = 1000.0) -> Tensor:

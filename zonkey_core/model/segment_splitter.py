@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.attention import DocumentBias
-from zonkey_core.bytes import NO_BYTE
-from zonkey_core.codebook import Codebook
-from zonkey_core.existence import cumulative_log_continue
-from zonkey_core.positions import PositionEmbedding, PositionSequence
-from zonkey_core.string_vectors import ContextVectors, NgramVectors
-from zonkey_core.transformer import Transformer
+from zonkey_core.model.attention import DocumentBias
+from zonkey_core.model.bytes import NO_BYTE
+from zonkey_core.model.codebook import Codebook
+from zonkey_core.model.existence import cumulative_log_continue
+from zonkey_core.model.hash_embeddings import ContextVectors, NgramVectors
+from zonkey_core.model.positions import PositionEmbedding, PositionSequence
+from zonkey_core.model.transformer import Transformer
 
 NGRAM_ORDERS = (2, 3, 4, 5, 6)
 CONTEXTS = (

@@ -26,8 +26,9 @@ from torch.nn import functional
 
 from zonkey_core.diffusion.decoding_order import Kind, Layout
 from zonkey_core.diffusion.noise_schedule import NoiseSchedule
-from zonkey_core.endings import EDGES
-from zonkey_core.transformer import Block, rotary_phases, soften_outputs
+from zonkey_core.model.kv_cache import KVCache
+from zonkey_core.model.length_model import EDGES
+from zonkey_core.model.transformer import Block, rotary_phases, soften_outputs
 
 REACH = 2
 """Slots before each one that are mixed in ahead of every block."""
@@ -51,27 +52,7 @@ class Told(NamedTuple):
     latents: Tensor
     """[B, L, C] estimate of its clean latent, float32."""
     ending_logits: Tensor
-    """[B, L, E] hazards of the number of slots from there to the end of the document or gap (`endings`)."""
-
-
-class Memory:
-    """Keys, values and states of the slots that have been read, by their places in the rows."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.places = torch.empty(0)
-        """[B, n] of the slots that are being read."""
-        self.layers: dict[str, Tensor] = {}
-
-    def keep(self, name: str, fresh: Tensor) -> Tensor:
-        """Put [B, H, n, D] at the present places of the tensor [B, H, L, D] of this name, and return that."""
-        kept = self.layers.get(name)
-        if kept is None:
-            batch, length = self.layout.order.shape
-            kept = self.layers[name] = fresh.new_zeros(batch, fresh.shape[1], length, fresh.shape[3])
-        rows = torch.arange(len(fresh), device=fresh.device).unsqueeze(1)
-        kept[rows, :, self.places] = fresh.transpose(1, 2)
-        return kept
+    """[B, L, E] hazards of the number of slots from there to the end of the document or gap (`length_model`)."""
 
 
 class _Preceding(nn.Module):
@@ -82,17 +63,17 @@ class _Preceding(nn.Module):
         self.norm = nn.LayerNorm(width, bias=False)
         self.weights = nn.Parameter(torch.randn(REACH + 1, width) * 0.2)
 
-    def forward(self, states: Tensor, seen: Tensor, memory: Memory | None, name: str) -> Tensor:
+    def forward(self, states: Tensor, seen: Tensor, cache: KVCache | None, name: str) -> Tensor:
         """[B, n, D] to the same shape; `seen` [REACH, B, n, 1] is 1 where the slot so far before is known and near."""
         normed = self.norm(states)
         weights = self.weights.to(normed.dtype)
         mixed: Tensor = states + normed * weights[0]
-        kept = normed if memory is None else memory.keep(name, normed.unsqueeze(1)).squeeze(1)
+        kept = normed if cache is None else cache.keep(name, normed.unsqueeze(1)).squeeze(1)
         for distance in range(1, REACH + 1):
-            if memory is None:
+            if cache is None:
                 before = functional.pad(kept, (0, 0, distance, 0))[:, : kept.shape[1]]
             else:
-                place = (memory.places - distance).clamp(min=0).unsqueeze(-1).expand(-1, -1, kept.shape[-1])
+                place = (cache.places - distance).clamp(min=0).unsqueeze(-1).expand(-1, -1, kept.shape[-1])
                 before = kept.gather(1, place)
             mixed = torch.addcmul(mixed, before * seen[distance - 1].to(before.dtype), weights[distance])
         return mixed
@@ -118,8 +99,8 @@ class Writer(nn.Module):
         self.ending_bias = nn.Parameter(torch.zeros(len(Kind), len(EDGES)))
         soften_outputs(self.blocks)
 
-    def forward(self, slots: OrderedSlots, memory: Memory | None = None) -> Told:
-        """Read whole rows, or with a memory the slots at its `places`, whose kept fellows are read with them."""
+    def forward(self, slots: OrderedSlots, cache: KVCache | None = None) -> Told:
+        """Read whole rows, or with a cache the slots at its `places`, whose kept fellows are read with them."""
         alpha, sigma = (
             part(slots.noise_level).unsqueeze(-1) for part in (self.schedule.alpha, self.schedule.sigma)
         )
@@ -129,16 +110,16 @@ class Writer(nn.Module):
         noise = torch.cat([hinted, hinted * slots.noise_level.unsqueeze(-1), alpha], -1)
         states = states + self.noise_in(noise.to(dtype))
         states = states + functional.embedding(slots.layout.kinds, self.kinds).to(states.dtype)
-        everything = slots.layout if memory is None else memory.layout
+        everything = slots.layout if cache is None else cache.layout
         bias = _unknown_bias(slots.layout, everything).to(states.dtype)
-        places = None if memory is None else memory.places
+        places = None if cache is None else cache.places
         seen = _seen_before(slots.layout, everything, places)
         phases = rotary_phases(slots.layout.positions, self.head_width)
         for index, (preceding, block) in enumerate(zip(self.preceding, self.blocks, strict=True)):
-            states = preceding(states, seen, memory, f"states {index}")
+            states = preceding(states, seen, cache, f"states {index}")
             keep = None
-            if memory is not None:
-                keys, values = (functools.partial(memory.keep, f"{name} {index}") for name in ("keys", "values"))
+            if cache is not None:
+                keys, values = (functools.partial(cache.keep, f"{name} {index}") for name in ("keys", "values"))
                 keep = keys, values
             states = block(states, bias, phases, keep)
         states = self.norm(states)

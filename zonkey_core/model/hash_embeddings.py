@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.bytes import NO_BYTE
+from zonkey_core.model.bytes import NO_BYTE
 
 SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)
 """An odd number that spreads what it multiplies over 64 bits."""

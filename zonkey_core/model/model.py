@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from zonkey_core.config import ModelConfig
-from zonkey_core.level import Level, Segmentation
-from zonkey_core.positions import LocatedPositions, PositionSequence
+from zonkey_core.model.level import Level, Segmentation
+from zonkey_core.model.positions import LocatedPositions, PositionSequence
 
 
 class Ascent(NamedTuple):

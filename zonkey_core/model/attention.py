@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention.flex_attention import flex_attention
 
-from zonkey_core.existence import LOG_FLOOR
+from zonkey_core.model.existence import LOG_FLOOR
 
 PLAIN_LENGTH = 512
 """Keys up to which plain matrix products are the faster path on a CPU."""

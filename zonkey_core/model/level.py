@@ -14,23 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.bytes import BYTE_VALUES, NO_BYTE
-from zonkey_core.compressor import Compressor
 from zonkey_core.config import LevelConfig
-from zonkey_core.denoiser import DecodedWindows, Decoder, Trunk
-from zonkey_core.dictionary import Dictionary, Pieces, StringCounter
 from zonkey_core.diffusion.noise_schedule import NoiseSchedule
-from zonkey_core.existence import (
+from zonkey_core.model.bytes import BYTE_VALUES, NO_BYTE
+from zonkey_core.model.compressor import Compressor
+from zonkey_core.model.denoiser import DecodedWindows, Decoder, Trunk
+from zonkey_core.model.existence import (
     LOG_FLOOR,
     cumulative_log_continue,
     limit_segment_length,
     sample_starts,
     window_log_existence,
 )
-from zonkey_core.positions import PositionEmbedding, PositionReadout, PositionSequence
-from zonkey_core.segment_splitter import ContextReader, SegmentReader, SegmentSplitter, Splits
-from zonkey_core.string_vectors import ngram_keys
-from zonkey_core.writer import Writer
+from zonkey_core.model.hash_embeddings import ngram_keys
+from zonkey_core.model.positions import PositionEmbedding, PositionReadout, PositionSequence
+from zonkey_core.model.segment_splitter import ContextReader, SegmentReader, SegmentSplitter, Splits
+from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary, StringCounter
+from zonkey_core.model.writer import Writer
 
 NEGLIGIBLE_EXISTENCE = 0.05
 """Positions of a window that exist with less than this are neither compressed nor decoded in training."""
@@ -101,14 +101,14 @@ class Level(nn.Module):
         self.compressor = Compressor(
             config.width, config.latents, config.heads, config.compressor_layers, config.window
         )
-        self.dictionary: Dictionary | None = None
+        self.dictionary: SegmentVocabulary | None = None
         """Of bytes: what the denoiser chooses from."""
         self.writer: Writer | None = None
         self.trunk: Trunk | None = None
         """What denoises: a writer where there is a dictionary, a trunk above."""
         sizes = self.channels, config.trunk_width, config.trunk_heads, config.trunk_layers, self.schedule
         if channels_below is None:
-            self.dictionary = Dictionary(config.dictionary, config.window, self.channels)
+            self.dictionary = SegmentVocabulary(config.dictionary, config.window, self.channels)
             self.writer = Writer(*sizes)
         else:
             self.trunk = Trunk(*sizes)
@@ -168,11 +168,11 @@ class Level(nn.Module):
         documents = sequence.document_mask.gather(1, starts) & slot_mask
         return Segmentation(starts, slot_mask, documents, start_prob)
 
-    def pieces(self, sequence: PositionSequence, start_prob: Tensor) -> Pieces:
+    def pieces(self, sequence: PositionSequence, start_prob: Tensor) -> SegmentTokens:
         """The segments of rows of bytes that a model is used with, as strings of its dictionary."""
         assert self.dictionary is not None
         start_mask = self.choose_starts(sequence, start_prob).start_prob > 0.5
-        return self.dictionary.take_apart(sequence.values, start_mask, sequence.document_mask)
+        return self.dictionary.tokenize(sequence.values, start_mask, sequence.document_mask)
 
     @torch.no_grad()
     def collect(self, counter: StringCounter) -> None:

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from zonkey_core.attention import DocumentBias, window_bias
 from zonkey_core.diffusion.noise_schedule import NoiseSchedule
-from zonkey_core.existence import LOG_FLOOR, cumulative_log_continue, decoded_log_existence
-from zonkey_core.transformer import Transformer
+from zonkey_core.model.attention import DocumentBias, window_bias
+from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue, decoded_log_existence
+from zonkey_core.model.transformer import Transformer
 
 
 class NoisySlots(NamedTuple):

@@ -1,4 +1,4 @@
-"""A dictionary of level 0: the strings that its segments mostly are, each with a latent of its own.
+"""Segment vocabulary of level 0: the strings that its segments mostly are, each with a latent of its own.
 
 The writer tells what a slot holds as a softmax over these, so that what is written is spelled as real text is. Segments
 that are not in it are spelled with the likeliest row of strings that are; the 256 single bytes always are, so every
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.bytes import BYTE_VALUES
-from zonkey_core.latents import to_sphere
-from zonkey_core.string_vectors import lookup_table, ngram_keys
+from zonkey_core.model.bytes import BYTE_VALUES
+from zonkey_core.model.hash_embeddings import lookup_table, ngram_keys
+from zonkey_core.model.latents import to_sphere
 
 ROUNDS = 3
 """Times that the strings are chosen, each time counting the pieces that the choice before leaves."""
@@ -38,7 +38,7 @@ UNUSED = -30.0
 """Logit of entries that hold no string."""
 
 
-class Pieces(NamedTuple):
+class SegmentTokens(NamedTuple):
     """Rows of bytes as strings of the dictionary."""
 
     entries: Tensor
@@ -51,7 +51,7 @@ class Pieces(NamedTuple):
     """[B, M] true where a piece begins a document."""
 
 
-class Dictionary(nn.Module):
+class SegmentVocabulary(nn.Module):
     """K strings with their latents; until it is fitted, the 256 single bytes alone."""
 
     strings: Tensor
@@ -91,7 +91,7 @@ class Dictionary(nn.Module):
             self.log_shares[:count] = torch.tensor([math.log(share) for share in shares.values()])
             self.bias.copy_(self.log_shares)
 
-    def spell(self, entries: Sequence[int]) -> bytes:
+    def detokenize(self, entries: Sequence[int]) -> bytes:
         """The text of a row of entries."""
         index = torch.tensor(entries, dtype=torch.long)
         strings, lengths = self.strings.cpu()[index].numpy(), self.lengths.cpu()[index].tolist()
@@ -112,7 +112,7 @@ class Dictionary(nn.Module):
         order = torch.arange(self.strings.shape[1], device=self.strings.device)
         return self.strings.long(), order < self.lengths.unsqueeze(1)
 
-    def take_apart(self, values: Tensor, start_mask: Tensor, document_mask: Tensor) -> Pieces:
+    def tokenize(self, values: Tensor, start_mask: Tensor, document_mask: Tensor) -> SegmentTokens:
         """Rows of bytes [B, L], of which a mask [B, L] tells the starts of segments, as strings of the dictionary."""
         length = values.shape[1]
         keys, places = self._string_keys().sort()
@@ -130,7 +130,7 @@ class Dictionary(nn.Module):
         counts = mask.sum(1)
         slot_mask = torch.arange(int(counts.max()), device=values.device) < counts.unsqueeze(1)
         order = torch.argsort((~mask).long(), dim=1, stable=True)[:, : slot_mask.shape[1]]
-        return Pieces(
+        return SegmentTokens(
             entries.gather(1, order).where(slot_mask, 0),
             order.where(slot_mask, 0),
             slot_mask,

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.attention import window_bias
-from zonkey_core.latents import to_sphere
-from zonkey_core.transformer import Transformer
+from zonkey_core.model.attention import window_bias
+from zonkey_core.model.latents import to_sphere
+from zonkey_core.model.transformer import Transformer
 
 
 class Compressor(nn.Module):

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.bytes import BYTE_VALUES, cut_allowed_mask
-from zonkey_core.latents import to_sphere
-from zonkey_core.losses import contrastive_loss
+from zonkey_core.model.bytes import BYTE_VALUES, cut_allowed_mask
+from zonkey_core.model.latents import contrastive_loss, to_sphere
 
 LARGEST_BANK = 2048
 
