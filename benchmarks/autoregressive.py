@@ -19,7 +19,7 @@ from torch.nn import functional
 from zonkey_core.data.rows import RowBatch
 from zonkey_core.evaluation.byte_model import ByteModel, ByteModelShape, KeyValueCache
 from zonkey_core.evaluation.infills import GAP_WORDS
-from zonkey_core.infilling import Gap
+from zonkey_core.inference.infilling import Gap
 
 WORD_BYTES = 24
 """A fill has at most this many bytes for each of its words."""

@@ -26,14 +26,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core import filling, telling
 from zonkey_core.config import Config
 from zonkey_core.denoising import choosing_objective, denoiser_objective
 from zonkey_core.devices import autocast
 from zonkey_core.diffusion.decoding_order import draw_plan
-from zonkey_core.drafting import Slots, denoise
 from zonkey_core.guidance import telling_values
-from zonkey_core.infilling import Gap, InfillingOptions, infill
+from zonkey_core.inference import block_decoding, block_generation
+from zonkey_core.inference.generation import SamplingOptions, generate
+from zonkey_core.inference.infilling import Gap, InfillingOptions, infill
+from zonkey_core.inference.latent_sampler import Slots, denoise
 from zonkey_core.model.attention import FLEX_LENGTH, PLAIN_LENGTH, DocumentBias, attend, prepare_bias, window_bias
 from zonkey_core.model.codebook import Codebook
 from zonkey_core.model.denoiser import NoisySlots
@@ -48,7 +49,6 @@ from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.model.stitcher import stitch
 from zonkey_core.model.writer import OrderedSlots
 from zonkey_core.objectives import autoencoder_objective, splitter_objective
-from zonkey_core.sampling import SamplingOptions, generate
 from zonkey_core.training import stages
 from zonkey_core.training.optimizers import build_optimizers
 from zonkey_core.training.stages import guide_parameters, guided_loss, joint_losses
@@ -171,7 +171,7 @@ class Choices:
 
         Gives the probabilities that strings [n, K] and numbers of slots [n, E] were drawn by, step by step.
         """
-        draw = telling.draw_entries
+        draw = block_decoding.draw_entries
         keep_entries, keep_counts = self.keeper("entries", side), self.keeper("counts", side)
         probs: list[Tensor] = []
 
@@ -185,9 +185,9 @@ class Choices:
             return keep_counts(draw_counts(logits, chance))
 
         with (
-            mock.patch.object(telling, "draw_entries", hold_entries),
-            mock.patch.object(filling, "draw_counts", hold_counts),
-            mock.patch.object(telling, "choose_precision", lambda _name, _device: side.precision),
+            mock.patch.object(block_decoding, "draw_entries", hold_entries),
+            mock.patch.object(block_generation, "draw_counts", hold_counts),
+            mock.patch.object(block_decoding, "choose_precision", lambda _name, _device: side.precision),
             torch.autocast(side.device.type, enabled=False),
         ):
             yield probs

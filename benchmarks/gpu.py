@@ -35,9 +35,9 @@ from zonkey_core.config import PRESETS, Config, load_preset
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import RowBatch, RowStream
 from zonkey_core.errors import ZonkeyError
+from zonkey_core.inference.generation import SamplingOptions, generate
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.sampling import SamplingOptions, generate
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.optimizers import take_step
 from zonkey_core.training.stages import stage_losses, stage_optimizers, stage_parameters

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.model_helpers import chance, few, fit_dictionary, law, seeds, small_model
-from zonkey_core import filling, telling
 from zonkey_core.diffusion.decoding_order import GAP_WIDTH, Draft, Kind, Layout, in_streams, lay_out, with_gaps
-from zonkey_core.filling import (
+from zonkey_core.inference import block_decoding, block_generation
+from zonkey_core.inference.block_decoding import EMPTY
+from zonkey_core.inference.block_generation import (
     KNOWN_STEP,
     TOGETHER,
     GappedText,
@@ -34,7 +35,6 @@ from zonkey_core.model.length_model import EDGES
 from zonkey_core.model.level import Level
 from zonkey_core.model.segment_vocabulary import SegmentVocabulary
 from zonkey_core.model.writer import OrderedSlots, Told, Writer
-from zonkey_core.telling import EMPTY
 
 SURE = 30.0
 """Logit of what is certain."""
@@ -344,7 +344,7 @@ def test_without_temperature_what_is_likeliest_is_written(before: int, room: int
     level = teller(remaining)
     text = opened(before, room)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(telling, "choose_precision", lambda *given: torch.float32)
+        patch.setattr(block_decoding, "choose_precision", lambda *given: torch.float32)
         (written,) = write(level, text, steps=steps, temperature=0.0)
     count = len(written.entries)
     lengths, stagger = plan_streams(count, steps)
@@ -367,7 +367,7 @@ def test_without_temperature_gaps_are_filled_with_what_is_likeliest(
 ) -> None:
     level = teller(remaining)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(telling, "choose_precision", lambda *given: torch.float32)
+        patch.setattr(block_decoding, "choose_precision", lambda *given: torch.float32)
         (filled,) = fill(level, text, steps=steps, temperature=0.0)
     parts: list[tuple[int, int]] = []
     entries: list[int] = []
@@ -392,13 +392,13 @@ def boards() -> Iterator[list[Any]]:
     """All boards that are made meanwhile."""
     made: list[Any] = []
 
-    class Noted(filling.Board):
+    class Noted(block_generation.Board):
         def __init__(self, *given: Any, **options: Any) -> None:
             super().__init__(*given, **options)
             made.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filling, "Board", Noted)
+        patch.setattr(block_generation, "Board", Noted)
         yield made
 
 

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.model_helpers import TEXT, chance, few, fit_dictionary, law, small_model
-from zonkey_core import infilling
 from zonkey_core.diffusion.decoding_order import GAP_WIDTH
 from zonkey_core.errors import ConfigError
-from zonkey_core.filling import GappedText
-from zonkey_core.infilling import (
+from zonkey_core.inference import infilling
+from zonkey_core.inference.block_generation import GappedText
+from zonkey_core.inference.generation import open_end, read_entries
+from zonkey_core.inference.infilling import (
     DRAFTED,
     HIGH_SHARE,
     LOW_SHARE,
@@ -31,10 +32,9 @@ from zonkey_core.infilling import (
     find_gaps,
     infill,
 )
+from zonkey_core.inference.scoring import Likelihood, Question, log_likelihoods
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.segment_vocabulary import SegmentVocabulary
-from zonkey_core.sampling import open_end, read_entries
-from zonkey_core.scoring import Likelihood, Question, log_likelihoods
 
 DATA = TEXT.encode()
 SURE = 30.0

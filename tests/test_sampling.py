@@ -14,16 +14,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.model_helpers import TEXT, chance, few, fit_dictionary, law, normal, small_model
-from zonkey_core import drafting, sampling
-from zonkey_core.drafting import END_RUN, DenoisedSlots, Slots, _until_end, denoise, read_bytes, unfold
 from zonkey_core.errors import ConfigError
-from zonkey_core.filling import OpenText, Written
-from zonkey_core.model.kv_cache import KVCache
-from zonkey_core.model.latents import to_sphere
-from zonkey_core.model.length_model import EDGES
-from zonkey_core.model.model import Zonkey
-from zonkey_core.model.writer import OrderedSlots, Told, Writer
-from zonkey_core.sampling import (
+from zonkey_core.inference import generation, latent_sampler
+from zonkey_core.inference.block_generation import OpenText, Written
+from zonkey_core.inference.generation import (
     OTHER_DRAWS,
     Forming,
     Sample,
@@ -32,8 +26,14 @@ from zonkey_core.sampling import (
     open_end,
     read_entries,
 )
-from zonkey_core.sampling import SamplingOptions as Options
-from zonkey_core.scoring import Question, log_likelihoods
+from zonkey_core.inference.generation import SamplingOptions as Options
+from zonkey_core.inference.latent_sampler import END_RUN, DenoisedSlots, Slots, _until_end, denoise, read_bytes, unfold
+from zonkey_core.inference.scoring import Question, log_likelihoods
+from zonkey_core.model.kv_cache import KVCache
+from zonkey_core.model.latents import to_sphere
+from zonkey_core.model.length_model import EDGES
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.writer import OrderedSlots, Told, Writer
 
 DATA = TEXT.encode()
 SURE = 30.0
@@ -102,8 +102,8 @@ def standing(forming: Forming) -> bytes:
 def test_a_sample_depends_on_its_own_seed_alone(
     level: int, prompt: bytes, together: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drafting, "REBUILD_RATIO", 0.0)  # an untrained compressor makes all windows alike
-    monkeypatch.setattr(sampling, "TOGETHER", together)
+    monkeypatch.setattr(latent_sampler, "REBUILD_RATIO", 0.0)  # an untrained compressor makes all windows alike
+    monkeypatch.setattr(generation, "TOGETHER", together)
     model = talker()
     first, second = texts(model, [3, 4], prompt, level=level)
     assert texts(model, [4], prompt, level=level) == [second]
@@ -113,7 +113,7 @@ def test_a_sample_depends_on_its_own_seed_alone(
 
 def test_a_long_sample_depends_on_its_own_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where some stretches have fewer slots than there are steps, and others more."""
-    monkeypatch.setattr(sampling, "GROUP_BYTES", 24)
+    monkeypatch.setattr(generation, "GROUP_BYTES", 24)
     model = talker(1)
     seeds = list(range(8))
     for steps in (2, 16):
@@ -153,14 +153,14 @@ def test_nothing_global_is_touched() -> None:
 
 def test_samples_come_as_soon_as_their_group_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
-    sound = sampling.write_texts
+    sound = generation.write_texts
 
     def counted(level: Any, opened: Any, *given: Any, **options: Any) -> list[Written]:
         groups.append(len(opened))
         return sound(level, opened, *given, **options)
 
-    monkeypatch.setattr(sampling, "write_texts", counted)
-    monkeypatch.setattr(sampling, "TOGETHER", 2)
+    monkeypatch.setattr(generation, "write_texts", counted)
+    monkeypatch.setattr(generation, "TOGETHER", 2)
     samples = generate(talker(), seeds=[1, 2, 3], options=Options(steps=2, max_bytes=20))
     next(samples)
     next(samples)
@@ -207,8 +207,8 @@ def test_every_level_of_every_model_generates(
 def test_a_draft_decides_what_level_0_writes(prompt: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it, and behind the prompt, whose last string is open."""
     model = talker()
-    monkeypatch.setattr(sampling, "draft_text", lambda *given, **options: DATA[:60])
-    monkeypatch.setattr(sampling, "DRAFT_RATIO", 0.01)
+    monkeypatch.setattr(generation, "draft_text", lambda *given, **options: DATA[:60])
+    monkeypatch.setattr(generation, "DRAFT_RATIO", 0.01)
     limit = len(prompt) + 60
     (text,) = texts(model, [1], prompt, level=1, max_bytes=limit)
     assert text == prompt + DATA[:60]
@@ -218,37 +218,37 @@ def test_a_draft_decides_what_level_0_writes(prompt: bytes, monkeypatch: pytest.
 def test_a_draft_that_is_done_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only a draft of nothing ends a text."""
     drafts = [b"one, ", b"two, ", b"three.", b"", b"more"]
-    monkeypatch.setattr(sampling, "draft_text", lambda *given, **options: drafts.pop(0))
-    monkeypatch.setattr(sampling, "DRAFT_RATIO", 0.01)
+    monkeypatch.setattr(generation, "draft_text", lambda *given, **options: drafts.pop(0))
+    monkeypatch.setattr(generation, "DRAFT_RATIO", 0.01)
     assert texts(talker(), [1], b"Zero, ", level=1, max_bytes=300) == [b"Zero, one, two, three."]
     assert drafts == [b"more"]
 
 
 def test_levels_without_a_draft_leave_it_to_those_below(monkeypatch: pytest.MonkeyPatch) -> None:
     """What they expect may stand already, as the beginning of a segment that goes on."""
-    prompt, sound = b"It waited, and waited, ", drafting._read_context
+    prompt, sound = b"It waited, and waited, ", latent_sampler._read_context
 
     def much_is_written(*given: Any) -> list[Any]:
         return [each._replace(written=10_000) for each in sound(*given)]
 
-    monkeypatch.setattr(drafting, "_read_context", much_is_written)
+    monkeypatch.setattr(latent_sampler, "_read_context", much_is_written)
     for level in (1, 2):
         (text,) = texts(talker(3), [1], prompt, level=level, max_bytes=50)
         assert text.startswith(prompt) and len(text) > 46
 
 
 def test_a_text_goes_on_from_its_own_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "GROUP_BYTES", 48)
-    monkeypatch.setattr(sampling, "CONTEXT_BYTES", 40)
+    monkeypatch.setattr(generation, "GROUP_BYTES", 48)
+    monkeypatch.setattr(generation, "CONTEXT_BYTES", 40)
     seen: list[tuple[bytes, bytes]] = []
-    sound = sampling.open_end
+    sound = generation.open_end
 
     def noted(level: Any, text: bytes) -> Any:
         end = sound(level, text)
         seen.append((text, end.prefix))
         return end
 
-    monkeypatch.setattr(sampling, "open_end", noted)
+    monkeypatch.setattr(generation, "open_end", noted)
     (text,) = texts(talker(), [1], b"Begun.", max_bytes=1500)
     assert text.startswith(b"Begun.") and 1497 <= len(text) <= 1500
     contexts = [context for context, _ in seen]
@@ -260,13 +260,13 @@ def test_a_text_goes_on_from_its_own_end(monkeypatch: pytest.MonkeyPatch) -> Non
 def opened_by(patch: pytest.MonkeyPatch) -> list[OpenText]:
     """A list that takes up every text that is opened from now on."""
     found: list[OpenText] = []
-    sound = sampling.write_texts
+    sound = generation.write_texts
 
     def noted(level: Any, opened: list[OpenText], *given: Any, **options: Any) -> list[Written]:
         found.extend(opened)
         return sound(level, opened, *given, **options)
 
-    patch.setattr(sampling, "write_texts", noted)
+    patch.setattr(generation, "write_texts", noted)
     return found
 
 
@@ -287,8 +287,8 @@ def test_the_last_string_of_a_prompt_may_go_on(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_text_is_known_to_begin_where_all_of_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "GROUP_BYTES", 24)
-    monkeypatch.setattr(sampling, "CONTEXT_BYTES", 40)
+    monkeypatch.setattr(generation, "GROUP_BYTES", 24)
+    monkeypatch.setattr(generation, "CONTEXT_BYTES", 40)
     found = opened_by(monkeypatch)
     texts(talker(1), [1], b"Begun.", max_bytes=120)
     assert found[0].begins and not found[-1].begins
@@ -392,7 +392,7 @@ def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 def test_the_first_text_is_shown_as_it_forms(
     level: int, prompt: bytes, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sampling, "GROUP_BYTES", 48)
+    monkeypatch.setattr(generation, "GROUP_BYTES", 48)
     model = talker(3)
     made, shown = watched(model, [3, 4, 5], prompt, level=level, max_bytes=120, steps=steps)
     assert made == texts(model, [3, 4, 5], prompt, level=level, max_bytes=120, steps=steps)
@@ -419,7 +419,7 @@ def test_the_first_text_is_shown_as_it_forms(
 
 
 def test_the_first_text_of_every_group_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "TOGETHER", 2)
+    monkeypatch.setattr(generation, "TOGETHER", 2)
     made, shown = watched(talker(1), [3, 4, 5, 6], max_bytes=20)
     ends = {standing(forming)[:20] for forming in shown if None not in forming.pieces}
     assert all(any(end.startswith(text) for end in ends) for text in made[::2])

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.model_helpers import TEXT, few, fit_dictionary, law, small_model
-from zonkey_core import scoring
 from zonkey_core.diffusion.decoding_order import Layout, in_streams, lay_out, with_gaps
+from zonkey_core.inference import scoring
+from zonkey_core.inference.scoring import Likelihood, Question, log_likelihoods
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.model import Zonkey, text_sequence
 from zonkey_core.model.segment_vocabulary import SegmentTokens
 from zonkey_core.model.writer import OrderedSlots
-from zonkey_core.scoring import Likelihood, Question, log_likelihoods
 
 DATA = TEXT.encode()
 WHOLE = Question(DATA, [(0, len(DATA))])

@@ -17,12 +17,11 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tests.model_helpers import TEXT, small_model
-from zonkey_core import segmenting
 from zonkey_core.checkpoint import CONFIG, MODEL, describe, load_model, pack_tensors, write_files
 from zonkey_core.config import Config
 from zonkey_core.errors import ConfigError
-from zonkey_core.model.model import Zonkey, text_sequence
-from zonkey_core.segmenting import (
+from zonkey_core.inference import segmentation
+from zonkey_core.inference.segmentation import (
     LevelCutter,
     RateThreshold,
     segment_levels,
@@ -31,7 +30,8 @@ from zonkey_core.segmenting import (
     take_head,
     threshold_for_rate,
 )
-from zonkey_core.segments import Segment, Segments, Starts
+from zonkey_core.inference.segments import Segment, Segments, Starts
+from zonkey_core.model.model import Zonkey, text_sequence
 
 WINDOW = 8
 runs = settings(max_examples=30, deadline=None)
@@ -63,10 +63,10 @@ models = st.builds(model_with, st.integers(0, 5), biases)
 def reading(blocks: tuple[tuple[int, int], tuple[int, int]], *, exact: bool = False) -> Iterator[None]:
     """With blocks of these sizes, and with `exact` in float32 throughout."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmenting, "BYTE_BLOCK", blocks[0])
-        patch.setattr(segmenting, "LATENT_BLOCK", blocks[1])
+        patch.setattr(segmentation, "BYTE_BLOCK", blocks[0])
+        patch.setattr(segmentation, "LATENT_BLOCK", blocks[1])
         if exact:
-            patch.setattr(segmenting, "autocast", lambda device, precision: contextlib.nullcontext())
+            patch.setattr(segmentation, "autocast", lambda device, precision: contextlib.nullcontext())
         yield
 
 

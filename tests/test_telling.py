@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from tests.model_helpers import chance, fit_dictionary, law, normal, seeds, small_model
-from zonkey_core.telling import BLOCK, EMPTY, LEAST_SHARE, draw_entries, prepare_row
+from zonkey_core.inference.block_decoding import BLOCK, EMPTY, LEAST_SHARE, draw_entries, prepare_row
 
 
 @law

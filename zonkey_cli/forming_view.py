@@ -13,7 +13,7 @@ from zonkey_cli.console import error_console
 from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
-    from zonkey_core.sampling import Forming
+    from zonkey_core.inference.generation import Forming
 
 OPEN = "\N{MIDDLE DOT}"
 """What a slot looks like that is still noise."""

@@ -66,7 +66,7 @@ def load_model(streams: Streams, name: str | None, *, device: str, cutting_level
     with working(streams, "loading the model"):
         from zonkey_core.checkpoint import load_model as load
         from zonkey_core.devices import choose_device
-        from zonkey_core.segmenting import splitting_tensors
+        from zonkey_core.inference.segmentation import splitting_tensors
 
         chosen = choose_device(device)
         prefixes = ("",) if cutting_level is None else splitting_tensors(cutting_level)

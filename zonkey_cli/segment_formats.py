@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from zonkey_cli.escaping import LINE_ESCAPES, NULL_ESCAPES
 from zonkey_cli.streams import json_line
-from zonkey_core.segments import Segment, Segments
+from zonkey_core.inference.segments import Segment, Segments
 
 _COLOURS = (b"\x1b[36m", b"\x1b[33m")
 _RESET = b"\x1b[0m"

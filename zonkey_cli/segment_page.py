@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from zonkey_cli.console import printable
 from zonkey_cli.segment_formats import Format
-from zonkey_core.segments import Segment, Segments
+from zonkey_core.inference.segments import Segment, Segments
 
 _COLOURS = (
     ("30 95 190", "125 175 255"),

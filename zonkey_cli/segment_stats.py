@@ -17,7 +17,7 @@ from zonkey_cli.console import printable
 from zonkey_cli.escaping import escape_line
 from zonkey_cli.segment_formats import Format
 from zonkey_cli.streams import json_line
-from zonkey_core.segments import Segments
+from zonkey_core.inference.segments import Segments
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from zonkey_cli.console import printable
 from zonkey_cli.escaping import escape_line
 from zonkey_cli.segment_formats import Format
-from zonkey_core.segments import Segment, Segments
+from zonkey_core.inference.segments import Segment, Segments
 
 if TYPE_CHECKING:
     from rich.tree import Tree

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from zonkey_cli.forming_view import OPEN, forming_text
-from zonkey_core.sampling import Forming
+from zonkey_core.inference.generation import Forming
 
 
 def styles(pieces: list[bytes | None], before: list[bytes | None]) -> dict[str, str]:

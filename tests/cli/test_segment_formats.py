@@ -18,7 +18,7 @@ from zonkey_cli.segment_formats import Coloured, Format, Joined, JsonLines, Reco
 from zonkey_cli.segment_page import Page
 from zonkey_cli.segment_stats import Stats, drawn_report, json_report, plain_report
 from zonkey_cli.segment_tree import DrawnTree, IndentedTree
-from zonkey_core.segments import Segments, Starts
+from zonkey_core.inference.segments import Segments, Starts
 
 TRICKY = st.sampled_from(
     [b"\\", b"\n", b"\t", b"\r", b"\0", b"\x1b", b" ", b"\xff", b"<&>\"'", "é日".encode(), b"\xed\xa0\x80"]

@@ -116,8 +116,8 @@ def test_training_from_another_model(zonkey: Zonkey, tiny_model: Path) -> None:
 def test_defaults_are_those_of_the_core() -> None:
     from zonkey_core.config import PRESETS
     from zonkey_core.data import SourceSpec
-    from zonkey_core.infilling import InfillingOptions
-    from zonkey_core.sampling import SamplingOptions
+    from zonkey_core.inference.generation import SamplingOptions
+    from zonkey_core.inference.infilling import InfillingOptions
 
     def default(command: object, name: str) -> object:
         return next(parameter.default for parameter in command.params if parameter.name == name)  # type: ignore[attr-defined]

@@ -24,7 +24,7 @@ from zonkey_core.evaluation.cutters import (
     fit_tokenizers,
 )
 from zonkey_core.evaluation.store import Store
-from zonkey_core.segmenting import segment_stream
+from zonkey_core.inference.segmentation import segment_stream
 
 LONG = (TEXT * 8).encode()
 any_text = st.one_of(

@@ -32,7 +32,7 @@ from zonkey_core.evaluation.results import LeftOut, Measure, Outcome, as_json
 from zonkey_core.evaluation.store import Store
 from zonkey_core.evaluation.text_metrics import METRICS, Remembered, TrainingWords, Yardstick, score_texts, words
 from zonkey_core.evaluation.texts import EvaluationTexts, load_texts
-from zonkey_core.sampling import Sample, SamplingOptions, generate
+from zonkey_core.inference.generation import Sample, SamplingOptions, generate
 
 COUNT, SIZE = 100, 700
 QUICK = [metric for metric in METRICS if metric != "frechet"]

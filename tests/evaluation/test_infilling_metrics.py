@@ -28,7 +28,7 @@ from zonkey_core.evaluation.infilling_metrics import (
     rouge_2,
     words_of,
 )
-from zonkey_core.infilling import Gap
+from zonkey_core.inference.infilling import Gap
 
 SENTENCES = (
     "The heron\u2019s nest was old.", "Über die Brücke kam niemand.",

@@ -27,7 +27,7 @@ from zonkey_core.evaluation.infills import (
 from zonkey_core.evaluation.judge import get_judge
 from zonkey_core.evaluation.results import LeftOut, Measure
 from zonkey_core.evaluation.texts import EvaluationTexts, load_texts
-from zonkey_core.infilling import Fill, Gap
+from zonkey_core.inference.infilling import Fill, Gap
 
 TRIVIAL = {"nothing", "previous_sentence", "constant", "ngram"}
 FIGURES = {"context_preserved", *METRICS}

@@ -17,7 +17,7 @@ from zonkey_core.evaluation.context import EvaluationContext
 from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
 from zonkey_core.evaluation.runner import OUTCOMES, PARTS, evaluate, identify_model
 from zonkey_core.evaluation.texts import EvaluationTexts
-from zonkey_core.infilling import Gap
+from zonkey_core.inference.infilling import Gap
 
 OUTCOMES_OF_A_PART: list[Outcome] = [
     Measure(name="p.a", value=0.5, low=0.25, high=1.0, rivals={"r": math.inf}, n=3, seconds=1.0, better="lower"),

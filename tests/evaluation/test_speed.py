@@ -32,7 +32,7 @@ from zonkey_core.evaluation.speed import (
     time_training,
 )
 from zonkey_core.evaluation.training_steps import TrainingSteps
-from zonkey_core.infilling import Gap
+from zonkey_core.inference.infilling import Gap
 
 PAUSE = 0.002
 

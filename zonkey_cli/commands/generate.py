@@ -26,7 +26,7 @@ from zonkey_cli.options import (
 from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
-    from zonkey_core.sampling import Sample
+    from zonkey_core.inference.generation import Sample
 
 MANUAL = Manual(
     examples=(
@@ -95,7 +95,7 @@ def command(
     check_level(model, level)
     first = draw_seed(streams, seed)
     zonkey = load_model(streams, model, device=device)
-    from zonkey_core.sampling import SamplingOptions, generate
+    from zonkey_core.inference.generation import SamplingOptions, generate
 
     options = SamplingOptions(
         steps=steps, temperature=temperature, max_bytes=max_bytes, level=level, best_of=best_of

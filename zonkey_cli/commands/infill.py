@@ -28,7 +28,7 @@ from zonkey_cli.options import (
 from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
-    from zonkey_core.infilling import Fill, Gap, InfillingOptions
+    from zonkey_core.inference.infilling import Fill, Gap, InfillingOptions
     from zonkey_core.model.model import Zonkey
 
 MANUAL = Manual(
@@ -105,7 +105,7 @@ def command(
     if mask == "":
         raise click.BadParameter("a mask needs at least one character.", context, param_hint="'--mask'")
     first = draw_seed(streams, seed)
-    from zonkey_core.infilling import InfillingOptions
+    from zonkey_core.inference.infilling import InfillingOptions
 
     options = InfillingOptions(steps=steps, temperature=temperature, candidates=candidates)
     filler = _Filler(streams, model=model, device=device, mask=mask, seed=first, options=options)
@@ -144,7 +144,7 @@ class _Filler:
 
     def fills(self, data: bytes) -> list[Fill]:
         """What goes into each gap of `data`."""
-        from zonkey_core.infilling import find_gaps, infill
+        from zonkey_core.inference.infilling import find_gaps, infill
 
         gaps: list[Gap] = find_gaps(data, self._mask)
         if not gaps:
@@ -160,7 +160,7 @@ def _infill_file(
     streams: Streams, inputs: Inputs, filler: _Filler, name: str, file: BinaryIO, *, in_place: str | None, as_json: bool
 ) -> None:
     """Fill the gaps of one file and put the result where it belongs."""
-    from zonkey_core.infilling import apply_fills
+    from zonkey_core.inference.infilling import apply_fills
 
     try:
         data = file.read()

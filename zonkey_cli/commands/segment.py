@@ -33,8 +33,8 @@ from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
     from zonkey_cli.segment_formats import Format
+    from zonkey_core.inference.segments import Segments
     from zonkey_core.model.model import Zonkey
-    from zonkey_core.segments import Segments
 
 MANUAL = Manual(
     examples=(
@@ -262,7 +262,7 @@ def _texts(
     streams: Streams, model: Zonkey, cutting: Cutting, name: str, chunks: Iterable[bytes]
 ) -> Iterator[Iterator[Segments]]:
     """The segments of each text of a file: of the whole, or of every line."""
-    from zonkey_core.segmenting import THRESHOLD, segment_levels, take_head, threshold_for_rate
+    from zonkey_core.inference.segmentation import THRESHOLD, segment_levels, take_head, threshold_for_rate
 
     threshold = THRESHOLD if cutting.threshold is None else cutting.threshold
     if cutting.bytes_per_segment is not None:

@@ -33,7 +33,7 @@ from zonkey_core.evaluation.text_metrics import (
     score_with_interval,
 )
 from zonkey_core.evaluation.texts import passages
-from zonkey_core.sampling import SamplingOptions, generate
+from zonkey_core.inference.generation import SamplingOptions, generate
 
 KEPT_TOGETHER = 16
 """Samples that are kept at once, so that sampling which was stopped goes on from there."""

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zonkey_core.evaluation.bootstrap import Interval, draw_weights, interval
-from zonkey_core.infilling import CONTEXT_BYTES, Gap
+from zonkey_core.inference.infilling import CONTEXT_BYTES, Gap
 
 MASK = b"____"
 """What stands in a gap, however long the answer."""

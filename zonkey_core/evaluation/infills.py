@@ -33,7 +33,7 @@ from zonkey_core.evaluation.infilling_metrics import (
 from zonkey_core.evaluation.judge import get_judge
 from zonkey_core.evaluation.ngrams import HIGHEST_ORDER, ByteNgramModel
 from zonkey_core.evaluation.results import Better, LeftOut, Measure, Outcome
-from zonkey_core.infilling import InfillingOptions, apply_fills, infill
+from zonkey_core.inference.infilling import InfillingOptions, apply_fills, infill
 
 GAP_WORDS = (1, 3, 8)
 """Sizes of the gaps."""

@@ -30,9 +30,9 @@ from zonkey_core.evaluation.processes import run_process
 from zonkey_core.evaluation.results import Better, LeftOut, Measure, Outcome
 from zonkey_core.evaluation.texts import passages
 from zonkey_core.evaluation.training_steps import TrainingSteps
-from zonkey_core.infilling import Gap, InfillingOptions, infill
-from zonkey_core.sampling import SamplingOptions, generate
-from zonkey_core.segmenting import segment_stream
+from zonkey_core.inference.generation import SamplingOptions, generate
+from zonkey_core.inference.infilling import Gap, InfillingOptions, infill
+from zonkey_core.inference.segmentation import segment_stream
 
 SEGMENTED_BYTES = 64_000
 START_UP_BYTES = 1_000

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 import torch
 
 from zonkey_core.diffusion.decoding_order import Kind, in_streams, lay_out
+from zonkey_core.inference.block_decoding import read_whole
 from zonkey_core.model.length_model import usual_logits
 from zonkey_core.model.level import Level
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.telling import read_whole
 
 LEAST_DOCUMENTS = 30
 """Documents that must reach a length before the shares of those that end there count."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from zonkey_core.devices import autocast
+from zonkey_core.inference.generation import SamplingOptions, generate
 from zonkey_core.model.model import text_sequence
-from zonkey_core.sampling import SamplingOptions, generate
 from zonkey_core.training.curriculum import Stage
 from zonkey_core.training.events import Event, SampleEvent, SplitsEvent
 

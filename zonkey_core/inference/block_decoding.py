@@ -1,4 +1,4 @@
-"""Telling: rows of slots side by side, in which the writer tells open slots and chance draws what they hold."""
+"""Block decoding: rows of slots side by side, in which the writer tells open slots and chance draws what they hold."""
 
 from __future__ import annotations
 

@@ -14,13 +14,13 @@ import msgspec
 import torch
 from torch import Tensor
 
-from zonkey_core.drafting import SPARE_SLOTS, draft_text
 from zonkey_core.errors import ConfigError
-from zonkey_core.filling import TOGETHER, OpenText, write_texts
+from zonkey_core.inference.block_decoding import EMPTY
+from zonkey_core.inference.block_generation import TOGETHER, OpenText, write_texts
+from zonkey_core.inference.latent_sampler import SPARE_SLOTS, draft_text
+from zonkey_core.inference.scoring import Question, log_likelihoods
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, text_sequence
-from zonkey_core.scoring import Question, log_likelihoods
-from zonkey_core.telling import EMPTY
 
 GROUP_BYTES = 512
 """Text that is sampled at once."""

@@ -1,4 +1,4 @@
-"""Writing: open slots of level 0 are told by the writer and filled with strings of its dictionary.
+"""Block generation: open slots of level 0 are told by the writer and filled with strings of its dictionary.
 
 At the start every open slot is noise. The writer reads what stands already and says how long the text or the gap
 becomes. With that the slots are laid out in streams, as many as the given number of evaluations makes necessary; in
@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.diffusion.decoding_order import GAP_WIDTH, Draft, Kind, in_streams, lay_out, with_gaps
+from zonkey_core.inference.block_decoding import EMPTY, Board, prepare_row, read_whole
 from zonkey_core.model.length_model import EDGES, draw_counts
 from zonkey_core.model.level import Level
-from zonkey_core.telling import EMPTY, Board, prepare_row, read_whole
 
 TOGETHER = 16
 """Texts that are written side by side; fewer are padded to so many."""

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from zonkey_core.diffusion.decoding_order import GAP_WIDTH
-from zonkey_core.drafting import DenoisedSlots, Slots, denoise, read_bytes, unfold
 from zonkey_core.errors import ConfigError
-from zonkey_core.filling import GappedText, fill_gaps
+from zonkey_core.inference.block_generation import GappedText, fill_gaps
+from zonkey_core.inference.generation import DRAFT_RATIO, OpenEnd, check_sampling, open_end, read_entries
+from zonkey_core.inference.latent_sampler import DenoisedSlots, Slots, denoise, read_bytes, unfold
+from zonkey_core.inference.scoring import Question, log_likelihoods
 from zonkey_core.model.latents import to_sphere
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, Zonkey, text_sequence
-from zonkey_core.sampling import DRAFT_RATIO, OpenEnd, check_sampling, open_end, read_entries
-from zonkey_core.scoring import Question, log_likelihoods
 
 CONTEXT_BYTES = 384
 """Text that is read before the first and after the last of the gaps that are filled together."""

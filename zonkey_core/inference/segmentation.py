@@ -1,4 +1,4 @@
-"""Segmenting a stream: the learned cuts of text of any length, in bounded memory.
+"""Segmentation of a stream: the learned cuts of text of any length, in bounded memory.
 
 Positions are gathered into blocks at fixed offsets of the stream, whatever pieces it arrives in, and each block is
 read with enough of its surroundings that every probability is the one that the whole text would give. Cuts therefore
@@ -23,12 +23,12 @@ from torch.nn import functional
 
 from zonkey_core.devices import autocast, choose_precision
 from zonkey_core.errors import ConfigError
+from zonkey_core.inference.segments import Segment, Segments, Starts
 from zonkey_core.model.bytes import LONGEST_CODE_POINT
 from zonkey_core.model.existence import forced_starts
 from zonkey_core.model.level import Level, Segmentation
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.segments import Segment, Segments, Starts
 
 BYTE_BLOCK = (32, 1024)
 """Most rows, and positions per row, of level 0's blocks. The first block is one row and each is twice the last, up to

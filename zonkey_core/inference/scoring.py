@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.diffusion.decoding_order import Draft, in_streams, lay_out, with_gaps
+from zonkey_core.inference.block_decoding import read_whole
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, text_sequence
 from zonkey_core.model.segment_vocabulary import SegmentTokens
-from zonkey_core.telling import read_whole
 
 ROWS_TOGETHER = 16
 """Texts that are read at once."""
