@@ -27,10 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zonkey_core.config import Config
-from zonkey_core.denoising import choosing_objective, denoiser_objective
 from zonkey_core.devices import autocast
 from zonkey_core.diffusion.decoding_order import draw_plan
-from zonkey_core.guidance import telling_values
 from zonkey_core.inference import block_decoding, block_generation
 from zonkey_core.inference.generation import SamplingOptions, generate
 from zonkey_core.inference.infilling import Gap, InfillingOptions, infill
@@ -48,9 +46,11 @@ from zonkey_core.model.segment_splitter import SegmentReader
 from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.model.stitcher import stitch
 from zonkey_core.model.writer import OrderedSlots
-from zonkey_core.objectives import autoencoder_objective, splitter_objective
 from zonkey_core.training import stages
+from zonkey_core.training.denoiser_objective import choosing_objective, denoiser_objective
+from zonkey_core.training.objectives import autoencoder_objective, splitter_objective
 from zonkey_core.training.optimizers import build_optimizers
+from zonkey_core.training.splitter_distillation import telling_values
 from zonkey_core.training.stages import guide_parameters, guided_loss, joint_losses
 
 TOLERANCES = {

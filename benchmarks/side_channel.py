@@ -23,9 +23,9 @@ from torch import Tensor
 
 from zonkey_core.checkpoint import load_model
 from zonkey_core.data import SourceSpec
-from zonkey_core.held_out import held_out_rows
 from zonkey_core.model.existence import sample_starts
 from zonkey_core.model.segment_splitter import hide_positions
+from zonkey_core.training.validation import held_out_rows
 
 ROW_BYTES, ROWS = 1024, 128
 ROUNDS = 4

@@ -9,16 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.model_helpers import byte_rows, chance, few, latent_rows, normal, pieces_of, seeds, small_model
-from zonkey_core import denoising
-from zonkey_core.denoising import (
-    ENDINGS_WEIGHT,
-    HINTED,
-    LATER_ENDINGS,
-    choosing_objective,
-    draw_hint_levels,
-    draw_noise_levels,
-    open_slots,
-)
 from zonkey_core.diffusion import decoding_order
 from zonkey_core.diffusion.decoding_order import Kind, Plan, draw_plan
 from zonkey_core.diffusion.noise_schedule import NoiseSchedule
@@ -27,6 +17,16 @@ from zonkey_core.model.length_model import ending_losses
 from zonkey_core.model.level import Level
 from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary
 from zonkey_core.model.writer import OrderedSlots, Told, Writer
+from zonkey_core.training import denoiser_objective
+from zonkey_core.training.denoiser_objective import (
+    ENDINGS_WEIGHT,
+    HINTED,
+    LATER_ENDINGS,
+    choosing_objective,
+    draw_hint_levels,
+    draw_noise_levels,
+    open_slots,
+)
 
 SCHEDULE = NoiseSchedule(5.0)
 
@@ -84,7 +84,7 @@ def test_a_choice_that_knows_nothing_costs_what_the_shares_say(lengths: list[lis
     torch.nn.init.normal_(writer.ending_out.bias)
     pieces = pieces_of(lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(denoising, "HINTED", 0.0)
+        patch.setattr(denoiser_objective, "HINTED", 0.0)
         losses = choosing_objective(level, pieces, chance(seed))
     plan = draw_plan(pieces.slot_mask, pieces.document_mask, chance(seed))
     costs = -dictionary.bias.log_softmax(-1)
@@ -124,7 +124,7 @@ def test_what_is_held_is_read_and_what_is_told_is_hinted_at(lengths: list[list[i
     level, dictionary, _ = level_that_chooses()
     pieces = pieces_of(lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(denoising, "HINTED", 1.0)
+        patch.setattr(denoiser_objective, "HINTED", 1.0)
         patch.setattr(NoiseSchedule, "levels_for_ratios", lambda _schedule, ratios: torch.full_like(ratios, 1e-6))
         slots, plan = reading_of(level, pieces, seed)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(slots.layout, plan.layout, strict=True))
@@ -140,7 +140,7 @@ def test_what_is_held_is_read_and_what_is_told_is_hinted_at(lengths: list[list[i
 
 
 def test_hints_that_tell_enough_are_no_riddle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denoising, "HINTED", 1.0)
+    monkeypatch.setattr(denoiser_objective, "HINTED", 1.0)
     monkeypatch.setattr(NoiseSchedule, "levels_for_ratios", lambda _schedule, ratios: torch.full_like(ratios, 0.02))
     level, _, _ = level_that_chooses()
     assert choosing_objective(level, pieces_of([[25], [40, 9]]), chance(4))["choice"] < 1e-3
@@ -175,7 +175,7 @@ def test_an_objective_is_decided_by_its_generator() -> None:
 
 def test_a_document_costs_what_it_costs_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Documents of one row are told apart, so the mean over a row is that over its documents."""
-    monkeypatch.setattr(denoising, "HINTED", 0.0)
+    monkeypatch.setattr(denoiser_objective, "HINTED", 0.0)
     level, _, _ = level_that_chooses()
     monkeypatch.setattr(decoding_order, "GAPPED", 0.0)
     monkeypatch.setattr(decoding_order, "ONE_STREAM", 1.0)

@@ -11,14 +11,14 @@ from hypothesis import given
 from torch import Tensor
 
 from tests.model_helpers import TEXT, byte_rows, chance, few, latent_rows, normal, seeds, small_model
-from zonkey_core.guidance import START_WEIGHT, TELLING, following_loss, telling_values
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import LocatedPositions, PositionSequence
 from zonkey_core.model.segment_splitter import SegmentSplitter, Splits
-from zonkey_core.objectives import NOISED_ROWS, rows_to_noise
-from zonkey_core.text_noise import UPPER_KIND_SHARES, NoisedRows, noise_rows
 from zonkey_core.training import stages
+from zonkey_core.training.augmentation import UPPER_KIND_SHARES, NoisedRows, noise_rows
+from zonkey_core.training.objectives import NOISED_ROWS, rows_to_noise
+from zonkey_core.training.splitter_distillation import START_WEIGHT, TELLING, following_loss, telling_values
 from zonkey_core.training.stages import guided_loss
 
 LENGTH = 120

@@ -12,7 +12,12 @@ from torch.nn.functional import one_hot
 
 from tests.model_helpers import TEXT, byte_rows, small_model
 from zonkey_core.data import SourceSpec
-from zonkey_core.held_out import (
+from zonkey_core.model.denoiser import DecodedWindows
+from zonkey_core.model.level import Segmentation
+from zonkey_core.model.model import Ascent
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segment_splitter import Splits
+from zonkey_core.training.validation import (
     Rebuilt,
     Scores,
     forecast_ends,
@@ -22,11 +27,6 @@ from zonkey_core.held_out import (
     rebuild_segments,
     whitespace_scores,
 )
-from zonkey_core.model.denoiser import DecodedWindows
-from zonkey_core.model.level import Segmentation
-from zonkey_core.model.model import Ascent
-from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.segment_splitter import Splits
 
 SAMPLE = SourceSpec(sources=("sample",))
 

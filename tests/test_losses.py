@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from tests.model_helpers import chance, normal, start_probs
-from zonkey_core.losses import (
+from zonkey_core.model.existence import cumulative_log_continue, sample_starts, window_log_existence
+from zonkey_core.model.latents import contrastive_loss
+from zonkey_core.training.losses import (
     existence_loss,
     expected_segment_loss,
     expected_segment_sum,
@@ -19,8 +21,6 @@ from zonkey_core.losses import (
     rate_penalty,
     uncertainty_penalty,
 )
-from zonkey_core.model.existence import cumulative_log_continue, sample_starts, window_log_existence
-from zonkey_core.model.latents import contrastive_loss
 
 LENGTH = 5
 

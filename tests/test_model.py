@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tests.model_helpers import TEXT, byte_rows, chance, few, latent_rows, normal, seeds, small_model
-from zonkey_core import denoising
 from zonkey_core.config import PRESETS, load_preset
-from zonkey_core.denoising import choosing_objective, denoiser_objective
 from zonkey_core.model.existence import LOG_FLOOR
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, text_sequence
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.objectives import autoencoder_objective, splitter_objective
-from zonkey_core.text_noise import UPPER_KIND_SHARES, noise_rows
+from zonkey_core.training import denoiser_objective as denoiser_objective_module
+from zonkey_core.training.augmentation import UPPER_KIND_SHARES, noise_rows
+from zonkey_core.training.denoiser_objective import choosing_objective, denoiser_objective
+from zonkey_core.training.objectives import autoencoder_objective, splitter_objective
 from zonkey_core.training.stages import guided_loss, joint_losses
 
 DATA = (TEXT * 4).encode()
@@ -80,7 +80,7 @@ def test_three_levels_by_configuration_alone() -> None:
 
 @pytest.mark.parametrize("index", range(3))
 def test_objectives_train_what_they_should_at_every_level(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denoising, "HINTED", 0.5)
+    monkeypatch.setattr(denoiser_objective_module, "HINTED", 0.5)
     model = small_model(3)
     level, rows = model.levels[index], upper_rows(model, index)
     taught = [parameter for module in (level.guide or level.splitter, level.reader, level.reader_readout)
@@ -109,7 +109,7 @@ def test_objectives_train_what_they_should_at_every_level(index: int, monkeypatc
 
 
 def test_joint_training_reaches_every_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denoising, "HINTED", 0.5)
+    monkeypatch.setattr(denoiser_objective_module, "HINTED", 0.5)
     model = small_model(3)
     losses = joint_losses(model, ROWS, chance(5), upper_gradient=1.0)
     shared = {"masked", "rate", "overlong", "uncertainty", "positions", "existence", "choice"}

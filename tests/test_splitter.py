@@ -29,7 +29,7 @@ from zonkey_core.model.existence import cumulative_log_continue
 from zonkey_core.model.level import Level
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segment_splitter import CONTEXTS, ContextReader, SegmentReader, SegmentSplitter, hide_positions
-from zonkey_core.objectives import splitter_objective
+from zonkey_core.training.objectives import splitter_objective
 
 MODEL = small_model(2)
 

@@ -10,12 +10,10 @@ from hypothesis import given
 from torch import Tensor
 
 from tests.model_helpers import TEXT, byte_rows, chance, few, latent_rows, law, seeds, small_model, start_probs
-from zonkey_core.losses import existence_loss
 from zonkey_core.model.level import Level
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segment_splitter import Splits
-from zonkey_core.objectives import NOISED_ROWS, splitter_objective, stability_loss
-from zonkey_core.text_noise import (
+from zonkey_core.training.augmentation import (
     KIND_SHARES,
     LEAST_SHARE,
     LOST_SHARE,
@@ -27,6 +25,8 @@ from zonkey_core.text_noise import (
     noise_rows,
     noised_start_prob,
 )
+from zonkey_core.training.losses import existence_loss
+from zonkey_core.training.objectives import NOISED_ROWS, splitter_objective, stability_loss
 
 LENGTH = 240
 KINDS = ("dropped", "doubled", "any case", "upper case")

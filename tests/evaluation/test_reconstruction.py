@@ -25,9 +25,9 @@ from zonkey_core.evaluation.reconstruction import (
 )
 from zonkey_core.evaluation.results import LeftOut, Measure
 from zonkey_core.evaluation.texts import EvaluationTexts, passages
-from zonkey_core.held_out import EndForecasts, SegmentsBack
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, text_sequence
+from zonkey_core.training.validation import EndForecasts, SegmentsBack
 
 LETTERS = b"all that flows, and all that falls: "
 TEXTS = [LETTERS * 2, b"", LETTERS * 9, b"none", LETTERS]

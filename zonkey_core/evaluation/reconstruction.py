@@ -21,9 +21,9 @@ from zonkey_core.evaluation.context import EvaluationContext
 from zonkey_core.evaluation.noises import NOISES, add_noise
 from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
 from zonkey_core.evaluation.texts import passages
-from zonkey_core.held_out import forecast_ends, rebuild_segments
 from zonkey_core.model.model import Ascent, Zonkey
 from zonkey_core.model.positions import PositionSequence
+from zonkey_core.training.validation import forecast_ends, rebuild_segments
 
 PASSAGE_BYTES = 1024
 BATCH_ROWS = 16

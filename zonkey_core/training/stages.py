@@ -14,21 +14,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from zonkey_core.config import TrainingConfig
-from zonkey_core.denoising import choosing_objective, denoiser_objective
-from zonkey_core.guidance import following_loss, telling_values
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import LocatedPositions, PositionSequence
-from zonkey_core.objectives import (
+from zonkey_core.training.augmentation import UPPER_KIND_SHARES, noise_rows
+from zonkey_core.training.curriculum import Stage
+from zonkey_core.training.denoiser_objective import choosing_objective, denoiser_objective
+from zonkey_core.training.objectives import (
     COOLEST,
     WARMEST,
     autoencoder_objective,
     rows_to_noise,
     splitter_objective,
 )
-from zonkey_core.text_noise import UPPER_KIND_SHARES, noise_rows
-from zonkey_core.training.curriculum import Stage
 from zonkey_core.training.optimizers import build_optimizers
+from zonkey_core.training.splitter_distillation import following_loss, telling_values
 
 STABILITY = 3.0
 STABLE_FROM = 0.3

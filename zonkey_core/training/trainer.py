@@ -31,7 +31,6 @@ from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import Prefetcher, RowBatch, RowStream
 from zonkey_core.devices import autocast, choose_device, choose_precision
 from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
-from zonkey_core.held_out import held_out_rows, quick_figures
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.training.calibration import calibrate, calibrate_endings
@@ -49,6 +48,7 @@ from zonkey_core.training.optimizers import (
 )
 from zonkey_core.training.preview import Preview
 from zonkey_core.training.stages import stage_losses, stage_optimizers, stage_parameters
+from zonkey_core.training.validation import held_out_rows, quick_figures
 
 REPORT_SECONDS = 1.0
 CALIBRATION_BATCHES = 8

@@ -11,20 +11,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zonkey_core.losses import (
-    existence_loss,
-    expected_segment_loss,
-    overlong_penalty,
-    rate_penalty,
-    uncertainty_penalty,
-)
 from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.denoiser import DecodedWindows
 from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue
 from zonkey_core.model.level import Level, Segmentation, Windows
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segment_splitter import draw_relaxed, hide_positions
-from zonkey_core.text_noise import noise_rows, noised_start_prob
+from zonkey_core.training.augmentation import noise_rows, noised_start_prob
+from zonkey_core.training.losses import (
+    existence_loss,
+    expected_segment_loss,
+    overlong_penalty,
+    rate_penalty,
+    uncertainty_penalty,
+)
 
 NOISED_ROWS = 2
 """One row in so many is noised where a splitter is held to the same cuts under noise."""

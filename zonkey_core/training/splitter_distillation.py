@@ -13,7 +13,7 @@ from torch.nn import functional
 from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.level import Level
 from zonkey_core.model.positions import LocatedPositions, PositionSequence
-from zonkey_core.text_noise import noised_start_prob
+from zonkey_core.training.augmentation import noised_start_prob
 
 START_WEIGHT = 5.0
 """Weight of a start against that of its absence where a splitter follows its guide. Where starts can be told only a

@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from zonkey_core.diffusion.decoding_order import Kind, draw_plan
 from zonkey_core.diffusion.noise_schedule import NoiseSchedule
-from zonkey_core.losses import latent_regression
 from zonkey_core.model.denoiser import NoisySlots
 from zonkey_core.model.latents import contrastive_loss
 from zonkey_core.model.length_model import ending_losses
@@ -22,7 +21,8 @@ from zonkey_core.model.level import Level, Segmentation, Windows
 from zonkey_core.model.positions import LARGEST_BANK, PositionSequence
 from zonkey_core.model.segment_vocabulary import SegmentTokens
 from zonkey_core.model.writer import OrderedSlots
-from zonkey_core.objectives import window_losses
+from zonkey_core.training.losses import latent_regression
+from zonkey_core.training.objectives import window_losses
 
 HINTED = 0.15
 """Share of rows that come with hints of what is told."""
