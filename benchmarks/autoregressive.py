@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zonkey_core.data.rows import RowBatch
-from zonkey_core.evaluation.byte_model import ByteModel, ByteModelShape, KeyValueCache
-from zonkey_core.evaluation.infills import GAP_WORDS
+from zonkey_core.evaluation.baselines.byte_model import ByteModel, ByteModelShape, KeyValueCache
+from zonkey_core.evaluation.tasks.infills import GAP_WORDS
 from zonkey_core.inference.infilling import Gap
 
 WORD_BYTES = 24

@@ -39,8 +39,8 @@ from zonkey_core.devices import choose_device
 from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
 from zonkey_core.evaluation.context import Contestant, EvaluationContext, EvaluationOptions
 from zonkey_core.evaluation.results import LeftOut, Measure, Outcome, as_json
-from zonkey_core.evaluation.runner import evaluate, identify_model
 from zonkey_core.evaluation.store import Store
+from zonkey_core.evaluation.tasks.runner import evaluate, identify_model
 from zonkey_core.evaluation.texts import load_texts
 from zonkey_core.training import Event, StageEvent, StepEvent, TrainingOptions, resume, train
 from zonkey_core.training.curriculum import plan_stages

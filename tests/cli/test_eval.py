@@ -15,7 +15,7 @@ from tests.cli.test_terminal import on_terminal
 from tests.conftest import Zonkey
 from zonkey_cli.commands.eval import DEFAULT_LIMIT, ByteCount, store_directory
 from zonkey_core.evaluation.context import EvaluationOptions
-from zonkey_core.evaluation.runner import PARTS
+from zonkey_core.evaluation.tasks.runner import PARTS
 
 QUICK = ("reconstruct", "--limit", "2kB", "--device", "cpu")
 

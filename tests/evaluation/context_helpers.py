@@ -9,8 +9,8 @@ from tests.model_helpers import TEXT, small_model
 from zonkey_core.checkpoint import CONFIG, MODEL, describe, pack_tensors, write_files
 from zonkey_core.config import Config, TrainingConfig
 from zonkey_core.evaluation.context import EvaluationContext, EvaluationOptions
-from zonkey_core.evaluation.runner import identify_model
 from zonkey_core.evaluation.store import Store
+from zonkey_core.evaluation.tasks.runner import identify_model
 from zonkey_core.evaluation.texts import EvaluationTexts
 from zonkey_core.model.model import Zonkey
 

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from zonkey_core.evaluation.bootstrap import DRAWS, Interval, bootstrap_mean, bootstrap_sums, draw_weights, interval
+from zonkey_core.evaluation.metrics.bootstrap import (
+    DRAWS,
+    Interval,
+    bootstrap_mean,
+    bootstrap_sums,
+    draw_weights,
+    interval,
+)
 
 Floats = NDArray[np.float64]
 numbers = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20).map(lambda values: np.array(values, dtype=np.float64))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.model_helpers import law
-from zonkey_core.evaluation.boundaries import (
+from zonkey_core.evaluation.metrics.boundaries import (
     calibration_counts,
     calibration_error_of_sums,
     code_points,

@@ -11,8 +11,8 @@ import torch
 
 from tests.model_helpers import TEXT
 from zonkey_core.errors import CheckpointError
-from zonkey_core.evaluation import byte_model
-from zonkey_core.evaluation.byte_model import (
+from zonkey_core.evaluation.baselines import byte_model
+from zonkey_core.evaluation.baselines.byte_model import (
     BEGIN,
     ByteModel,
     ByteModelShape,
@@ -24,7 +24,7 @@ from zonkey_core.evaluation.byte_model import (
     save_byte_model,
     text_symbols,
 )
-from zonkey_core.evaluation.byte_training import fit_byte_model
+from zonkey_core.evaluation.baselines.byte_training import fit_byte_model
 
 SHAPE = ByteModelShape(width=32, layers=2, heads=2, window=16, ngram_rows=64)
 LONG = TEXT.encode()[:150]

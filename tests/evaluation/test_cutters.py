@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.model_helpers import TEXT, few, law, small_model
 from zonkey_core.data import SourceSpec, open_stream
-from zonkey_core.evaluation.cutters import (
+from zonkey_core.evaluation.baselines.cutters import (
     ModelCutter,
     RandomCutter,
     RuleCutter,

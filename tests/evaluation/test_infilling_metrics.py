@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.model_helpers import law
-from zonkey_core.evaluation.infilling_metrics import (
+from zonkey_core.evaluation.metrics.infilling_metrics import (
     AFTER,
     BEFORE,
     ENOUGH_CONTEXT,

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from tests.evaluation.context_helpers import small_context
 from zonkey_core.data import SourceSpec
-from zonkey_core.evaluation import infills
+from zonkey_core.evaluation.baselines.judge import get_judge
 from zonkey_core.evaluation.context import EvaluationContext, EvaluationOptions
-from zonkey_core.evaluation.infilling_metrics import GapTask, choose_gaps, context_gain, words_of
-from zonkey_core.evaluation.infills import (
+from zonkey_core.evaluation.metrics.infilling_metrics import GapTask, choose_gaps, context_gain, words_of
+from zonkey_core.evaluation.results import LeftOut, Measure
+from zonkey_core.evaluation.tasks import infills
+from zonkey_core.evaluation.tasks.infills import (
     CONSTANT_WORDS,
     GAP_WORDS,
     METRICS,
@@ -24,8 +26,6 @@ from zonkey_core.evaluation.infills import (
     previous_sentence,
     trivial_fillers,
 )
-from zonkey_core.evaluation.judge import get_judge
-from zonkey_core.evaluation.results import LeftOut, Measure
 from zonkey_core.evaluation.texts import EvaluationTexts, load_texts
 from zonkey_core.inference.infilling import Fill, Gap
 

@@ -12,10 +12,10 @@ import pytest
 
 from tests.evaluation.context_helpers import small_context
 from zonkey_core.data import SourceSpec
-from zonkey_core.evaluation import judge as judge_module
-from zonkey_core.evaluation.byte_model import ByteModel, ByteModelShape, byte_losses
+from zonkey_core.evaluation.baselines import judge as judge_module
+from zonkey_core.evaluation.baselines.byte_model import ByteModel, ByteModelShape, byte_losses
+from zonkey_core.evaluation.baselines.judge import Judge, get_judge, measure_judge
 from zonkey_core.evaluation.context import EvaluationContext, EvaluationOptions
-from zonkey_core.evaluation.judge import Judge, get_judge, measure_judge
 from zonkey_core.evaluation.texts import EvaluationTexts, load_texts, passages
 
 SMALL = ByteModelShape(width=64, layers=1, heads=2, window=64, ngram_rows=4096)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.model_helpers import law
-from zonkey_core.evaluation.ngrams import HIGHEST_ORDER, ByteNgramModel, byte_ngrams, jensen_shannon
+from zonkey_core.evaluation.metrics.ngrams import HIGHEST_ORDER, ByteNgramModel, byte_ngrams, jensen_shannon
 
 FABLE = b"the heron stood in the shallows and the water went by the heron and the heron flew"
 

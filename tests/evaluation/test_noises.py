@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.model_helpers import law
-from zonkey_core.evaluation.boundaries import code_points, f1_of_sums
-from zonkey_core.evaluation.noises import NOISES, Noised, add_noise, stability_counts
+from zonkey_core.evaluation.metrics.boundaries import code_points, f1_of_sums
+from zonkey_core.evaluation.tasks.noises import NOISES, Noised, add_noise, stability_counts
 
 PROSE = ("The quick brown fox jumps over the lazy dog near the river bank. " * 200).encode()
 texts = st.one_of(st.binary(max_size=60), st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")))

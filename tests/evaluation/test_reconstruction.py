@@ -12,10 +12,11 @@ import torch
 
 from tests.evaluation.context_helpers import small_context
 from tests.model_helpers import small_model
-from zonkey_core.evaluation import reconstruction
-from zonkey_core.evaluation.boundaries import calibration_error_of_sums
-from zonkey_core.evaluation.noises import NOISES, add_noise
-from zonkey_core.evaluation.reconstruction import (
+from zonkey_core.evaluation.metrics.boundaries import calibration_error_of_sums
+from zonkey_core.evaluation.results import LeftOut, Measure
+from zonkey_core.evaluation.tasks import reconstruction
+from zonkey_core.evaluation.tasks.noises import NOISES, add_noise
+from zonkey_core.evaluation.tasks.reconstruction import (
     OTHERS_SHARE,
     PASSAGE_BYTES,
     commonest_byte_share,
@@ -23,7 +24,6 @@ from zonkey_core.evaluation.reconstruction import (
     measure_reconstruction,
     reconstruction_counts,
 )
-from zonkey_core.evaluation.results import LeftOut, Measure
 from zonkey_core.evaluation.texts import EvaluationTexts, passages
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, text_sequence

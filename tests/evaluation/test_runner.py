@@ -15,7 +15,7 @@ from tests.evaluation.context_helpers import documents, small_context
 from zonkey_core.errors import ConfigError, DataError
 from zonkey_core.evaluation.context import EvaluationContext
 from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
-from zonkey_core.evaluation.runner import OUTCOMES, PARTS, evaluate, identify_model
+from zonkey_core.evaluation.tasks.runner import OUTCOMES, PARTS, evaluate, identify_model
 from zonkey_core.evaluation.texts import EvaluationTexts
 from zonkey_core.inference.infilling import Gap
 

@@ -14,13 +14,13 @@ import torch
 from tests.evaluation.context_helpers import small_context
 from tests.model_helpers import level_config, small_model
 from zonkey_core.data import SourceSpec, open_stream
-from zonkey_core.evaluation import segmentation, unspaced
 from zonkey_core.evaluation.context import EvaluationContext, EvaluationOptions
-from zonkey_core.evaluation.noises import NOISES
 from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
-from zonkey_core.evaluation.segmentation import measure_segmentation
+from zonkey_core.evaluation.tasks import segmentation, unspaced
+from zonkey_core.evaluation.tasks.noises import NOISES
+from zonkey_core.evaluation.tasks.segmentation import measure_segmentation
+from zonkey_core.evaluation.tasks.unspaced import TEXT, splitter_alone, unspaced_model
 from zonkey_core.evaluation.texts import EvaluationTexts
-from zonkey_core.evaluation.unspaced import TEXT, splitter_alone, unspaced_model
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import PositionSequence

@@ -11,7 +11,7 @@ import pytest
 
 from tests.data_helpers import compressed
 from zonkey_core.errors import DataError
-from zonkey_core.evaluation.sources import read_domains, read_gold
+from zonkey_core.evaluation.tasks.sources import read_domains, read_gold
 
 
 def test_a_file_is_a_domain_and_a_folder_is_several(tmp_path: Path) -> None:

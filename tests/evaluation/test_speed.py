@@ -16,9 +16,9 @@ import torch
 from tests.evaluation.context_helpers import documents, small_context
 from zonkey_core.errors import ZonkeyError
 from zonkey_core.evaluation.context import EvaluationContext, EvaluationOptions
-from zonkey_core.evaluation.processes import run_process
 from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
-from zonkey_core.evaluation.speed import (
+from zonkey_core.evaluation.tasks.processes import run_process
+from zonkey_core.evaluation.tasks.speed import (
     BATCH_TEXTS,
     IMPORT_TORCH,
     MASK,
@@ -31,7 +31,7 @@ from zonkey_core.evaluation.speed import (
     time_segmenting,
     time_training,
 )
-from zonkey_core.evaluation.training_steps import TrainingSteps
+from zonkey_core.evaluation.tasks.training_steps import TrainingSteps
 from zonkey_core.inference.infilling import Gap
 
 PAUSE = 0.002

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.model_helpers import law
-from zonkey_core.evaluation.bootstrap import bootstrap_sums
-from zonkey_core.evaluation.text_metrics import (
+from zonkey_core.evaluation.metrics.bootstrap import bootstrap_sums
+from zonkey_core.evaluation.metrics.text_metrics import (
     FEW_TRAINING_BYTES,
     METRICS,
     Remembered,

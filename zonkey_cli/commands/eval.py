@@ -24,7 +24,7 @@ from zonkey_cli.options import (
     seed_option,
 )
 from zonkey_cli.streams import Streams
-from zonkey_core.evaluation.runner import PARTS
+from zonkey_core.evaluation.tasks.runner import PARTS
 
 if TYPE_CHECKING:
     from zonkey_cli.evaluation_view import ProgressView
@@ -200,13 +200,13 @@ def _prepare(
         SourceSpec(sources=names, wiki_config=wiki[0], wiki_dir=wiki[1]) for names in (data, train_data)
     )
     with working(streams, "reading the texts"):
-        from zonkey_core.evaluation.sources import read_domains, read_gold
+        from zonkey_core.evaluation.tasks.sources import read_domains, read_gold
 
         sentences = read_gold(Path(gold)) if gold is not None else []
         others = read_domains(domains, limit)
         from zonkey_core.evaluation.context import EvaluationContext, EvaluationOptions
-        from zonkey_core.evaluation.runner import identify_model
         from zonkey_core.evaluation.store import Store
+        from zonkey_core.evaluation.tasks.runner import identify_model
         from zonkey_core.evaluation.texts import load_texts
 
         options = EvaluationOptions(limit=limit, seed=seed)
@@ -241,7 +241,7 @@ def _run(
 ) -> ExitCode:
     """Measure the parts; one that cannot be measured is told of, and the others go on."""
     from zonkey_core.errors import ZonkeyError
-    from zonkey_core.evaluation.runner import evaluate
+    from zonkey_core.evaluation.tasks.runner import evaluate
 
     outcomes: list[Outcome] = []
     failed = False

@@ -19,12 +19,11 @@ import msgspec
 import numpy as np
 
 from zonkey_core.errors import ConfigError
+from zonkey_core.evaluation.baselines.judge import get_judge, measure_judge
 from zonkey_core.evaluation.context import Contestant, EvaluationContext
-from zonkey_core.evaluation.embeddings import SentenceEmbedder
-from zonkey_core.evaluation.judge import get_judge, measure_judge
-from zonkey_core.evaluation.ngrams import HIGHEST_ORDER, ByteNgramModel
-from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
-from zonkey_core.evaluation.text_metrics import (
+from zonkey_core.evaluation.metrics.embeddings import SentenceEmbedder
+from zonkey_core.evaluation.metrics.ngrams import HIGHEST_ORDER, ByteNgramModel
+from zonkey_core.evaluation.metrics.text_metrics import (
     METRICS,
     Remembered,
     TrainingWords,
@@ -32,6 +31,7 @@ from zonkey_core.evaluation.text_metrics import (
     score_texts,
     score_with_interval,
 )
+from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
 from zonkey_core.evaluation.texts import passages
 from zonkey_core.inference.generation import SamplingOptions, generate
 

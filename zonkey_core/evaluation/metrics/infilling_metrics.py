@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from zonkey_core.evaluation.bootstrap import Interval, draw_weights, interval
+from zonkey_core.evaluation.metrics.bootstrap import Interval, draw_weights, interval
 from zonkey_core.inference.infilling import CONTEXT_BYTES, Gap
 
 MASK = b"____"

@@ -24,12 +24,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
+from zonkey_core.evaluation.baselines.cutters import TokenizerCutter, TokenizerFailure, fit_tokenizer
 from zonkey_core.evaluation.context import Contestant, EvaluationContext, EvaluationOptions
-from zonkey_core.evaluation.cutters import TokenizerCutter, TokenizerFailure, fit_tokenizer
-from zonkey_core.evaluation.processes import run_process
 from zonkey_core.evaluation.results import Better, LeftOut, Measure, Outcome
+from zonkey_core.evaluation.tasks.processes import run_process
+from zonkey_core.evaluation.tasks.training_steps import TrainingSteps
 from zonkey_core.evaluation.texts import passages
-from zonkey_core.evaluation.training_steps import TrainingSteps
 from zonkey_core.inference.generation import SamplingOptions, generate
 from zonkey_core.inference.infilling import Gap, InfillingOptions, infill
 from zonkey_core.inference.segmentation import segment_stream

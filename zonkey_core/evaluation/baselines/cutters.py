@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from zonkey_core.devices import autocast, choose_precision
 from zonkey_core.errors import ZonkeyError
-from zonkey_core.evaluation.boundaries import Offsets, code_points, join_points
+from zonkey_core.evaluation.metrics.boundaries import Offsets, code_points, join_points
 from zonkey_core.evaluation.store import Store, fingerprint
 from zonkey_core.evaluation.texts import passages
 from zonkey_core.model.existence import forced_starts

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zonkey_core.evaluation.bootstrap import bootstrap_sums
-from zonkey_core.evaluation.boundaries import BINS, calibration_error_of_sums, forecast_counts
 from zonkey_core.evaluation.context import EvaluationContext
-from zonkey_core.evaluation.noises import NOISES, add_noise
+from zonkey_core.evaluation.metrics.bootstrap import bootstrap_sums
+from zonkey_core.evaluation.metrics.boundaries import BINS, calibration_error_of_sums, forecast_counts
 from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
+from zonkey_core.evaluation.tasks.noises import NOISES, add_noise
 from zonkey_core.evaluation.texts import passages
 from zonkey_core.model.model import Ascent, Zonkey
 from zonkey_core.model.positions import PositionSequence

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from zonkey_core.evaluation.boundaries import (
+from zonkey_core.evaluation.metrics.boundaries import (
     Offsets,
     code_points,
     each_point,

@@ -14,8 +14,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zonkey_core.evaluation.bootstrap import bootstrap_sums
-from zonkey_core.evaluation.boundaries import (
+from zonkey_core.evaluation.baselines.byte_model import load_byte_model, save_byte_model
+from zonkey_core.evaluation.baselines.byte_training import TRAINING, fit_byte_model
+from zonkey_core.evaluation.baselines.cutters import (
+    Cutter,
+    ModelCutter,
+    RandomCutter,
+    RuleCutter,
+    TokenizerCutter,
+    fit_tokenizers,
+)
+from zonkey_core.evaluation.baselines.entropy_cutter import SHAPE, EntropyCutter, entropy_cutters
+from zonkey_core.evaluation.context import EvaluationContext
+from zonkey_core.evaluation.metrics.bootstrap import bootstrap_sums
+from zonkey_core.evaluation.metrics.boundaries import (
     Offsets,
     calibration_counts,
     calibration_error_of_sums,
@@ -28,23 +40,11 @@ from zonkey_core.evaluation.boundaries import (
     strip_spaces,
     word_starts,
 )
-from zonkey_core.evaluation.byte_model import load_byte_model, save_byte_model
-from zonkey_core.evaluation.byte_training import TRAINING, fit_byte_model
-from zonkey_core.evaluation.context import EvaluationContext
-from zonkey_core.evaluation.cutters import (
-    Cutter,
-    ModelCutter,
-    RandomCutter,
-    RuleCutter,
-    TokenizerCutter,
-    fit_tokenizers,
-)
-from zonkey_core.evaluation.entropy_cutter import SHAPE, EntropyCutter, entropy_cutters
-from zonkey_core.evaluation.noises import NOISES, add_noise, stability_counts
 from zonkey_core.evaluation.results import Better, LeftOut, Measure, Outcome
 from zonkey_core.evaluation.store import fingerprint
+from zonkey_core.evaluation.tasks.noises import NOISES, add_noise, stability_counts
+from zonkey_core.evaluation.tasks.unspaced import splitter_alone, unspaced_model
 from zonkey_core.evaluation.texts import passages
-from zonkey_core.evaluation.unspaced import splitter_alone, unspaced_model
 from zonkey_core.model.model import Zonkey
 
 PASSAGE_BYTES = 4096

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from zonkey_core.config import TrainingConfig
 from zonkey_core.devices import autocast, choose_precision
-from zonkey_core.evaluation.byte_model import BEGIN, ByteModel, ByteModelShape, text_symbols
+from zonkey_core.evaluation.baselines.byte_model import BEGIN, ByteModel, ByteModelShape, text_symbols
 from zonkey_core.training.optimizers import build_optimizers, learning_rate_factor, set_learning_rates, take_step
 
 TRAINING = TrainingConfig(

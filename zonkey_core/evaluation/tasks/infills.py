@@ -16,9 +16,10 @@ import msgspec
 import numpy as np
 
 from zonkey_core import __version__
-from zonkey_core.evaluation.bootstrap import Interval, bootstrap_mean
+from zonkey_core.evaluation.baselines.judge import get_judge
 from zonkey_core.evaluation.context import Contestant, EvaluationContext
-from zonkey_core.evaluation.infilling_metrics import (
+from zonkey_core.evaluation.metrics.bootstrap import Interval, bootstrap_mean
+from zonkey_core.evaluation.metrics.infilling_metrics import (
     GapTask,
     Rating,
     choose_gaps,
@@ -30,8 +31,7 @@ from zonkey_core.evaluation.infilling_metrics import (
     rouge_2,
     words_of,
 )
-from zonkey_core.evaluation.judge import get_judge
-from zonkey_core.evaluation.ngrams import HIGHEST_ORDER, ByteNgramModel
+from zonkey_core.evaluation.metrics.ngrams import HIGHEST_ORDER, ByteNgramModel
 from zonkey_core.evaluation.results import Better, LeftOut, Measure, Outcome
 from zonkey_core.inference.infilling import InfillingOptions, apply_fills, infill
 

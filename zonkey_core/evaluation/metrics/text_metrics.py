@@ -25,9 +25,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from zonkey_core.evaluation.bootstrap import Interval, interval
-from zonkey_core.evaluation.embeddings import frechet_distance
-from zonkey_core.evaluation.ngrams import byte_ngrams, jensen_shannon
+from zonkey_core.evaluation.metrics.bootstrap import Interval, interval
+from zonkey_core.evaluation.metrics.embeddings import frechet_distance
+from zonkey_core.evaluation.metrics.ngrams import byte_ngrams, jensen_shannon
 from zonkey_core.evaluation.results import Better
 
 HALVES = 200

@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from zonkey_core.evaluation.bootstrap import bootstrap_sums
-from zonkey_core.evaluation.byte_model import (
+from zonkey_core.evaluation.baselines.byte_model import (
     ByteModel,
     ByteModelShape,
     byte_losses,
     load_byte_model,
     save_byte_model,
 )
-from zonkey_core.evaluation.byte_training import TRAINING, fit_byte_model
+from zonkey_core.evaluation.baselines.byte_training import TRAINING, fit_byte_model
 from zonkey_core.evaluation.context import EvaluationContext
+from zonkey_core.evaluation.metrics.bootstrap import bootstrap_sums
 from zonkey_core.evaluation.results import Measure
 from zonkey_core.evaluation.store import fingerprint
 from zonkey_core.model.bytes import BYTE_VALUES

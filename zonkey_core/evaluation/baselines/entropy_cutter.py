@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zonkey_core.evaluation.boundaries import Offsets
-from zonkey_core.evaluation.byte_model import ByteModel, ByteModelShape, next_byte_entropies
+from zonkey_core.evaluation.baselines.byte_model import ByteModel, ByteModelShape, next_byte_entropies
+from zonkey_core.evaluation.metrics.boundaries import Offsets
 from zonkey_core.model.bytes import cut_allowed_mask
 
 SHAPE = ByteModelShape(width=128, layers=1, heads=4, window=128, ngram_rows=16_384)

@@ -1,0 +1,1 @@
+"""What is measured on what: the parts of an evaluation, and the runner that keeps what they found."""
