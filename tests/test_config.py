@@ -45,7 +45,7 @@ def test_presets_load_and_state_their_memory(name: str) -> None:
 
 
 def test_presets_grow() -> None:
-    sizes = [sum(level.trunk_layers * level.trunk_width**2 for level in load_preset(name).model.levels)
+    sizes = [sum(level.denoiser_layers * level.denoiser_width**2 for level in load_preset(name).model.levels)
              for name in PRESETS]
     assert all(later > 3 * earlier for earlier, later in itertools.pairwise(sizes))
 
@@ -187,7 +187,7 @@ def test_an_override_of_a_file_of_the_wrong_shape_is_refused(tmp_path: Path, tex
     ("level.0.noise_scale=inf", "level.0.noise_scale"),
     ("level.0.noise_scale=nan", "level.0.noise_scale"),
     ("level.0.width=60", "level.0.width"),
-    ("level.0.trunk_width=100", "level.0.trunk_width"),
+    ("level.0.denoiser_width=100", "level.0.denoiser_width"),
     ("level.0.splitter_width=100", "level.0.splitter_width"),
     ("level.0.splitter_kernel=4", "level.0.splitter_kernel"),
     ("level.0.segment_length=24.0", "level.0.segment_length"),

@@ -56,10 +56,10 @@ class LevelConfig(_Struct, frozen=True):
     """Kinds of latents that these readers tell apart."""
     mask_rate: float = 0.1
     """Share of the positions hidden from the splitter and the reader in training."""
-    trunk_width: int = 128
-    trunk_layers: int = 2
-    trunk_heads: int = 4
-    dictionary: int = 4096
+    denoiser_width: int = 128
+    denoiser_layers: int = 2
+    denoiser_heads: int = 4
+    vocabulary: int = 4096
     """Strings that level 0's denoiser chooses from."""
     noise_scale: float = 5.0
     """d of the noise schedule, alpha = 1 / sqrt(1 + d^2 tan^2(pi t / 2))."""
@@ -168,7 +168,7 @@ def check_model_config(model: ModelConfig, *, origin: str) -> None:
         for key, value in msgspec.to_builtins(level).items():
             if not 0 < value < math.inf:
                 raise ConfigError(f"{origin}: level.{index}.{key} must be positive and finite, not {value}")
-        for width, heads in (("width", "heads"), ("trunk_width", "trunk_heads"), ("splitter_width", "heads")):
+        for width, heads in (("width", "heads"), ("denoiser_width", "denoiser_heads"), ("splitter_width", "heads")):
             if getattr(level, width) % (2 * getattr(level, heads)):
                 raise ConfigError(f"{origin}: level.{index}.{width} must be a multiple of twice level.{index}.{heads}")
         if level.splitter_kernel % 2 == 0:
@@ -177,8 +177,8 @@ def check_model_config(model: ModelConfig, *, origin: str) -> None:
             raise ConfigError(f"{origin}: level.{index}.segment_length must lie between 1 and level.{index}.window")
         if level.mask_rate >= 1:
             raise ConfigError(f"{origin}: level.{index}.mask_rate must be below 1")
-    if model.levels[0].dictionary < 256:
-        raise ConfigError(f"{origin}: level.0.dictionary must be at least 256, to hold every byte")
+    if model.levels[0].vocabulary < 256:
+        raise ConfigError(f"{origin}: level.0.vocabulary must be at least 256, to hold every byte")
 
 
 def check_training_config(training: TrainingConfig, *, origin: str) -> None:

@@ -199,7 +199,7 @@ def test_the_splitter_without_spaces_goes_on_where_it_was_stopped(
 
 
 def test_a_splitter_alone_is_the_levels_own() -> None:
-    level = level_config(trunk_layers=3, compressor_layers=2)
+    level = level_config(denoiser_layers=3, compressor_layers=2)
     alone = Zonkey(splitter_alone(level)).levels[0]
     torch.manual_seed(0)
     whole = Level(level, None)

@@ -537,7 +537,7 @@ def test_a_model_of_another_shape_is_no_start(whole: Run, tmp_path: Path) -> Non
 
 def test_training_learns(tmp_path: Path) -> None:
     """A real, if tiny, training on the bundled text: what each stage minimises falls well below where it began."""
-    level = level_config(width=32, splitter_width=32, trunk_width=32, segment_length=4.0)
+    level = level_config(width=32, splitter_width=32, denoiser_width=32, segment_length=4.0)
     training = TrainingConfig(
         row_bytes=160, batch_rows=4, shuffle_documents=100, learning_rate=0.01, matrix_learning_rate=0.02,
         shares=StageShares(splitter=(1.0,), autoencoder=(1.0,), denoiser=(0.8,), joint=0.1),

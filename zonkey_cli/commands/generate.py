@@ -55,8 +55,8 @@ MANUAL = Manual(
 )
 @click.option("--watch", is_flag=True, help="Show on the terminal how each text forms.")
 @click.option(
-    "--level", type=click.IntRange(min=0), metavar="N", default=0, show_default=True,
-    help="The level that starts from noise; those below it refine its draft.",
+    "--level", type=click.IntRange(min=0), metavar="N", default=None,
+    help="The highest level that forms the text; the top one by default. At 0 the lowest level stands alone.",
 )
 @seed_option("Seed of the first text; the next has the next seed.  [default: by chance]")
 @steps_option
@@ -74,7 +74,7 @@ def command(
     prompt: str,
     best_of: int,
     watch: bool,
-    level: int,
+    level: int | None,
     seed: int | None,
     steps: int,
     temperature: float,

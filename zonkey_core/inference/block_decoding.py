@@ -1,4 +1,4 @@
-"""Block decoding: rows of slots side by side, in which the writer tells open slots and chance draws what they hold."""
+"""Block decoding: rows of slots side by side; the denoiser tells open ones, and chance draws what they hold."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.devices import choose_precision
-from zonkey_core.diffusion.decoding_order import Draft, Layout, Plan, in_streams, lay_out
+from zonkey_core.diffusion.decoding_order import Order, OrderedRows, in_streams, lay_out
+from zonkey_core.model.denoiser import DenoisedSlots
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.level import Level
-from zonkey_core.model.writer import OrderedSlots, Told
+from zonkey_core.model.slot_batches import Plans, at_places, slot_batch
 
 BLOCK = 128
 """Entries whose probabilities are added up first when one is drawn."""
@@ -35,125 +36,108 @@ class Row(NamedTuple):
     """[M] `EMPTY` where they are open."""
     chances: Tensor
     """[M] numbers between 0 and 1."""
-    hints: Tensor
-    """[M, C] noisy latents of what is expected, zeros where nothing is."""
-    noise_level: Tensor
-    """[M] 1 where nothing is expected."""
     prefixes: Mapping[int, bytes]
     """What the strings of some slots begin with."""
+    plans: Plans | None = None
+    """Of this row alone, without the first dimension."""
 
 
 class Reading(NamedTuple):
     """An evaluation."""
 
-    places: Tensor
-    """[B, n] in the layout."""
-    told: Told
+    rows: OrderedRows
+    """[B, n] what was read."""
+    found: DenoisedSlots
 
 
 class Board:
     """Rows that are told side by side, until no slot is open."""
 
     def __init__(self, level: Level, rows: Sequence[Row], *, batch: int, length: int, temperature: float) -> None:
-        assert level.dictionary is not None and level.writer is not None
-        self.dictionary, self.schedule = level.dictionary, level.schedule
-        self.table = level.dictionary.latents()
+        assert level.vocabulary is not None
+        self.vocabulary = level.vocabulary
+        self.table = level.vocabulary.latents()
         self.device = self.table.device
-        self.writer = copy.deepcopy(level.writer).to(choose_precision("auto", self.device))
+        self.denoiser = copy.deepcopy(level.denoiser).to(choose_precision("auto", self.device))
         self.length, self.temperature = length, temperature
-        blank = Row(torch.full((1,), EMPTY), torch.zeros(1), torch.zeros(1, level.channels), torch.ones(1), {})
+        blank = Row(torch.full((1,), EMPTY), torch.zeros(1), {})
         filled = [*rows, *[blank] * (batch - len(rows))]
-        columns = zip(*(row[:-1] for row in filled), strict=True)
-        self.entries, self.chances, self.hints, self.noise_level = (
-            pad_sequence(list(column), batch_first=True, padding_value=padding).to(self.device)
-            for column, padding in zip(columns, (EMPTY, 0.0, 0.0, 1.0), strict=True)
-        )
+        self.entries = _stacked([row.entries for row in filled], EMPTY).to(self.device)
+        self.chances = _stacked([row.chances for row in filled], 0.0).to(self.device)
+        self.plans = self._plans(level, filled)
         self.allowed = {
-            (row, slot): level.dictionary.begins_with(prefix)
+            (row, slot): level.vocabulary.begins_with(prefix)
             for row, each in enumerate(rows)
             for slot, prefix in each.prefixes.items()
         }
         self.cache: KVCache | None = None
 
-    def lay_out(self, drafts: Sequence[Draft], known: Sequence[int]) -> None:
+    def _plans(self, level: Level, rows: Sequence[Row]) -> Plans | None:
+        """What the level above says of all rows; nothing for those of which it says nothing."""
+        if level.above is None or all(row.plans is None for row in rows):
+            return None
+        nothing = Plans(torch.zeros(1, level.above.channels), torch.zeros(1), torch.zeros(1, level.channels))
+        each = [row.plans or nothing for row in rows]
+        return Plans(*(_stacked(list(column), 0.0).to(self.device) for column in zip(*each, strict=True)))
+
+    def lay_out(self, orders: Sequence[Order], known: Sequence[int]) -> None:
         """Take up the order of the rows, of which everything up to `known` is read first; what was read stays there."""
-        blank = [in_streams(0, [0], [0], begins=True, end_order=None)] * (len(self.entries) - len(drafts))
-        self.plan = lay_out([*drafts, *blank], self.length, self.device)
-        times = [np.maximum(draft.order - before, 0) for draft, before in zip(drafts, known, strict=True)]
-        self.times = [*times, *(draft.order for draft in blank)]
+        blank = [in_streams(0, [0], [0], begins=True, end_order=None)] * (len(self.entries) - len(orders))
+        self.rows = lay_out([*orders, *blank], self.length, self.device)
+        times = [np.maximum(order.order - before, 0) for order, before in zip(orders, known, strict=True)]
+        self.times = [*times, *(order.order for order in blank)]
         if self.cache is None:
-            self.cache = KVCache(self.plan.layout)
-        self.cache.layout = self.plan.layout
+            self.cache = KVCache(self.rows.layout)
+        self.cache.layout = self.rows.layout
 
     @torch.no_grad()
     def read(self, time: int, width: int) -> Reading:
-        """Read the slots that are known at a time, `width` of each row, with padding where there are fewer."""
+        """Read what is known at a time, `width` readings of each row, with padding where there are fewer."""
         assert self.cache is not None
         table = np.full((len(self.times), width), self.length - 1)
         for row, times in zip(table, self.times, strict=True):
             due = np.flatnonzero(times == time)
             row[: len(due)] = due
         places = torch.from_numpy(table).to(self.device)
-        source, told = self.plan.source.gather(1, places), self.plan.told.gather(1, places)
-        held = self.entries.gather(1, source.clamp(min=0)).clamp(min=0)
-        latents = self.table[held] * (source >= 0).unsqueeze(-1)
-        asked = told.clamp(min=0)
-        hints = self.hints.gather(1, asked.unsqueeze(-1).expand(-1, -1, self.hints.shape[-1]))
-        noise_level = self.noise_level.gather(1, asked).where(told >= 0, 1.0)
-        layout = Layout(*(field.gather(1, places) for field in self.plan.layout))
+        rows = at_places(self.rows, places)
+        held = self.entries.gather(1, rows.source.clamp(min=0)).clamp(min=0)
+        own = torch.arange(width, device=self.device).expand_as(held).where(rows.source >= 0, -1)
         self.cache.places = places
-        hints = hints * (noise_level < 1).unsqueeze(-1)
-        return Reading(places, self.writer(OrderedSlots(layout, latents, hints, noise_level), self.cache))
+        batch = slot_batch(self.table[held], rows._replace(source=own), plans=self.plans)
+        return Reading(rows, self.denoiser(batch, self.cache))
 
     @torch.no_grad()
     def tell(self, reading: Reading) -> None:
         """Draw what an evaluation tells of open slots."""
-        told = self.plan.told.gather(1, reading.places)
+        told = reading.rows.told
         row, column = ((told >= 0) & (self.entries.gather(1, told.clamp(min=0)) == EMPTY)).nonzero(as_tuple=True)
         slot = told[row, column]
-        sigma = self.schedule.sigma(self.noise_level[row, slot])
-        logits = self.dictionary.logits(reading.told.latents[row, column], sigma, self.table)
+        estimate = reading.found.latents[row, column]
+        logits = self.vocabulary.logits(estimate, torch.ones(len(estimate), device=self.device), self.table)
         for index, place in enumerate(zip(row.tolist(), slot.tolist(), strict=True)):
             if place in self.allowed:
                 logits[index].masked_fill_(~self.allowed[place], -torch.inf)
         self.entries[row, slot] = draw_entries(logits, self.chances[row, slot], self.temperature)
 
-    def run(self, width: int, on_step: Callable[[], None]) -> None:
-        """Tell all that is told after time 0; what is known last tells nothing and is not read."""
-        for time in range(1, max(int(times.max()) for times in self.times)):
-            self.tell(self.read(time, width))
+    def run(self, first: int, later: int, on_step: Callable[[], None]) -> None:
+        """Tell all that is open: `first` readings of each row are made in the first evaluation, then `later` in each.
+
+        What is known last tells nothing and is not read.
+        """
+        told = self.rows.told.cpu().numpy()
+        asked = [times[which[: len(times)] >= 0] for times, which in zip(self.times, told, strict=True)]
+        for time in range(1 + max((int(times.max()) for times in asked if len(times)), default=0)):
+            self.tell(self.read(time, later if time else first))
             on_step()
 
 
-def read_whole(level: Level, plan: Plan, entries: Tensor) -> Told:
-    """Read rows of slots at once, with no hints; `entries` [B, M] do not matter where the plan holds none."""
-    assert level.dictionary is not None and level.writer is not None
-    held = level.dictionary.latents()[entries.gather(1, plan.source.clamp(min=0))]
-    held = held * (plan.source >= 0).unsqueeze(-1)
-    pure = torch.ones_like(plan.source, dtype=torch.float32)
-    return cast(Told, level.writer(OrderedSlots(plan.layout, held, torch.zeros_like(held), pure)))
+def _stacked(rows: list[Tensor], padding: float) -> Tensor:
+    return pad_sequence(rows, batch_first=True, padding_value=padding)
 
 
-def prepare_row(
-    level: Level,
-    entries: Tensor,
-    expected: Mapping[int, Tensor],
-    noise_level: float,
-    prefixes: Mapping[int, bytes],
-    generator: torch.Generator,
-) -> Row:
-    """A row of slots [M], with hints of what is expected from given slots on, and prefixes of others."""
-    count = len(entries)
-    chances = torch.rand(count, generator=generator)
-    hints, levels = torch.zeros(count, level.channels), torch.ones(count)
-    for first, guess in expected.items():
-        assert level.dictionary is not None
-        span = slice(first, first + len(guess))
-        levels[span] = noise_level
-        noise = torch.randn(len(guess), level.channels, generator=generator)
-        clean = level.dictionary.latents().detach()[guess].cpu()
-        hints[span] = level.schedule.add_noise(clean, noise, levels[span])
-    return Row(entries, chances, hints, levels, prefixes)
+def read_whole(level: Level, rows: OrderedRows, latents: Tensor, plans: Plans | None = None) -> DenoisedSlots:
+    """Read rows of known slots [B, M, C] at once; those that are asked are pure noise."""
+    return cast(DenoisedSlots, level.denoiser(slot_batch(latents, rows, plans=plans)))
 
 
 def draw_entries(logits: Tensor, chance: Tensor, temperature: float) -> Tensor:

@@ -1,11 +1,10 @@
-"""Block generation: open slots of level 0 are told by the writer and filled with strings of its dictionary.
+"""Block generation: open slots of the lowest level are told by its denoiser and filled with strings of its vocabulary.
 
-At the start every open slot is noise. The writer reads what stands already and says how long the text or the gap
-becomes. With that the slots are laid out in streams, as many as the given number of evaluations makes necessary; in
-each evaluation every stream is told its next slot, which the next evaluation reads. Keys and values are kept, so that
-each slot is read once, whatever the number of evaluations.
-
-A later stream opens some evaluations after the one before it, where there is time, so that it has something to follow.
+With a plan from the level above, its blocks are told side by side, each from its own start, in as many evaluations as
+are given, and how long they are is known. With nothing above, the denoiser first says how long the text or the gap
+becomes, and it is told in streams, as many as the number of evaluations makes necessary; a later stream opens some
+evaluations after the one before it, where there is time, so that it has something to follow. Keys and values are kept,
+so that each slot is read once, whatever the number of evaluations.
 """
 
 from __future__ import annotations
@@ -17,12 +16,21 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from zonkey_core.diffusion.decoding_order import GAP_WIDTH, Draft, Kind, in_streams, lay_out, with_gaps
-from zonkey_core.inference.block_decoding import EMPTY, Board, prepare_row, read_whole
+from zonkey_core.diffusion.decoding_order import (
+    GAP_WIDTH,
+    Order,
+    in_blocks,
+    in_streams,
+    lay_out,
+    with_blocks,
+    with_gaps,
+)
+from zonkey_core.inference.block_decoding import EMPTY, Board, Row, read_whole
+from zonkey_core.inference.planning import BlockPlan
 from zonkey_core.model.length_model import EDGES, draw_counts
 from zonkey_core.model.level import Level
+from zonkey_core.slots import SlotKind
 
 TOGETHER = 16
 """Texts that are written side by side; fewer are padded to so many."""
@@ -45,12 +53,10 @@ class OpenText(NamedTuple):
     """Whether a document begins with it."""
     prefix: bytes = b""
     """What the string of the next slot begins with."""
-    expected: Tensor | None = None
-    """[M] entries that a level above expects to follow, that with the prefix first; they say how many there are, too.
-
-    The document ends only where there are none."""
-    noise_level: float = 1.0
-    """How little they are to be trusted."""
+    plan: BlockPlan | None = None
+    """What the level above says of it, from its first slot on."""
+    most_blocks: int = 0
+    """Blocks that may follow, the open one included."""
 
 
 class Written(NamedTuple):
@@ -69,13 +75,23 @@ class GappedText(NamedTuple):
     """[P] entries of each of the pieces around the gaps, one more than there are gaps."""
     begins: bool
     ends: bool
-    share: float
-    """Which of the lengths that the writer thinks possible the gaps get, from the shortest at 0 to the longest at 1."""
+    lengths: Sequence[int]
+    """Slots of each gap."""
     prefixes: Sequence[bytes]
     """What the first string of each gap begins with."""
-    expected: Sequence[Tensor] | None = None
-    """[M] entries that a level above expects in each gap; they say how many there are, too."""
-    noise_level: float = 1.0
+    plan: BlockPlan | None = None
+    """What the level above says of the whole text, gaps included."""
+
+
+class _Laid(NamedTuple):
+    """How a text is told."""
+
+    order: Order
+    more: int
+    """Slots that it goes on for."""
+    ended: bool
+    before: int
+    """What is known by then is read in the first evaluation."""
 
 
 def write_texts(
@@ -93,13 +109,13 @@ def write_texts(
     is given the first text's new entries after each evaluation, `EMPTY` where they are open.
     """
     written: dict[int, Written] = {}
-    shapes = [(-(-len(text.known) // KNOWN_STEP) * KNOWN_STEP, text.room) for text in texts]
-    for known, room in sorted(set(shapes)):
-        alike = [index for index, shape in enumerate(shapes) if shape == (known, room)]
+    shapes = [(-(-len(text.known) // KNOWN_STEP) * KNOWN_STEP, text.room, text.plan is None) for text in texts]
+    for shape in sorted(set(shapes)):
+        alike = [index for index, each in enumerate(shapes) if each == shape]
         for first in range(0, len(alike), TOGETHER):
             group = alike[first : first + TOGETHER]
             results = _write_alike(
-                level, [texts[index] for index in group], [generators[index] for index in group], known,
+                level, [texts[index] for index in group], [generators[index] for index in group], shape[0],
                 steps, temperature, on_step if group[0] == 0 else None,
             )  # fmt: skip
             written.update(zip(group, results, strict=True))
@@ -117,53 +133,68 @@ def _write_alike(
 ) -> list[Written]:
     """Go on with at most `TOGETHER` texts of the same room; `known` slots at most stand before it."""
     room, befores = texts[0].room, [len(text.known) for text in texts]
-    streams = _fewest_streams(room, steps) + MORE_STREAMS
     limits = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+    if texts[0].plan is None:
+        laid = _without_plans(level, texts, limits, known, steps)
+        openings = streams = _fewest_streams(room, max(1, steps - 1)) + MORE_STREAMS
+    else:
+        laid = [_with_plan(text, steps) for text in texts]
+        streams = room // steps + texts[0].most_blocks
+        openings = known + streams
     rows = [
-        prepare_row(
-            level,
+        Row(
             torch.cat([text.known, text.known.new_full((room,), EMPTY)]),
-            {} if text.expected is None else {len(text.known): text.expected[:room]},
-            text.noise_level,
+            torch.rand(len(text.known) + room, generator=generator),
             {len(text.known): text.prefix} if text.prefix else {},
-            generator,
+            None if text.plan is None else text.plan.plans,
         )
         for text, generator in zip(texts, generators, strict=True)
     ]
-    board = Board(level, rows, batch=TOGETHER, length=known + room + streams + 3, temperature=temperature)
-    drafted = [0 if text.expected is None else min(len(text.expected), room) for text in texts]
-    board.lay_out(
-        [_streams(text, count, ended=False, steps=steps) for text, count in zip(texts, drafted, strict=True)], befores
-    )
-    opening = board.read(0, known + 1)
-    logits = opening.told.ending_logits[range(len(texts)), befores]
-    counts = draw_counts(logits, limits.to(logits.device)).tolist()
-    for index, text in enumerate(texts):
-        if text.expected is not None:
-            counts[index] = len(text.expected)
-        elif text.prefix or not befores[index]:
-            counts[index] = max(counts[index], 1)
-    ended = [
-        count == 0 if text.expected is not None else count <= room and count < EDGES[-1]
-        for text, count in zip(texts, counts, strict=True)
-    ]
-    counts = [min(count, room) for count in counts]
-    board.lay_out(
-        [_streams(text, count, ended=end, steps=steps) for text, count, end in zip(texts, counts, ended, strict=True)],
-        befores,
-    )
-    spans = [slice(before, before + count) for before, count in zip(befores, counts, strict=True)]
+    board = Board(level, rows, batch=TOGETHER, length=known + room + openings + 2, temperature=temperature)
+    board.lay_out([each.order for each in laid], [each.before for each in laid])
+    spans = [slice(before, before + each.more) for before, each in zip(befores, laid, strict=True)]
 
     def show() -> None:
         if on_step is not None:
             on_step(board.entries[0, spans[0]].cpu().clone())
 
-    board.tell(opening)
-    show()
-    board.run(streams, show)
+    board.run(known + openings + 1, streams, show)
     return [
-        Written(board.entries[row, span].cpu(), end) for row, (span, end) in enumerate(zip(spans, ended, strict=True))
+        Written(board.entries[row, span].cpu(), each.ended)
+        for row, (span, each) in enumerate(zip(spans, laid, strict=True))
     ]
+
+
+def _with_plan(text: OpenText, steps: int) -> _Laid:
+    """A text whose blocks are known."""
+    assert text.plan is not None
+    order = in_blocks(text.plan.lengths, steps, known=len(text.known), begins=text.begins, ends=text.plan.ends)
+    return _Laid(order, sum(text.plan.lengths) - len(text.known), text.plan.ends, 0)
+
+
+@torch.no_grad()
+def _without_plans(
+    level: Level, texts: Sequence[OpenText], limits: Tensor, known: int, steps: int
+) -> list[_Laid]:
+    """Texts of which the denoiser says itself how long they become."""
+    assert level.vocabulary is not None
+    orders = [in_streams(len(text.known), [0], [0], begins=text.begins, end_order=None) for text in texts]
+    blank = [in_streams(0, [0], [0], begins=True, end_order=None)] * (TOGETHER - len(orders))
+    entries = torch.zeros(TOGETHER, known, dtype=torch.long)
+    for row, text in zip(entries, texts, strict=False):
+        row[: len(text.known)] = text.known
+    table = level.vocabulary.latents()
+    found = read_whole(level, lay_out([*orders, *blank], known + 1, table.device), table[entries.to(table.device)])
+    last = torch.tensor([len(text.known) for text in texts], device=table.device)
+    logits = found.ending_logits[torch.arange(len(texts), device=table.device), last]
+    counts = draw_counts(logits, limits.to(logits.device)).tolist()
+    laid = []
+    for text, drawn in zip(texts, counts, strict=True):
+        count = max(drawn, 1) if text.prefix or not len(text.known) else drawn
+        ended = count <= text.room and count < EDGES[-1]
+        count = min(count, text.room)
+        laid.append(_Laid(_streams(text, count, ended=ended, steps=steps), count, ended, len(text.known)))
+    return laid
 
 
 def fill_gaps(
@@ -175,56 +206,51 @@ def fill_gaps(
     temperature: float,
 ) -> list[list[Tensor]]:
     """Fill the gaps of texts: the entries [M] of each gap of each text."""
-    lengths = _gap_lengths(level, texts)
-    rows, drafts, spans = [], [], []
-    for text, counts, generator in zip(texts, lengths, generators, strict=True):
-        gaps = _gap_bounds(text, counts)
+    rows, orders, spans = [], [], []
+    for text, generator in zip(texts, generators, strict=True):
+        gaps = _gap_bounds(text, text.lengths)
         parts: list[tuple[int, int]] = []
         for first, last in gaps:
             number = -(-(last - first) // (steps + 1))
             parts += itertools.pairwise([first + (last - first) * part // number for part in range(number + 1)])
-        pieces = [part for known, count in zip(text.known, [*counts, 0], strict=True)
+        pieces = [part for known, count in zip(text.known, [*text.lengths, 0], strict=True)
                   for part in (known, known.new_full((count,), EMPTY))]  # fmt: skip
-        expected = {} if text.expected is None else {
-            first: guess[: last - first] for (first, last), guess in zip(gaps, text.expected, strict=True)
-        }
         prefixes = {first: prefix for (first, _), prefix in zip(gaps, text.prefixes, strict=True) if prefix}
-        rows.append(prepare_row(level, torch.cat(pieces), expected, text.noise_level, prefixes, generator))
         count = sum(map(len, pieces))
-        drafts.append(with_gaps(count, parts, begins=text.begins, ends=text.ends, measured=True))
+        chances = torch.rand(count, generator=generator)
+        rows.append(Row(torch.cat(pieces), chances, prefixes, None if text.plan is None else text.plan.plans))
+        order = with_gaps(count, parts, begins=text.begins, ends=text.ends, measured=True)
+        orders.append(order if text.plan is None else with_blocks(order, text.plan.lengths))
         spans.append(gaps)
-    longest = max(len(draft.source) for draft in drafts)
+    longest = max(len(order.source) for order in orders)
     board = Board(level, rows, batch=len(rows), length=longest + 1, temperature=temperature)
-    board.lay_out(drafts, [0] * len(drafts))
-    board.tell(board.read(0, longest))
-    board.run(max(int((draft.kinds == Kind.GAP).sum()) for draft in drafts), lambda: None)
+    board.lay_out(orders, [0] * len(orders))
+    board.run(longest, max(int((order.kinds == SlotKind.GAP).sum()) for order in orders), lambda: None)
     return [[board.entries[row, slice(*gap)].cpu() for gap in gaps] for row, gaps in enumerate(spans)]
 
 
 @torch.no_grad()
-def _gap_lengths(level: Level, texts: Sequence[GappedText]) -> list[list[int]]:
-    """How many slots each gap of each text gets."""
-    device = next(level.parameters()).device
-    drafts = []
-    for text in texts:
-        gaps = _gap_bounds(text, [1] * (len(text.known) - 1))
-        count = sum(map(len, text.known)) + len(gaps)
-        drafts.append(with_gaps(count, gaps, begins=text.begins, ends=text.ends, measured=False))
-    plan = lay_out(drafts, max(len(draft.source) for draft in drafts), device)
-    entries = pad_sequence(
-        [torch.cat([part for known in text.known for part in (known, known.new_zeros(1))]) for text in texts],
-        batch_first=True,
-    ).to(device)
-    logits = read_whole(level, plan, entries).ending_logits
-    lengths = []
-    for row, text in enumerate(texts):
-        if text.expected is not None:
-            lengths.append([min(len(entries), GAP_WIDTH) for entries in text.expected])
-            continue
-        asked = logits[row, plan.layout.kinds[row] == Kind.GAP]
-        counts = draw_counts(asked, asked.new_full((len(asked),), 1 - text.share))
-        lengths.append(counts.clamp(1, GAP_WIDTH).tolist())
-    return lengths
+def gap_lengths(
+    level: Level, known: Sequence[Tensor], shares: Sequence[float], *, begins: bool, ends: bool
+) -> list[list[int]]:
+    """How many slots the gaps between pieces of a text [P] get, once for each of `shares`.
+
+    A share says which of the lengths that are possible it is to be, from the shortest at 0 to the longest at 1.
+    """
+    assert level.vocabulary is not None
+    gaps, position = [], 0
+    for piece in known[:-1]:
+        position += len(piece)
+        gaps.append((position, position + 1))
+        position += 1
+    order = with_gaps(position + len(known[-1]), gaps, begins=begins, ends=ends, measured=False)
+    table = level.vocabulary.latents()
+    entries = torch.cat([part for piece in known for part in (piece, piece.new_zeros(1))]).to(table.device)
+    rows = lay_out([order], len(order.source), table.device)
+    logits = read_whole(level, rows, table[entries][None]).ending_logits[0, rows.layout.kinds[0] == SlotKind.GAP]
+    return [
+        draw_counts(logits, logits.new_full((len(logits),), 1 - share)).clamp(1, GAP_WIDTH).tolist() for share in shares
+    ]
 
 
 def _gap_bounds(text: GappedText, counts: Sequence[int]) -> list[tuple[int, int]]:
@@ -279,10 +305,10 @@ def _shorten(lengths: list[int], excess: int) -> list[int]:
     return result
 
 
-def _streams(text: OpenText, count: int, *, ended: bool, steps: int) -> Draft:
+def _streams(text: OpenText, count: int, *, ended: bool, steps: int) -> Order:
     """A text with `count` slots more, the first stream of which goes on with what stands already."""
     before = len(text.known)
-    plan = plan_streams(count, steps)
+    plan = plan_streams(count, max(1, steps - 1))
     firsts = [0, *(before + np.cumsum(plan.lengths[:-1])).tolist()]
     openings = [0, *(before + 1 + plan.stagger * index for index in range(len(plan.lengths) - 1))]
     return in_streams(before + count, firsts, openings, begins=text.begins, end_order=before + 1 if ended else None)

@@ -1,7 +1,8 @@
-"""Generation: text is written from noise, in streams side by side, and several texts at a time.
+"""Generation: text is formed from noise, level by level from the top down, several texts at a time.
 
-Level 0 fills open slots with strings of its dictionary. Where a level above it starts, those above make a draft first,
-which hints under noise at what level 0 writes. Text longer than the model's rows continues from its own end.
+The levels above the lowest are denoised and say what the blocks of the level below hold; the lowest level tells these
+side by side; its decoder unfolds every slot into bytes, and the stitcher joins them. Text longer than the model's rows
+goes on from its own end.
 """
 
 from __future__ import annotations
@@ -13,21 +14,26 @@ from typing import NamedTuple
 import msgspec
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from zonkey_core.errors import ConfigError
 from zonkey_core.inference.block_decoding import EMPTY
 from zonkey_core.inference.block_generation import TOGETHER, OpenText, write_texts
-from zonkey_core.inference.latent_sampler import SPARE_SLOTS, draft_text
+from zonkey_core.inference.planning import BlockPlan, plan_texts, read_context
 from zonkey_core.inference.scoring import Question, log_likelihoods
+from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, text_sequence
+from zonkey_core.model.stitcher import stitch
 
 GROUP_BYTES = 512
-"""Text that is sampled at once."""
+"""Text that is formed at once."""
 CONTEXT_BYTES = 384
 """Text before it that is read."""
-DRAFT_RATIO = 5.0
-"""The same for level 0; up to 2, noise leaves no doubt of which string it is."""
+SPARE_SLOTS = 1.15
+"""Slots opened for each one that is expected to be needed."""
+SPARE_BLOCKS = 2.0
+"""The same of blocks, which vary more."""
 OTHER_DRAWS = 1_000_003
 """What parts the seeds of the candidates for one text."""
 MOST_STEPS = 128
@@ -37,12 +43,13 @@ class SamplingOptions(msgspec.Struct, frozen=True):
     """How text is sampled."""
 
     steps: int = 32
-    """Evaluations of a level's denoiser from pure noise to none; where one is not enough to go on, two."""
+    """Evaluations of each level's denoiser, or as many as there are slots to tell where that is fewer."""
     temperature: float = 1.0
-    """Divides the logits of what is chosen, and scales the noise that upper levels draw anew at each step."""
+    """How far draws stray from what is likeliest: it divides the logits of what is chosen, and scales the noise that
+    is drawn anew at each step."""
     max_bytes: int = 512
-    level: int = 0
-    """Where sampling starts."""
+    level: int | None = None
+    """The highest level that forms the text; the top one by default."""
     best_of: int = 1
     """Candidates for each text, of which the one that the model finds likeliest is kept."""
 
@@ -111,101 +118,118 @@ def _write(
     watch: Callable[[Forming], None] | None,
 ) -> list[bytes]:
     """One text for each of the numbers that seed the draws, side by side."""
-    level = model.levels[0]
-    dictionary = level.dictionary
-    assert dictionary is not None
+    level = model.bottom
     generators = [torch.Generator().manual_seed(draw) for draw in draws]
     texts = [prompt for _ in draws]
     going = [index for index in range(len(draws)) if len(prompt) < options.max_bytes]
     while going:
-        opened = [
-            _open(model, texts[index], options, generators[index], watch if index == 0 else None) for index in going
-        ]
+        opened = _open(model, [texts[index] for index in going], options, [generators[index] for index in going])
         shown = None
         if watch is not None and going[0] == 0:
-
-            def shown(entries: Tensor, before: bytes = texts[0].removesuffix(opened[0].prefix)) -> None:
-                pieces = [None if each == EMPTY else dictionary.detokenize([each]) for each in entries.tolist()]
-                watch(Forming(0, before, pieces))
-
+            shown = _show(level, watch, texts[0].removesuffix(opened[0].prefix))
         written = write_texts(
             level, opened, [generators[index] for index in going],
-            steps=max(1, options.steps - 1), temperature=options.temperature, on_step=shown,
+            steps=options.steps, temperature=options.temperature, on_step=shown,
         )
         left = []
         for index, text, (entries, ended) in zip(going, opened, written, strict=True):
-            texts[index] += dictionary.detokenize(entries.tolist())[len(text.prefix) :]
+            texts[index] += unfold_entries(level, entries)[len(text.prefix) :]
             if len(entries) and not ended and len(texts[index]) < options.max_bytes:
                 left.append(index)
         going = left
     return [_trim(text, options.max_bytes, kept=len(prompt)) for text in texts]
 
 
+def _show(level: Level, watch: Callable[[Forming], None], before: bytes) -> Callable[[Tensor], None]:
+    """What shows a text's entries as they stand."""
+    vocabulary = level.vocabulary
+    assert vocabulary is not None
+
+    def show(entries: Tensor) -> None:
+        pieces = [None if each == EMPTY else vocabulary.detokenize([each]) for each in entries.tolist()]
+        watch(Forming(0, before, pieces))
+
+    return show
+
+
+@torch.no_grad()
+def unfold_entries(level: Level, entries: Tensor) -> bytes:
+    """The bytes of slots [M] of the lowest level: each latent is decoded, and the windows are joined.
+
+    How long each is, the vocabulary knows.
+    """
+    if not len(entries):
+        return b""
+    assert level.vocabulary is not None
+    decoded = level.decode(level.vocabulary.latents()[entries.to(level.device)])
+    contents = functional.one_hot(level.readout(decoded.states).argmax(-1), BYTE_VALUES).float()
+    existence = torch.ones(len(entries), device=contents.device)
+    sizes = level.vocabulary.lengths[entries.to(level.device)].long()
+    joined = stitch(contents, decoded.log_existence, existence, symbols=True, sizes=sizes).contents
+    return bytes(joined.argmax(-1).tolist())
+
+
 def _open(
-    model: Zonkey,
-    text: bytes,
-    options: SamplingOptions,
-    generator: torch.Generator,
-    watch: Callable[[Forming], None] | None,
-) -> OpenText:
-    """The end of a text, and how far it may go on at once; a level above 0 drafts what follows."""
-    level = model.levels[0]
-    assert level.dictionary is not None
-    room = min(GROUP_BYTES, options.max_bytes - len(text))
-    context = text[-CONTEXT_BYTES:]
-    whole = len(context) == len(text)
-    known, last, prefix = open_end(level, context)
-    slots = math.ceil(room / level.dictionary.mean_length() * SPARE_SLOTS)
-    opened = OpenText(known, slots + len(last), whole, prefix)
-    if not options.level:
-        return opened
-    drafted = draft_text(
-        model, context, room, top=options.level, starts_document=whole, steps=options.steps,
-        temperature=options.temperature, generator=generator,
-    )
-    if drafted is None:
-        return opened
-    expected = read_entries(level, drafted)
-    if watch is not None:
-        watch(Forming(options.level, text, [level.dictionary.detokenize([each]) for each in expected.tolist()]))
-    if len(expected):
-        expected = torch.cat([last, expected])
-    return opened._replace(expected=expected, noise_level=level.schedule.level_for_ratio(DRAFT_RATIO))
+    model: Zonkey, texts: Sequence[bytes], options: SamplingOptions, generators: Sequence[torch.Generator]
+) -> list[OpenText]:
+    """The ends of texts, how far they may go on at once, and what the levels above plan for them."""
+    level = model.bottom
+    assert level.vocabulary is not None
+    contexts = [text[-CONTEXT_BYTES:] for text in texts]
+    ends = [open_end(level, context) for context in contexts]
+    room = min(GROUP_BYTES, max(options.max_bytes - len(text) for text in texts))
+    slots = math.ceil(room / level.vocabulary.mean_length() * SPARE_SLOTS)
+    begins = [len(context) == len(text) for context, text in zip(contexts, texts, strict=True)]
+    top = len(model.levels) - 1 if options.level is None else options.level
+    plans: list[BlockPlan | None] = [None] * len(texts)
+    rooms = [slots + 1]
+    for upper in model.levels[1 : top + 1]:
+        rooms.append(math.ceil(rooms[-1] / upper.config.segment_length * SPARE_BLOCKS) + 1)
+    if top:
+        read = [read_context(model, context)[: top + 1] for context in contexts]
+        plans = list(
+            plan_texts(model, read, begins, generators, rooms=rooms, steps=options.steps,
+                       temperature=options.temperature)
+        )  # fmt: skip
+    return [
+        OpenText(end.known, rooms[0], begin, end.prefix, plan, rooms[1] if top else 0)
+        for end, begin, plan in zip(ends, begins, plans, strict=True)
+    ]
 
 
 class OpenEnd(NamedTuple):
-    """A text that is to go on, as entries of level 0's dictionary.
+    """A text that is to go on, as entries of the lowest level's vocabulary.
 
     Its last string may turn out to be the beginning of a longer one.
     """
 
     known: Tensor
     """[M] all but the last."""
-    last: Tensor
-    """[1] the last, [0] where there is no text."""
     prefix: bytes
-    """What that one spells."""
+    """What the last spells; nothing where there is no text."""
 
 
 def open_end(level: Level, text: bytes) -> OpenEnd:
     """A text whose last string is open."""
-    assert level.dictionary is not None
+    assert level.vocabulary is not None
     entries = read_entries(level, text)
-    return OpenEnd(entries[:-1], entries[-1:], level.dictionary.detokenize(entries[-1:].tolist()))
+    return OpenEnd(entries[:-1], level.vocabulary.detokenize(entries[-1:].tolist()))
 
 
 @torch.no_grad()
 def read_entries(level: Level, text: bytes) -> Tensor:
-    """A text as entries [M] of level 0's dictionary."""
+    """A text as entries [M] of the lowest level's vocabulary."""
     if not text:
         return torch.zeros(0, dtype=torch.long)
-    sequence = text_sequence(text, device=next(level.parameters()).device)
-    return level.pieces(sequence, level.split(sequence).start_prob).entries[0].cpu()
+    sequence = text_sequence(text, device=level.device)
+    slots = level.read_tokens(sequence, level.choose_starts(sequence, level.split(sequence).start_prob))
+    assert slots.entries is not None
+    return slots.entries[0].cpu()
 
 
 def check_options(model: Zonkey, options: SamplingOptions) -> None:
     """Raise `ConfigError` for options out of range."""
-    if not 0 <= options.level < len(model.levels):
+    if options.level is not None and not 0 <= options.level < len(model.levels):
         raise ConfigError(f"level must be between 0 and {len(model.levels) - 1}, not {options.level}")
     check_sampling(options.steps, options.temperature)
     if options.max_bytes < 1:

@@ -1,39 +1,32 @@
 """Infilling: gaps of unknown length in a text, filled from both sides; every byte outside them is kept.
 
-The text between gaps is segmented as it stands, and the writer says from both sides how many slots a gap may hold.
-Where the model has an upper level, segments of it that touch a gap are unknown, and their denoised windows, less the
-words that are still there, hint at what a candidate holds. Several candidates of different lengths are drawn, and the
-one whose strings the model finds likeliest on average, seams included, is kept.
+The same descent as for generation: every level reads what stands on both sides of the gaps, a segment that a gap lies
+in is unknown and formed from noise from the top down, and the lowest level tells the open slots with the plans of their
+blocks. How many there are is existence that decays from both sides. Several candidates of different lengths are drawn,
+and the one whose strings the model finds likeliest on average, seams included, is kept.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 import torch
-from torch import Tensor
 
-from zonkey_core.diffusion.decoding_order import GAP_WIDTH
 from zonkey_core.errors import ConfigError
-from zonkey_core.inference.block_generation import GappedText, fill_gaps
-from zonkey_core.inference.generation import DRAFT_RATIO, OpenEnd, check_sampling, open_end, read_entries
-from zonkey_core.inference.latent_sampler import DenoisedSlots, Slots, denoise, read_bytes, unfold
+from zonkey_core.inference.block_generation import GappedText, fill_gaps, gap_lengths
+from zonkey_core.inference.generation import check_sampling, open_end, read_entries, unfold_entries
+from zonkey_core.inference.planning import plan_gaps
 from zonkey_core.inference.scoring import Question, log_likelihoods
-from zonkey_core.model.latents import to_sphere
-from zonkey_core.model.level import Level
-from zonkey_core.model.model import Ascent, Zonkey, text_sequence
+from zonkey_core.model.model import Zonkey
 
 CONTEXT_BYTES = 384
 """Text that is read before the first and after the last of the gaps that are filled together."""
 CLUSTER_BYTES = 768
 """Text from the first to the last of them, at most, so that a long file needs no more memory than a short one."""
 LOW_SHARE, HIGH_SHARE = 0.25, 0.75
-"""Candidates get lengths from between these shares of all that the writer thinks possible."""
-DRAFTED = 4
-"""One candidate in so many starts from what the level above expects."""
+"""Candidates get lengths from between these shares of all that the denoiser thinks possible."""
 
 
 class Gap(msgspec.Struct, frozen=True):
@@ -59,16 +52,6 @@ class InfillingOptions(msgspec.Struct, frozen=True):
     steps: int = 32
     temperature: float = 1.0
     candidates: int = 8
-
-
-class _Piece(NamedTuple):
-    """Text between two gaps, seen by every level."""
-
-    text: bytes
-    views: list[Ascent]
-
-    def latents(self, level: int) -> Tensor:
-        return self.views[level].latents.float()
 
 
 def find_gaps(data: bytes, mask: bytes | None = None) -> list[Gap]:
@@ -129,99 +112,33 @@ def _fill_cluster(
     begin, end = max(bounds[0], gaps[0].start - CONTEXT_BYTES), min(bounds[1], gaps[-1].end + CONTEXT_BYTES)
     borders = [begin, *(border for gap in gaps for border in (gap.start, gap.end)), end]
     texts = [data[begin:end] for begin, end in zip(borders[::2], borders[1::2], strict=True)]
-    pieces = [_read_piece(model, text) for text in texts]
-    opened = [open_end(model.levels[0], text) for text in texts[:-1]]
-    known = [*(each.known for each in opened), read_entries(model.levels[0], texts[-1])]
+    level = model.bottom
+    opened = [open_end(level, text) for text in texts[:-1]]
+    known = [*(each.known for each in opened), read_entries(level, texts[-1])]
     prefixes = [each.prefix for each in opened]
+    begins, ends = begin == 0, end == len(data)
     numbers = torch.randint(2**31, (options.candidates,), generator=generator).tolist()
     chances = [torch.Generator().manual_seed(number) for number in numbers]
-    rows = []
-    for candidate, chance in enumerate(chances):
-        starts = _upper_guess(model, pieces, options, chance) if candidate % DRAFTED == DRAFTED - 1 else None
-        share = LOW_SHARE + (HIGH_SHARE - LOW_SHARE) * (candidate + 0.5) / options.candidates
-        row = GappedText(known, begins=begin == 0, ends=end == len(data), share=share, prefixes=prefixes)
-        rows.append(row if starts is None else _with_draft(model.levels[0], row, opened, starts))
-    dictionary = model.levels[0].dictionary
-    assert dictionary is not None
-    steps = max(1, options.steps - 1)
-    filled = fill_gaps(model.levels[0], rows, chances, steps=steps, temperature=options.temperature)
+    shares = [LOW_SHARE + (HIGH_SHARE - LOW_SHARE) * (candidate + 0.5) / options.candidates
+              for candidate in range(options.candidates)]  # fmt: skip
+    lengths = gap_lengths(level, known, shares, begins=begins, ends=ends)
+    plans = plan_gaps(
+        model, texts, [len(entries) for entries in known], lengths, chances, begins=begins, ends=ends,
+        steps=options.steps, temperature=options.temperature,
+    )  # fmt: skip
+    rows = [
+        GappedText(known, begins, ends, counts, prefixes, plan) for counts, plan in zip(lengths, plans, strict=True)
+    ]
+    filled = fill_gaps(level, rows, chances, steps=options.steps, temperature=options.temperature)
     drawn = [
-        [dictionary.detokenize(entries.tolist())[len(prefix) :] for entries, prefix in zip(row, prefixes, strict=True)]
+        [unfold_entries(level, entries)[len(prefix) :] for entries, prefix in zip(row, prefixes, strict=True)]
         for row in filled
     ]
-    questions = [Question(*_join(texts, fills), begin == 0, end == len(data)) for fills in drawn]
+    questions = [Question(*_join(texts, fills), begins, ends) for fills in drawn]
     likelihoods = log_likelihoods(model, questions)
     scores = [likelihood.total / max(1, likelihood.pieces) for likelihood in likelihoods]
     best = max(range(len(drawn)), key=scores.__getitem__)
     return [Fill(gap.start, gap.end, text, scores[best]) for gap, text in zip(gaps, drawn[best], strict=True)]
-
-
-def _with_draft(level: Level, row: GappedText, opened: Sequence[OpenEnd], starts: Sequence[Tensor]) -> GappedText:
-    """A row with what an upper level expects in its gaps, behind the ends of what stands before them."""
-    texts = [read_bytes(level, DenoisedSlots(latents, latents.new_ones(len(latents)))) for latents in starts]
-    if not all(texts):
-        return row
-    noise_level = level.schedule.level_for_ratio(DRAFT_RATIO)
-    expected = [
-        torch.cat([end.last, read_entries(level, text)])[:GAP_WIDTH] for end, text in zip(opened, texts, strict=True)
-    ]
-    return row._replace(expected=expected, noise_level=noise_level)
-
-
-def _read_piece(model: Zonkey, text: bytes) -> _Piece:
-    """Segment and compress one piece of context; empty pieces have no views."""
-    if not text:
-        return _Piece(text, [])
-    return _Piece(text, model.ascend(text_sequence(text, device=model.device), len(model.levels) - 1))
-
-
-def _upper_guess(
-    model: Zonkey, pieces: Sequence[_Piece], options: InfillingOptions, generator: torch.Generator
-) -> list[Tensor] | None:
-    """Level 0 latents that level 1 expects in each gap; None without a level 1 or where it leaves a gap no room.
-
-    Level 1 sees one unknown segment in place of each gap and the two segments that touch it. Of the window that
-    this decodes to, the positions still present on either side are taken off.
-    """
-    if len(model.levels) < 2:
-        return None
-    level = model.levels[1]
-    trimmed, before, after = [], [], []
-    for index, piece in enumerate(pieces):
-        lengths = _segment_lengths(piece)
-        first, last = index > 0, index < len(pieces) - 1
-        before.append(lengths[-1] if lengths and last else 0)
-        after.append(lengths[0] if lengths and first else 0)
-        latents = piece.latents(1) if piece.views else torch.zeros(0, level.channels, device=model.device)
-        trimmed.append(latents[int(first) : len(latents) - int(last)])
-    unknown = torch.zeros(1, level.channels, device=model.device)
-    parts = [part for latents in trimmed for part in (latents, unknown)][:-1]
-    known = torch.cat([torch.full((len(part),), part is not unknown, device=model.device) for part in parts])
-    result = denoise(
-        level,
-        Slots(torch.cat(parts), known, False, 1.0),
-        steps=options.steps,
-        temperature=options.temperature,
-        generator=generator,
-    )
-    guesses = []
-    for gap, slot in enumerate((~known).nonzero().flatten().tolist()):
-        one = DenoisedSlots(result.latents[slot : slot + 1], torch.ones(1, device=model.device))
-        window = unfold(level, one).contents
-        inside = window[before[gap] : max(0, len(window) - after[gap + 1])]
-        if not len(inside):
-            return None
-        guesses.append(to_sphere(inside))
-    return guesses
-
-
-def _segment_lengths(piece: _Piece) -> list[int]:
-    """Level 0 segments in each of a piece's level 1 segments."""
-    if not piece.views:
-        return []
-    starts = piece.views[1].segmentation.starts[0].tolist()
-    ends = [*starts[1:], len(piece.views[0].latents)]
-    return [end - start for start, end in zip(starts, ends, strict=True)]
 
 
 def _join(texts: Sequence[bytes], fills: Sequence[bytes]) -> tuple[bytes, list[tuple[int, int]]]:

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from zonkey_core.diffusion.decoding_order import Draft, in_streams, lay_out, with_gaps
+from zonkey_core.diffusion.decoding_order import Order, in_streams, lay_out, with_gaps
 from zonkey_core.inference.block_decoding import read_whole
-from zonkey_core.model.level import Level
+from zonkey_core.model.level import Level, Slots
 from zonkey_core.model.model import Zonkey, text_sequence
-from zonkey_core.model.segment_vocabulary import SegmentTokens
 
 ROWS_TOGETHER = 16
 """Texts that are read at once."""
@@ -37,17 +36,17 @@ class Likelihood(NamedTuple):
     total: float
     """Log-probability in nats."""
     pieces: int
-    """Strings of the dictionary that it is the sum of."""
+    """Strings of the vocabulary that it is the sum of."""
 
 
 class _Row(NamedTuple):
-    """A text as the writer reads it."""
+    """A text as the denoiser reads it."""
 
     entries: Tensor
     """[M]"""
     asked_mask: Tensor
     """[M]"""
-    draft: Draft
+    order: Order
 
 
 @torch.no_grad()
@@ -56,7 +55,7 @@ def log_likelihoods(model: Zonkey, questions: Sequence[Question]) -> list[Likeli
 
     This is the chain rule in a single pass. Spans that reach the end of their text are given only what stands before.
     """
-    level = model.levels[0]
+    level = model.bottom
     rows = {index: _read(model, question) for index, question in enumerate(questions) if question.text}
     results = [Likelihood(0.0, 0)] * len(questions)
     numbers = list(rows)
@@ -69,24 +68,25 @@ def log_likelihoods(model: Zonkey, questions: Sequence[Question]) -> list[Likeli
 
 def _read(model: Zonkey, question: Question) -> _Row:
     """Take a text apart, and lay out what is asked of it."""
-    level = model.levels[0]
+    level = model.bottom
     sequence = text_sequence(question.text, device=model.device)
-    pieces = level.pieces(sequence, level.split(sequence).start_prob)
-    asked = _touched(pieces, len(question.text), question.spans)
+    slots = level.read_tokens(sequence, level.choose_starts(sequence, level.split(sequence).start_prob))
+    assert slots.entries is not None
+    asked = _touched(slots, len(question.text), question.spans)
     edges = np.flatnonzero(np.diff(asked.cpu().numpy().astype(np.int8), prepend=0, append=0)).tolist()
     gaps = list(zip(edges[::2], edges[1::2], strict=True))
     count = len(asked)
     if [last for _, last in gaps] == [count]:
         end_order = gaps[0][0] + 1 if question.ends else None
-        draft = in_streams(count, [0], [0], begins=question.begins, end_order=end_order)
+        order = in_streams(count, [0], [0], begins=question.begins, end_order=end_order)
     else:
-        draft = with_gaps(count, gaps, begins=question.begins, ends=question.ends, measured=True)
-    return _Row(pieces.entries[0], asked, draft)
+        order = with_gaps(count, gaps, begins=question.begins, ends=question.ends, measured=True)
+    return _Row(slots.entries[0], asked, order)
 
 
-def _touched(pieces: SegmentTokens, length: int, spans: Sequence[tuple[int, int]]) -> Tensor:
-    """[M] which pieces of a text of `length` bytes lie in or beside a span."""
-    starts = pieces.starts[0]
+def _touched(slots: Slots, length: int, spans: Sequence[tuple[int, int]]) -> Tensor:
+    """[M] which slots of a text of `length` bytes lie in or beside a span."""
+    starts = slots.starts[0]
     ends = torch.cat([starts[1:], starts.new_tensor([length])])
     chosen = torch.zeros_like(starts, dtype=torch.bool)
     for begin, end in spans:
@@ -96,16 +96,16 @@ def _touched(pieces: SegmentTokens, length: int, spans: Sequence[tuple[int, int]
 
 def _row_likelihoods(level: Level, rows: Sequence[_Row]) -> list[Likelihood]:
     """What is asked of each row."""
-    dictionary = level.dictionary
-    assert dictionary is not None
-    table = dictionary.latents()
-    plan = lay_out([row.draft for row in rows], max(len(row.draft.source) for row in rows), table.device)
+    vocabulary = level.vocabulary
+    assert vocabulary is not None
+    table = vocabulary.latents()
+    ordered = lay_out([row.order for row in rows], max(len(row.order.source) for row in rows), table.device)
     entries = pad_sequence([row.entries for row in rows], batch_first=True)
     asked = pad_sequence([row.asked_mask for row in rows], batch_first=True)
-    told = plan.told.clamp(min=0)
-    wanted = (plan.told >= 0) & asked.gather(1, told)
-    latents = read_whole(level, plan, entries).latents[wanted]
-    logits = dictionary.logits(latents, latents.new_ones(len(latents)), table)
+    told = ordered.told.clamp(min=0)
+    wanted = (ordered.told >= 0) & asked.gather(1, told)
+    latents = read_whole(level, ordered, table[entries]).latents[wanted]
+    logits = vocabulary.logits(latents, latents.new_ones(len(latents)), table)
     log_prob = logits.log_softmax(-1).gather(1, entries.gather(1, told)[wanted].unsqueeze(1)).squeeze(1)
     found = log_prob.new_zeros(wanted.shape).masked_scatter(wanted, log_prob)
     return list(itertools.starmap(Likelihood, zip(found.sum(1).tolist(), wanted.sum(1).tolist(), strict=True)))

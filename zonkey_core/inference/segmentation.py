@@ -168,7 +168,7 @@ class LevelCutter:
 def splitting_tensors(level: int) -> tuple[str, ...]:
     """How the names of the tensors begin that cutting up to `level` needs; a model may leave the others unread."""
     return tuple(
-        f"stack.{index}.{part}."
+        f"bottom.{'above.' * index}{part}."
         for index in range(level + 1)
         for part in (("splitter",) if index == level else ("splitter", "embedding", "compressor"))
     )

@@ -1,123 +1,157 @@
-"""DDMM, the Denoising Diffusion Mixed Model: one network that decodes and denoises (paper, "DDMM").
+"""DDMM, the Denoising Diffusion Mixed Model: at every level one network from noisy slots to clean ones (paper, "DDMM").
 
-It predicts data. The *trunk* sees the noisy latents of a document in order, each at its own noise level, and
-estimates the clean ones; at noise level 0 it returns its input. The *decoder* unfolds each estimate, in parallel,
-into the window of lower-level positions that it stands for, with their existence. Compressing the decoded windows
-again, which the level does, gives the estimate that a sampler steps toward.
+It predicts data. Every slot has a noise level of its own: a known one is clean, one of pure noise tells nothing and
+does not exist for the others, and between the two lies whatever a sampler makes of it. Beside the slots it reads the
+latent of the level above, the *plan* of the block that a slot belongs to, which has a noise level of its own too; where
+that is pure noise the level stands alone. The estimate of a slot's clean latent is
 
-Slots may turn out not to exist: the trunk also gives each slot a probability of existing, which is how a text ends
-and how a gap closes when fewer slots are needed than were opened.
+    z^ = alpha z + sigma f(readings),
 
-Shapes: slots [B, M], latents [B, M, C] with C = N * D, windows [B * M, S, D].
+and where a level has a vocabulary, `z^` becomes a softmax over it (`segment_vocabulary`).
+
+An order (`diffusion.decoding_order`) says which readings see which. All slots at once is the usual latent diffusion;
+one after another is an autoregressive model of segments, of which keys and values are kept; blocks side by side lie
+between.
+
+Shapes: B rows of L readings, latents of width C, states of width D.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from zonkey_core.diffusion.noise_schedule import NoiseSchedule
-from zonkey_core.model.attention import DocumentBias, window_bias
-from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue, decoded_log_existence
-from zonkey_core.model.transformer import Transformer
+from zonkey_core.model.kv_cache import KVCache
+from zonkey_core.model.length_model import EDGES
+from zonkey_core.model.transformer import Block, rotary_phases, soften_outputs
+from zonkey_core.slots import Layout, SlotBatch, SlotKind
 
-
-class NoisySlots(NamedTuple):
-    """What the trunk reads."""
-
-    latents: Tensor
-    """[B, M, C] noisy latents."""
-    noise_level: Tensor
-    """[B, M] in [0, 1]: 0 is known, 1 is pure noise."""
-    estimate: Tensor
-    """[B, M, C] an earlier estimate of the clean latents (self-conditioning); zeros where there is none."""
-    document_mask: Tensor
-    """[B, M] true where a slot is the first of a document; slots of different documents do not see each other."""
-    slot_mask: Tensor
-    """[B, M] false for padding, which nothing attends to."""
+REACH = 2
+"""Readings before each one that are mixed in ahead of every block."""
+PLAN_GAIN = 0.5
+"""Standard deviation, in states, of what a plan adds before training."""
 
 
-class Estimate(NamedTuple):
-    """What the trunk says."""
+class DenoisedSlots(NamedTuple):
+    """What the denoiser says of the slot that each reading asks."""
 
     latents: Tensor
-    """[B, M, C] estimate of the clean latents, float32; the mean of what is possible, so shrunk under noise."""
-    existence_logits: Tensor
-    """[B, M] logit that the slot exists."""
+    """[B, L, C] estimate of its clean latent, float32."""
+    ending_logits: Tensor
+    """[B, L, E] hazards of the number of slots from there to the end of the document or gap (`length_model`)."""
 
 
-class DecodedWindows(NamedTuple):
-    """Windows of lower-level positions with their predicted existence."""
+class _Preceding(nn.Module):
+    """Adds to each reading what stands just before it, channel by channel (Allen-Zhu 2025, "Canon layers")."""
 
-    states: Tensor
-    """[M, S, D] states from which the level reads symbols or lower latents."""
-    start_logits: Tensor
-    """[M, S] logits that a new segment begins here; position 0 is ignored."""
-    log_existence: Tensor
-    """[M, S]."""
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.weights = nn.Parameter(torch.randn(REACH + 1, width) * 0.2)
+
+    def forward(self, states: Tensor, seen: Tensor, cache: KVCache | None, name: str) -> Tensor:
+        """[B, n, D] to the same shape; `seen` [REACH, B, n, 1] is 1 where the reading so far before is seen."""
+        normed = self.norm(states)
+        weights = self.weights.to(normed.dtype)
+        mixed: Tensor = states + normed * weights[0]
+        kept = normed if cache is None else cache.keep(name, normed.unsqueeze(1)).squeeze(1)
+        for distance in range(1, REACH + 1):
+            if cache is None:
+                before = functional.pad(kept, (0, 0, distance, 0))[:, : kept.shape[1]]
+            else:
+                place = (cache.places - distance).clamp(min=0).unsqueeze(-1).expand(-1, -1, kept.shape[-1])
+                before = kept.gather(1, place)
+            mixed = torch.addcmul(mixed, before * seen[distance - 1].to(before.dtype), weights[distance])
+        return mixed
 
 
-class Trunk(nn.Module):
-    """Mixes the noisy latents of a document across slots and estimates the clean ones."""
+class Denoiser(nn.Module):
+    """Estimates what open slots hold; `channels_above` is None where no level is above, `blocks` the longest block."""
 
     def __init__(
-        self, channels: int, width: int, heads: int, layers: int, schedule: NoiseSchedule
+        self, channels: int, channels_above: int | None, width: int, heads: int, layers: int, *, blocks: int
     ) -> None:
         super().__init__()
-        self.schedule = schedule
-        self.latent_in = nn.Linear(2 * channels, width)
-        self.noise_in = nn.Sequential(nn.Linear(4, width), nn.SiLU(), nn.Linear(width, width))
-        self.document_start = nn.Parameter(torch.randn(width) * 0.02)
-        self.transformer = Transformer(width, heads, layers, rotary=True, neighbours=True)
+        self.head_width = width // heads
+        self.gain = channels**-0.5
+        """Scale of what is added to a noisy latent."""
+        self.latent_in = nn.Linear(3 * channels, width)
+        self.noise_in = nn.Linear(3, width, bias=False)
+        self.kinds = nn.Parameter(torch.randn(len(SlotKind), width) * 0.5)
+        self.left = nn.Parameter(torch.zeros(blocks + 1, width))
+        self.plan_in: nn.Linear | None = None
+        self.plan_noise_in: nn.Linear | None = None
+        if channels_above is not None:
+            self.plan_in = nn.Linear(channels_above, width, bias=False)
+            self.plan_noise_in = nn.Linear(2, width, bias=False)
+            nn.init.normal_(self.plan_in.weight, std=PLAN_GAIN * channels_above**-0.5)
+            nn.init.zeros_(self.plan_noise_in.weight)
+        self.preceding = nn.ModuleList(_Preceding(width) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width, bias=False)
         self.latent_out = nn.Linear(width, channels)
-        self.existence_out = nn.Linear(width, 1)
+        self.ending_out = nn.Linear(width, len(EDGES))
+        self.ending_bias = nn.Parameter(torch.zeros(len(SlotKind), len(EDGES)))
+        soften_outputs(self.blocks)
 
-    def forward(self, slots: NoisySlots) -> Estimate:
-        alpha = self.schedule.alpha(slots.noise_level).unsqueeze(-1)
-        sigma = self.schedule.sigma(slots.noise_level).unsqueeze(-1)
-        level = slots.noise_level.float().unsqueeze(-1)
-        states = self.latent_in(torch.cat([slots.latents, slots.estimate], -1))
-        states = states + self.noise_in(torch.cat([level, alpha, sigma, (level == 0).float()], -1))
-        states = states + self.document_start * slots.document_mask.unsqueeze(-1)
-        bias = DocumentBias(
-            cumulative_log_continue(slots.document_mask.float()), (~slots.slot_mask).float() * LOG_FLOOR
-        )
-        states = self.norm(self.transformer(states, bias))
-        change = self.latent_out(states).float()
-        estimate = alpha * slots.latents.float() + sigma * change
-        return Estimate(estimate, self.existence_out(states).squeeze(-1).float())
+    def forward(self, slots: SlotBatch, cache: KVCache | None = None) -> DenoisedSlots:
+        """Read whole rows, or with a cache those readings that stand at its `places`, and with them what it keeps."""
+        layout = slots.layout
+        alpha = slots.alpha.float().unsqueeze(-1)
+        sigma = (1 - alpha.square()).clamp(min=0).sqrt()
+        dtype = self.latent_in.weight.dtype
+        states = self.latent_in(torch.cat([slots.known, slots.noisy, slots.estimate], -1).to(dtype))
+        hinted = (alpha > 0).float()
+        states = states + self.noise_in(torch.cat([hinted, hinted * sigma, alpha], -1).to(dtype))
+        states = states + functional.embedding(layout.kinds, self.kinds).to(states.dtype)
+        states = states + functional.embedding(slots.left, self.left).to(states.dtype)
+        if self.plan_in is not None and self.plan_noise_in is not None and slots.plan is not None:
+            assert slots.plan_alpha is not None
+            left_of_plan = slots.plan_alpha.float().unsqueeze(-1)
+            given = (left_of_plan > 0).float()
+            states = states + self.plan_in((slots.plan * given).to(dtype))
+            states = states + self.plan_noise_in(torch.cat([given, left_of_plan], -1).to(dtype))
+        everything, places = (layout, None) if cache is None else (cache.layout, cache.places)
+        bias = _existence_bias(layout, everything, places).to(states.dtype)
+        seen = _seen_before(layout, everything, places)
+        phases = rotary_phases(layout.positions, self.head_width)
+        for index, (preceding, block) in enumerate(zip(self.preceding, self.blocks, strict=True)):
+            states = preceding(states, seen, cache, f"states {index}")
+            keep = None
+            if cache is not None:
+                keys, values = (functools.partial(cache.keep, f"{name} {index}") for name in ("keys", "values"))
+                keep = keys, values
+            states = block(states, bias, phases, keep)
+        states = self.norm(states)
+        estimate = alpha * slots.noisy.float() + sigma * self.gain * self.latent_out(states).float()
+        usual = functional.embedding(layout.kinds, self.ending_bias).float()
+        return DenoisedSlots(estimate, self.ending_out(states).float() + usual)
 
 
-class Decoder(nn.Module):
-    """Unfolds each latent into its window: a position-wise linear map, then Probabilistic Attention."""
+def _existence_bias(queries: Layout, keys: Layout, places: Tensor | None) -> Tensor:
+    """[B, 1, n, L] log existence of keys for queries: 0 where they are made in time, tell something, and are of the
+    same document; every reading sees itself."""
+    later = keys.order.unsqueeze(1) > queries.order.unsqueeze(2)
+    apart = keys.documents.unsqueeze(1) != queries.documents.unsqueeze(2)
+    every = torch.arange(keys.order.shape[1], device=keys.order.device)
+    itself = every == (every if places is None else places).unsqueeze(-1)
+    hidden = later | apart | (keys.silent_mask.unsqueeze(1) & ~itself)
+    return torch.zeros_like(hidden, dtype=torch.float32).masked_fill_(hidden, -torch.inf).unsqueeze(1)
 
-    def __init__(self, width: int, latents: int, heads: int, layers: int, window: int) -> None:
-        super().__init__()
-        channels = width * latents
-        self.shape = (latents, width)
-        self.window = window
-        self.rank = width // 2
-        self.unfold = nn.Linear(channels, window * self.rank)
-        self.widen = nn.Linear(self.rank, width)
-        self.offsets = nn.Parameter(torch.randn(window, width) * 0.5)
-        self.starts = nn.Linear(channels, window)
-        self.transformer = Transformer(width, heads, layers, rotary=False)
-        self.norm = nn.LayerNorm(width, bias=False)
 
-    def forward(self, latents: Tensor, window: int | None = None) -> DecodedWindows:
-        """latents [M, C] to windows of the first `window` positions (all by default)."""
-        length = window or self.window
-        start_logits = self.starts(latents).float()[:, :length]
-        log_existence = decoded_log_existence(start_logits)
-        unfolded = nn.functional.linear(
-            latents, self.unfold.weight[: length * self.rank], self.unfold.bias[: length * self.rank]
-        )
-        states = self.widen(unfolded.view(-1, length, self.rank)) + self.offsets[:length]
-        states = torch.cat([latents.view(-1, *self.shape).to(states.dtype), states.to(states.dtype)], 1)
-        prefix = self.shape[0]
-        bias = window_bias(nn.functional.pad(log_existence, (prefix, 0)))
-        states = self.norm(self.transformer(states, bias)[:, prefix:])
-        return DecodedWindows(states, start_logits, log_existence)
+def _seen_before(queries: Layout, keys: Layout, places: Tensor | None) -> Tensor:
+    """[REACH, B, n, 1] 1 where the reading so many places before is made in time, tells something, and is of one
+    document with it."""
+    if places is None:
+        places = torch.arange(keys.order.shape[1], device=keys.order.device).expand_as(keys.order)
+    seen = []
+    for distance in range(1, REACH + 1):
+        before = (places - distance).clamp(min=0)
+        near = (places >= distance) & (keys.documents.gather(1, before) == queries.documents)
+        near = near & ~keys.silent_mask.gather(1, before)
+        seen.append(near & (keys.order.gather(1, before) <= queries.order))
+    return torch.stack(seen).unsqueeze(-1).float()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zonkey_core.diffusion.decoding_order import Layout
+from zonkey_core.slots import Layout
 
 
 class KVCache:

@@ -1,13 +1,14 @@
 """One level of the hierarchy, written once for bytes and for latents: split, compress, denoise, decode.
 
-A level turns positions [B, L] into segments with latents [B, M, C]; its latents are the next level's positions.
-Windows of existing segments are kept flat, [K, S] with K segments over the whole batch, and short ones are handled
-apart from long ones so that little work is spent on positions that do not exist.
+A level turns positions [B, L] into segments with latents, and holds the level above, which reads these. Its *slots* are
+what its denoiser tells and what the level above compresses into blocks: its segments, or where it has a vocabulary, the
+strings that spell them. Windows of existing segments are kept flat, [K, S] with K segments over the whole batch, and
+short ones are handled apart from long ones so that little work is spent on positions that do not exist.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,8 @@ from zonkey_core.config import LevelConfig
 from zonkey_core.diffusion.noise_schedule import NoiseSchedule
 from zonkey_core.model.bytes import BYTE_VALUES, NO_BYTE
 from zonkey_core.model.compressor import Compressor
-from zonkey_core.model.denoiser import DecodedWindows, Decoder, Trunk
+from zonkey_core.model.decoder import DecodedWindows, Decoder
+from zonkey_core.model.denoiser import Denoiser
 from zonkey_core.model.existence import (
     LOG_FLOOR,
     cumulative_log_continue,
@@ -29,13 +31,12 @@ from zonkey_core.model.existence import (
 from zonkey_core.model.hash_embeddings import ngram_keys
 from zonkey_core.model.positions import PositionEmbedding, PositionReadout, PositionSequence
 from zonkey_core.model.segment_splitter import ContextReader, SegmentReader, SegmentSplitter, Splits
-from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary, StringCounter
-from zonkey_core.model.writer import Writer
+from zonkey_core.model.segment_vocabulary import SegmentVocabulary, StringCounter
 
 NEGLIGIBLE_EXISTENCE = 0.05
 """Positions of a window that exist with less than this are neither compressed nor decoded in training."""
 COMPRESSED_TOGETHER = 1024
-"""Strings of a dictionary that are compressed at once."""
+"""Strings of a vocabulary that are compressed at once."""
 WINDOW_STEPS = (7, 10, 14, 19)
 """Window lengths, below the level's own, at which segments are handled together."""
 
@@ -52,6 +53,39 @@ class Segmentation(NamedTuple):
     start_prob: Tensor
     """[B, L] the splitter's probabilities."""
 
+    def start_mask(self) -> Tensor:
+        """[B, L] true where a segment begins."""
+        mask = torch.zeros(self.start_prob.shape, dtype=torch.bool, device=self.starts.device)
+        rows, which = self.slot_mask.nonzero(as_tuple=True)
+        return mask.index_put((rows, self.starts[rows, which]), self.slot_mask.new_ones(()))
+
+
+class Slots(NamedTuple):
+    """What a level's denoiser tells and the level above compresses into blocks, in the order of the text."""
+
+    latents: Tensor
+    """[B, M, C] zeros in padding."""
+    entries: Tensor | None
+    """[B, M] which strings of the vocabulary, where there is one."""
+    slot_mask: Tensor
+    """[B, M] false in padding."""
+    document_mask: Tensor
+    """[B, M] true where a slot begins a document."""
+    starts: Tensor
+    """[B, M] the level's position that each begins at; 0 in padding."""
+    segments: Tensor
+    """[B, M] which of the row's segments each spells, or a part of which."""
+    first_mask: Tensor
+    """[B, M] true where a segment begins with the slot."""
+
+    def as_positions(self) -> PositionSequence:
+        """The positions of the level above."""
+        return PositionSequence(self.latents, self.slot_mask, self.document_mask)
+
+    def share_out(self, of_segments: Tensor) -> Tensor:
+        """[B, M] start probabilities of slots from those [B, M'] of the segments that begin with them."""
+        return of_segments.gather(1, self.segments) * self.first_mask
+
 
 class Windows(NamedTuple):
     """Windows of K segments, all of one length S."""
@@ -67,13 +101,17 @@ class Windows(NamedTuple):
 
 
 class Level(nn.Module):
-    """Splitter, reader, compressor and denoiser of one level."""
+    """Splitter, reader, compressor, decoder and denoiser of one level, and the level above it, if any.
 
-    def __init__(self, config: LevelConfig, channels_below: int | None) -> None:
+    `configs` are those of this level and the ones above it.
+    """
+
+    def __init__(self, configs: Sequence[LevelConfig], channels_below: int | None) -> None:
         super().__init__()
-        self.config = config
+        self.config = config = configs[0]
         self.reads_bytes = channels_below is None
         self.channels = config.latents * config.width
+        self.above = Level(configs[1:], self.channels) if len(configs) > 1 else None
         self.schedule = NoiseSchedule(config.noise_scale)
         splitter_width = config.splitter_width
         self.splitter = SegmentSplitter(
@@ -87,9 +125,12 @@ class Level(nn.Module):
         self.guide: SegmentSplitter | None = None
         """Above bytes: the splitter that the masked-modelling loss trains, from each position alone."""
         self.reader: ContextReader | SegmentReader
+        self.vocabulary: SegmentVocabulary | None = None
+        """Of bytes: the strings that the denoiser chooses from."""
         if channels_below is None:
             self.reader = ContextReader(splitter_width, config.reader_contexts)
             kinds = BYTE_VALUES
+            self.vocabulary = SegmentVocabulary(config.vocabulary, config.window, self.channels)
         else:
             kinds = config.reader_codes
             self.guide = SegmentSplitter(channels_below, splitter_width, 1, 1, config.segment_length, 0)
@@ -101,19 +142,27 @@ class Level(nn.Module):
         self.compressor = Compressor(
             config.width, config.latents, config.heads, config.compressor_layers, config.window
         )
-        self.dictionary: SegmentVocabulary | None = None
-        """Of bytes: what the denoiser chooses from."""
-        self.writer: Writer | None = None
-        self.trunk: Trunk | None = None
-        """What denoises: a writer where there is a dictionary, a trunk above."""
-        sizes = self.channels, config.trunk_width, config.trunk_heads, config.trunk_layers, self.schedule
-        if channels_below is None:
-            self.dictionary = SegmentVocabulary(config.dictionary, config.window, self.channels)
-            self.writer = Writer(*sizes)
-        else:
-            self.trunk = Trunk(*sizes)
+        self.denoiser = Denoiser(
+            self.channels,
+            None if self.above is None else self.above.channels,
+            config.denoiser_width,
+            config.denoiser_heads,
+            config.denoiser_layers,
+            blocks=0 if self.above is None else self.above.config.window,
+        )
         self.decoder = Decoder(config.width, config.latents, config.heads, config.decoder_layers, config.window)
         self.readout = PositionReadout(channels_below, config.width)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.readout.linear.weight.device
+
+    def stack(self) -> Iterator[Level]:
+        """This level and those above it, from the lowest to the highest."""
+        yield self
+        if self.above is not None:
+            yield from self.above.stack()
 
     def splitter_parameters(self) -> Iterator[nn.Parameter]:
         """What cuts, and what teaches it to."""
@@ -127,11 +176,10 @@ class Level(nn.Module):
             yield from module.parameters()
 
     def denoiser_parameters(self) -> Iterator[nn.Parameter]:
-        """What denoises; a dictionary spells what it chooses, and latents need a decoder that knows the trunk."""
-        upper = (self.trunk, self.decoder, self.readout)
-        for module in upper if self.dictionary is None else (self.writer, self.dictionary):
-            assert module is not None
-            yield from module.parameters()
+        """What denoises, what is told (the vectors of a vocabulary), and the decoder, which has to know what comes."""
+        for module in (self.denoiser, self.vocabulary, self.decoder, self.readout):
+            if module is not None:
+                yield from module.parameters()
 
     def split(self, sequence: PositionSequence) -> Splits:
         """The probability of a start at every position."""
@@ -148,16 +196,15 @@ class Level(nn.Module):
     ) -> Segmentation:
         """A segmentation: drawn from `start_prob` with a generator, else its starts above one half.
 
-        The latter is the one that a model is used with: no segment of it is longer than the window, and every cut of
-        it is certain.
+        The latter is the one that a model is used with, and every cut of it is certain. No segment is longer than the
+        window.
         """
+        likely = start_prob > 0.5 if generator is None else sample_starts(start_prob.detach(), generator)
+        likely = likely | ~sequence.exists_mask
+        likely[:, 0] = True
+        mask = limit_segment_length(likely, sequence.cut_allowed(), self.config.window)
         if generator is None:
-            likely = (start_prob > 0.5) | ~sequence.exists_mask
-            likely[:, 0] = True
-            mask = limit_segment_length(likely, sequence.cut_allowed(), self.config.window)
             start_prob = mask.to(start_prob.dtype)
-        else:
-            mask = sample_starts(start_prob.detach(), generator)
         mask = mask & sequence.exists_mask
         length = mask.shape[1]
         order = torch.arange(length, device=mask.device).expand_as(mask)
@@ -168,22 +215,90 @@ class Level(nn.Module):
         documents = sequence.document_mask.gather(1, starts) & slot_mask
         return Segmentation(starts, slot_mask, documents, start_prob)
 
-    def pieces(self, sequence: PositionSequence, start_prob: Tensor) -> SegmentTokens:
-        """The segments of rows of bytes that a model is used with, as strings of its dictionary."""
-        assert self.dictionary is not None
-        start_mask = self.choose_starts(sequence, start_prob).start_prob > 0.5
-        return self.dictionary.tokenize(sequence.values, start_mask, sequence.document_mask)
+    def read_slots(self, sequence: PositionSequence, segmentation: Segmentation, latents: Tensor) -> Slots:
+        """The slots of rows of which a segmentation, with latents [K, C] of its segments, is given."""
+        if self.vocabulary is None:
+            upper = self.upper_sequence(latents, segmentation)
+            order = torch.arange(upper.exists_mask.shape[1], device=latents.device).expand_as(upper.exists_mask)
+            mask = upper.exists_mask
+            return Slots(upper.values, None, mask, upper.document_mask, segmentation.starts, order, mask)
+        return self.read_tokens(sequence, segmentation)
+
+    def read_tokens(self, sequence: PositionSequence, segmentation: Segmentation) -> Slots:
+        """The segments of rows of bytes as strings of the vocabulary, with their latents.
+
+        These carry gradients to the Compressor where it learns.
+        """
+        assert self.vocabulary is not None
+        begins = segmentation.start_mask()
+        tokens = self.vocabulary.tokenize(sequence.values, begins, sequence.document_mask, sequence.exists_mask)
+        first_mask = begins.gather(1, tokens.starts) & tokens.slot_mask
+        latents = self._token_latents(tokens.entries[tokens.slot_mask])
+        values = latents.new_zeros(*tokens.entries.shape, self.channels)
+        return Slots(
+            values.masked_scatter(tokens.slot_mask.unsqueeze(-1), latents),
+            tokens.entries,
+            tokens.slot_mask,
+            tokens.document_mask,
+            tokens.starts,
+            (begins.long().cumsum(1) - 1).gather(1, tokens.starts),
+            first_mask,
+        )
+
+    def _token_latents(self, entries: Tensor) -> Tensor:
+        """[n, C] latents of entries of the vocabulary; a Compressor that learns compresses their strings anew."""
+        assert self.vocabulary is not None
+        if not (torch.is_grad_enabled() and self.compressor.queries.requires_grad):
+            return functional.embedding(entries, self.vocabulary.latents())
+        distinct, which = torch.unique(entries, return_inverse=True)
+        return self.vocabulary.moved(self._compress_strings(distinct), distinct)[which]
+
+    def _compress_strings(self, entries: Tensor) -> Tensor:
+        """[n, C] what strings of the vocabulary compress to, short ones apart from long ones."""
+        assert self.vocabulary is not None
+        values, exists = (part[entries] for part in self.vocabulary.windows())
+        log_existence = torch.full(exists.shape, LOG_FLOOR, device=exists.device).masked_fill(exists, 0.0)
+        sizes = exists.sum(1)
+        latents = log_existence.new_zeros(len(entries), self.channels)
+        lower = 0
+        for length in sorted({min(step, values.shape[1]) for step in (*WINDOW_STEPS, values.shape[1])}):
+            chosen = ((sizes > lower) & (sizes <= length)).nonzero().flatten()
+            lower = length
+            for index in torch.split(chosen, COMPRESSED_TOGETHER) if len(chosen) else ():
+                compressed = self.compress(values[index, :length], log_existence[index, :length])
+                latents = latents.index_copy(0, index, compressed.to(latents.dtype))
+        return latents
+
+    def settle(self, latents: Tensor) -> Tensor:
+        """Latents [n, C] of slots that a level above unfolded, each moved to the nearest of the vocabulary, if any."""
+        if self.vocabulary is None:
+            return latents
+        table = self.vocabulary.latents()
+        nearest = [(part.float() @ table.T).argmax(-1) for part in torch.split(latents, COMPRESSED_TOGETHER)]
+        return table[torch.cat(nearest)] if nearest else latents
+
+    def drift_penalty(self, slots: Slots) -> Tensor:
+        """`2 (1 - cos)` between what the strings of slots compress to and what they did when the vocabulary last
+        followed the Compressor, on average."""
+        assert self.vocabulary is not None and slots.entries is not None
+        distinct = torch.unique(slots.entries[slots.slot_mask])
+        before = self.vocabulary.compressed[distinct]
+        return 2 * (1 - functional.cosine_similarity(self._compress_strings(distinct), before, dim=-1)).mean()
+
+    @torch.no_grad()
+    def follow_compressor(self) -> None:
+        """Let the latents of the vocabulary, where there is one, follow what the Compressor has learned."""
+        if self.vocabulary is not None:
+            used = (self.vocabulary.lengths > 0).nonzero().flatten()
+            self.vocabulary.compressed[used] = self._compress_strings(used)
 
     @torch.no_grad()
     def collect(self, counter: StringCounter) -> None:
-        """Fill the dictionary with the strings that a text has most, each with the latent that it compresses to."""
-        assert self.dictionary is not None
-        shares = counter.shares(len(self.dictionary.lengths))
-        self.dictionary.fill(shares, self.dictionary.latents()[: len(shares)])
-        values, exists = self.dictionary.windows()
-        log_existence = torch.full(exists.shape, LOG_FLOOR, device=exists.device).masked_fill(exists, 0.0)
-        windows = (torch.split(part[: len(shares)], COMPRESSED_TOGETHER) for part in (values, log_existence))
-        self.dictionary.fill(shares, torch.cat([self.compress(*part) for part in zip(*windows, strict=True)]))
+        """Fill the vocabulary with the strings that a text has most, each with the latent that it compresses to."""
+        assert self.vocabulary is not None
+        shares = counter.shares(len(self.vocabulary.lengths))
+        self.vocabulary.fill(shares, self.vocabulary.compressed[: len(shares)])
+        self.follow_compressor()
 
     def windows(
         self, sequence: PositionSequence, segmentation: Segmentation, chosen: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Zonkey: a stack of levels, each of which reads the latents of the one below."""
+"""Zonkey: a stack of levels, each of which reads the slots of the one below."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zonkey_core.config import ModelConfig
-from zonkey_core.model.level import Level, Segmentation
+from zonkey_core.model.level import Level, Segmentation, Slots
 from zonkey_core.model.positions import LocatedPositions, PositionSequence
 
 
@@ -16,27 +16,33 @@ class Ascent(NamedTuple):
     """One level's view of a batch on the way up."""
 
     sequence: PositionSequence
-    """The level's positions."""
+    """The level's positions: bytes, or the slots of the level below."""
     segmentation: Segmentation
     latents: Tensor
     """[K, C] latents of the existing segments, in order."""
+    slots: Slots
+    """What its denoiser tells."""
+
+    def by_slots(self) -> Ascent:
+        """The same with slots in place of segments, where these are spelled with several."""
+        slots = self.slots
+        segmentation = Segmentation(slots.starts, slots.slot_mask, slots.document_mask, self.segmentation.start_prob)
+        segmentation = segmentation._replace(start_prob=segmentation.start_mask().float())
+        return self._replace(segmentation=segmentation, latents=slots.latents[slots.slot_mask])
 
 
 class Zonkey(nn.Module):
-    """The whole model; `levels[0]` reads bytes."""
+    """The whole model: its lowest level, which reads bytes and holds the one above it, and so on up."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        levels: list[Level] = []
-        for level_config in config.levels:
-            levels.append(Level(level_config, levels[-1].channels if levels else None))
-        self.stack = nn.ModuleList(levels)
+        self.bottom = Level(config.levels, None)
 
     @property
     def levels(self) -> list[Level]:
         """The levels, lowest first."""
-        return [level for level in self.stack if isinstance(level, Level)]
+        return list(self.bottom.stack())
 
     @property
     def device(self) -> torch.device:
@@ -47,33 +53,37 @@ class Zonkey(nn.Module):
     def ascend(self, sequence: PositionSequence, top: int, start_probs: Tensor | None = None) -> list[Ascent]:
         """Segment and compress a batch of bytes up to and including level `top`, without gradients.
 
-        `start_probs` [B, L] replaces level 0's own probabilities, where a caller fixes its cuts.
+        `start_probs` [B, L] replaces the lowest level's own probabilities, where a caller fixes its cuts.
         """
-        views = []
-        for index, level in enumerate(self.levels[: top + 1]):
-            probs = start_probs if index == 0 and start_probs is not None else level.split(sequence).start_prob
+        views: list[Ascent] = []
+        split_on = sequence
+        for level in self.levels[: top + 1]:
+            probs = level.split(split_on).start_prob if views or start_probs is None else start_probs
+            if views:
+                sequence = views[-1].slots.as_positions()
+                probs = views[-1].slots.share_out(probs)
             segmentation = level.choose_starts(sequence, probs)
             latents = level.encode(sequence, segmentation)
-            views.append(Ascent(sequence, segmentation, latents))
-            sequence = level.upper_sequence(latents, segmentation)
+            slots = level.read_slots(sequence, segmentation, latents)
+            views.append(Ascent(sequence, segmentation, latents, slots))
+            split_on = level.upper_sequence(latents, segmentation)
         return views
 
     @torch.no_grad()
     def located_positions(self, sequence: PositionSequence, index: int) -> LocatedPositions:
-        """What level `index` reads of a batch of bytes, without gradients."""
-        if index == 0:
-            order = torch.arange(sequence.values.shape[1], device=sequence.values.device)
-            return LocatedPositions(sequence, order.expand_as(sequence.values))
-        views = self.ascend(sequence, index - 1)
-        offsets = views[0].segmentation.starts
-        for view in views[1:]:
-            offsets = offsets.gather(1, view.segmentation.starts)
-        below = views[-1]
-        return LocatedPositions(self.levels[index - 1].upper_sequence(below.latents, below.segmentation), offsets)
+        """What the splitter of level `index` reads of a batch of bytes, without gradients."""
+        offsets = torch.arange(sequence.exists_mask.shape[1], device=sequence.values.device)
+        offsets = offsets.expand_as(sequence.exists_mask)
+        located = LocatedPositions(sequence, offsets)
+        for level, view in zip(self.levels, self.ascend(sequence, index - 1) if index else [], strict=False):
+            begins = offsets.gather(1, view.segmentation.starts)
+            located = LocatedPositions(level.upper_sequence(view.latents, view.segmentation), begins)
+            offsets = offsets.gather(1, view.slots.starts)
+        return located
 
 
 def byte_sequence(values: Tensor, document_mask: Tensor) -> PositionSequence:
-    """Rows of bytes [B, L] without padding as level 0's positions."""
+    """Rows of bytes [B, L] without padding as the lowest level's positions."""
     return PositionSequence(values.long(), torch.ones_like(document_mask), document_mask)
 
 

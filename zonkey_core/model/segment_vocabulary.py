@@ -4,9 +4,9 @@ The writer tells what a slot holds as a softmax over these, so that what is writ
 that are not in it are spelled with the likeliest row of strings that are; the 256 single bytes always are, so every
 text can be written.
 
-A string's logit adds up what the writer expects there, how often it is met, and the evidence of the noisy latent. With
-noise of variance sigma^2 on alpha times a latent v on the sphere, the latter is exactly `alpha z.v / sigma^2` up to a
-constant, so the writer has context to learn and no denoising (Dieleman et al. 2022, CDCD, learn both).
+A string's logit adds up what the denoiser expects there, how often it is met, and the evidence of the noisy latent.
+With noise of variance sigma^2 on alpha times a latent v on the sphere, the latter is exactly `alpha z.v / sigma^2` up to
+a constant, so the denoiser has context to learn and no denoising (Dieleman et al. 2022, CDCD, learn both).
 
 Shapes: K strings of at most S bytes, latents of width C; B rows of L bytes.
 """
@@ -56,6 +56,8 @@ class SegmentVocabulary(nn.Module):
 
     strings: Tensor
     lengths: Tensor
+    compressed: Tensor
+    """[K, C] what the Compressor makes of each."""
     log_shares: Tensor
     """[K] how often each is met in text."""
 
@@ -64,11 +66,11 @@ class SegmentVocabulary(nn.Module):
         self.register_buffer("strings", torch.zeros(entries, window, dtype=torch.uint8))
         self.register_buffer("lengths", torch.zeros(entries, dtype=torch.int16))
         self.table = lookup_table(entries, channels)
+        self.register_buffer("compressed", torch.zeros(entries, channels))
         self.register_buffer("log_shares", torch.full((entries,), UNUSED))
         self.bias = nn.Parameter(torch.full((entries,), UNUSED))
-        nn.init.normal_(self.table)
         single = {bytes([value]): 1 / BYTE_VALUES for value in range(BYTE_VALUES)}
-        self.fill(single, self.table.detach()[0, :BYTE_VALUES])
+        self.fill(single, torch.randn(BYTE_VALUES, channels))
 
     @property
     def fitted(self) -> bool:
@@ -77,17 +79,23 @@ class SegmentVocabulary(nn.Module):
 
     def latents(self) -> Tensor:
         """[K, C] on the sphere."""
-        return to_sphere(self.table[0])
+        return self.moved(self.compressed)
 
-    def fill(self, shares: Mapping[bytes, float], latents: Tensor) -> None:
-        """Take up these strings with their shares of a text's segments and first latents [len(shares), C]."""
+    def moved(self, compressed: Tensor, entries: Tensor | None = None) -> Tensor:
+        """[n, C] latents of some entries, or of all, for what the Compressor makes of their strings."""
+        own = self.table[0] if entries is None else functional.embedding(entries, self.table[0])
+        return to_sphere(own + compressed)
+
+    def fill(self, shares: Mapping[bytes, float], compressed: Tensor) -> None:
+        """Take up these strings with their shares of a text's segments and what [len(shares), C] they compress to."""
         lengths = [len(string) for string in shares]
         packed = b"".join(string.ljust(self.strings.shape[1], b"\0") for string in shares)
         count = len(lengths)
         with torch.no_grad():
             self.strings[:count] = torch.frombuffer(bytearray(packed), dtype=torch.uint8).view(count, -1)
             self.lengths[:count] = torch.tensor(lengths, dtype=torch.int16)
-            self.table[0, :count] = to_sphere(latents)
+            self.table[0, :count] = 0
+            self.compressed[:count] = to_sphere(compressed)
             self.log_shares[:count] = torch.tensor([math.log(share) for share in shares.values()])
             self.bias.copy_(self.log_shares)
 
@@ -112,8 +120,14 @@ class SegmentVocabulary(nn.Module):
         order = torch.arange(self.strings.shape[1], device=self.strings.device)
         return self.strings.long(), order < self.lengths.unsqueeze(1)
 
-    def tokenize(self, values: Tensor, start_mask: Tensor, document_mask: Tensor) -> SegmentTokens:
-        """Rows of bytes [B, L], of which a mask [B, L] tells the starts of segments, as strings of the dictionary."""
+    def tokenize(
+        self, values: Tensor, start_mask: Tensor, document_mask: Tensor, exists_mask: Tensor
+    ) -> SegmentTokens:
+        """Rows of bytes [B, L], of which a mask [B, L] tells the starts of segments, as strings of the vocabulary.
+
+        `exists_mask` [B, L] is false for padding at the ends of rows.
+        """
+        start_mask = start_mask | ~exists_mask
         length = values.shape[1]
         keys, places = self._string_keys().sort()
         text_keys = torch.stack(ngram_keys(values, self.strings.shape[1]))
@@ -126,7 +140,7 @@ class SegmentVocabulary(nn.Module):
         rare = entry < 0
         if rare.any():
             self._spell_out(entries, text_keys, (row[rare], start[rare], end[rare]), (keys, places))
-        mask = entries >= 0
+        mask = (entries >= 0) & exists_mask
         counts = mask.sum(1)
         slot_mask = torch.arange(int(counts.max()), device=values.device) < counts.unsqueeze(1)
         order = torch.argsort((~mask).long(), dim=1, stable=True)[:, : slot_mask.shape[1]]
@@ -181,12 +195,12 @@ class SegmentVocabulary(nn.Module):
         """[n, K] in float32; latents [K, C] are those of `latents`."""
         return functional.linear(self.queries(estimate, sigma), latents, self.bias).float()
 
-    def loss(self, estimate: Tensor, sigma: Tensor, latents: Tensor, entries: Tensor) -> Tensor:
-        """Mean of `-log p(entry)`, in nats, of n estimates; a scalar."""
-        mean: Tensor = _Choice.apply(  # type: ignore[no-untyped-call]
-            self.queries(estimate, sigma), latents, self.bias, entries
+    def loss(self, estimate: Tensor, sigma: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean of `-log p(entry)`, in nats, of n estimates, a scalar; and each of them [n], without gradient."""
+        mean, nats = _Choice.apply(  # type: ignore[no-untyped-call]
+            self.queries(estimate, sigma), self.latents(), self.bias, entries
         )
-        return mean
+        return mean, nats
 
 
 def _find(keys: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
@@ -203,7 +217,7 @@ class _Choice(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, *inputs: Tensor) -> Tensor:
+    def forward(ctx: torch.autograd.function.FunctionCtx, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         queries, latents, bias, entries = inputs
         device = queries.device
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else queries.dtype
@@ -211,25 +225,28 @@ class _Choice(torch.autograd.Function):
         fine = (bias - coarse.to(bias.dtype)).to(dtype)
         table = torch.cat([latents.to(dtype), coarse.unsqueeze(1), fine.unsqueeze(1)], 1)
         queries = functional.pad(queries.to(dtype), (0, 2), value=1.0)
-        to_queries, to_table = [], torch.zeros_like(table, dtype=bias.dtype)
-        total = bias.new_zeros(())
+        to_queries = [queries.new_zeros(0, queries.shape[1] - 2).to(bias.dtype)]
+        to_table = torch.zeros_like(table, dtype=bias.dtype)
+        nats = [bias.new_zeros(0)]
         for part, chosen in zip(
             torch.split(queries, ROWS_TOGETHER), torch.split(entries, ROWS_TOGETHER), strict=True
         ):
             prob = (part @ table.T).softmax(-1)
             rows = torch.arange(len(part), device=device)
-            total -= prob[rows, chosen].float().clamp(min=1e-9).log().sum()
+            nats.append(-prob[rows, chosen].float().clamp(min=1e-9).log())
             prob[rows, chosen] -= 1
             to_queries.append((prob @ table[:, :-2]).to(bias.dtype))
             to_table += (prob.T @ part).to(bias.dtype)
         count = max(1, len(queries))
         ctx.save_for_backward(torch.cat(to_queries) / count, to_table[:, :-2] / count, to_table[:, -2] / count)
-        return total / count
+        each = torch.cat(nats)
+        ctx.mark_non_differentiable(each)
+        return each.sum() / count, each
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         to_queries, to_latents, to_bias = ctx.saved_tensors  # type: ignore[attr-defined]
-        (scale,) = gradients
+        scale, _ = gradients
         return scale * to_queries, scale * to_latents, scale * to_bias, None
 
 

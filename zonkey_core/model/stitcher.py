@@ -77,10 +77,12 @@ def stitch(
     *,
     symbols: bool,
     match_weight: float = MATCH_WEIGHT,
+    sizes: Tensor | None = None,
 ) -> Stitched:
     """Join windows in order; windows with an existence of one half or less are as if they were not there.
 
-    The sequence ends where the last window's existence falls to one half.
+    Each begins where `P(start)` is highest within the one before it, and the sequence ends where the last window's
+    existence falls to one half; or, where `sizes` [M] are given, each is as long as they say.
     """
     kept = (window_existence > 0.5).nonzero().flatten()
     contents, log_existence = contents[kept].float(), log_existence[kept].float()
@@ -88,9 +90,13 @@ def stitch(
         return Stitched(contents.new_zeros(0, contents.shape[-1]), contents.new_zeros(0), kept, kept)
     existence = log_existence.exp()
     window = contents.shape[1]
-    offsets = start_scores(contents, log_existence, symbols=symbols, match_weight=match_weight).argmax(-1)
+    if sizes is None:
+        offsets = start_scores(contents, log_existence, symbols=symbols, match_weight=match_weight).argmax(-1)
+        last = int((existence[-1] > 0.5).sum())
+    else:
+        offsets, last = sizes[kept][:-1], int(sizes[kept][-1])
     starts = functional.pad(offsets, (1, 0)).cumsum(0)
-    length = int(starts[-1]) + int((existence[-1] > 0.5).sum())
+    length = int(starts[-1]) + last
     place = starts.unsqueeze(-1) + torch.arange(window, device=contents.device)
     weight = existence.where(place < length, 0).clamp(min=1e-12).where(place < length, 0)
     flat_place = place.clamp(max=max(length - 1, 0)).flatten()

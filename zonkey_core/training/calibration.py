@@ -1,6 +1,6 @@
 """Calibration: what a stage's losses leave slightly off is moved to what a text shows.
 
-A splitter's cuts come at the rate that is asked for, and a writer expects documents to be as long as they are.
+A splitter's cuts come at the rate that is asked for, and a denoiser expects documents to be as long as they are.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from collections.abc import Iterable
 
 import torch
 
-from zonkey_core.diffusion.decoding_order import Kind, in_streams, lay_out
+from zonkey_core.diffusion.decoding_order import in_streams, lay_out
 from zonkey_core.inference.block_decoding import read_whole
 from zonkey_core.model.length_model import usual_logits
-from zonkey_core.model.level import Level
+from zonkey_core.model.level import Level, Slots
 from zonkey_core.model.positions import PositionSequence
+from zonkey_core.slots import SlotKind
 
 LEAST_DOCUMENTS = 30
 """Documents that must reach a length before the shares of those that end there count."""
@@ -37,17 +38,15 @@ def calibrate(level: Level, sequences: Iterable[PositionSequence]) -> None:
 
 
 @torch.no_grad()
-def calibrate_endings(level: Level, sequences: Iterable[PositionSequence]) -> None:
-    """Let level 0's writer expect as much of a document of which nothing is known as those in these rows hold."""
-    assert level.writer is not None
+def calibrate_endings(level: Level, batches: Iterable[Slots]) -> None:
+    """Let a level's denoiser expect as much of a document of which nothing is known as those in these rows hold."""
     counts, certain = [], []
-    for sequence in sequences:
-        pieces = level.pieces(sequence, level.split(sequence).start_prob)
-        for begins, slots in zip(pieces.document_mask, pieces.slot_mask.sum(1), strict=True):
-            edges = torch.cat([begins.nonzero().flatten(), slots[None]])
+    for slots in batches:
+        for begins, count in zip(slots.document_mask, slots.slot_mask.sum(1), strict=True):
+            edges = torch.cat([begins.nonzero().flatten(), count[None]])
             counts.append(edges.diff())
             certain.append(torch.arange(len(edges) - 1, device=edges.device) < len(edges) - 2)
     wanted = usual_logits(torch.cat(counts), torch.cat(certain), least=LEAST_DOCUMENTS)
-    plan = lay_out([in_streams(0, [0], [0], begins=True, end_order=None)], 1, wanted.device)
-    said = read_whole(level, plan, plan.source.new_zeros(1, 1))
-    level.writer.ending_bias[Kind.DOCUMENT] += (wanted - said.ending_logits[0, 0]).nan_to_num()
+    nothing = lay_out([in_streams(0, [0], [0], begins=True, end_order=None)], 1, wanted.device)
+    said = read_whole(level, nothing, torch.zeros(1, 0, level.channels, device=wanted.device))
+    level.denoiser.ending_bias[SlotKind.DOCUMENT] += (wanted - said.ending_logits[0, 0]).nan_to_num()

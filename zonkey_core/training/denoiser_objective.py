@@ -1,230 +1,280 @@
-"""What a level's denoiser minimises: to tell what slots held from what is left of them under noise.
+"""What the denoisers of all levels minimise: to tell what slots held from what is left of them under noise.
 
-Slots have noise levels of their own, so that one objective serves generation (all at 1), prompts and gaps (the known
-ones at 0), and every step in between. Bytes are told as entries of a dictionary, latents are regressed.
+One recursion serves every number of levels. A level draws in which order its slots are asked, and tells the level above
+which of its blocks are known; that level denoises its own slots, the blocks, in the same way, and what it makes of them
+comes down as plans, and unfolded by its decoder as drafts of the slots. So each loss reaches every part above and below
+that it went through: the compressors that made plans and slots, and through existence the splitters that cut them.
+
+A level of blocks goes through the paper's three passes: clean, where slots are known; noised; and *dirty*, where it is
+given its own first estimate, decoded and compressed again.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zonkey_core.diffusion.decoding_order import Kind, draw_plan
-from zonkey_core.diffusion.noise_schedule import NoiseSchedule
-from zonkey_core.model.denoiser import NoisySlots
-from zonkey_core.model.latents import contrastive_loss
+from zonkey_core.diffusion.decoding_order import OrderedRows
+from zonkey_core.model.decoder import DecodedWindows
+from zonkey_core.model.existence import LOG_FLOOR
 from zonkey_core.model.length_model import ending_losses
-from zonkey_core.model.level import Level, Segmentation, Windows
-from zonkey_core.model.positions import LARGEST_BANK, PositionSequence
-from zonkey_core.model.segment_vocabulary import SegmentTokens
-from zonkey_core.model.writer import OrderedSlots
-from zonkey_core.training.losses import latent_regression
+from zonkey_core.model.level import Level, Windows
+from zonkey_core.model.model import Ascent
+from zonkey_core.model.slot_batches import Plans, at_slots, gather_slots, slot_batch
+from zonkey_core.slots import SlotKind
+from zonkey_core.training.losses import expected_segment_loss, latent_regression, spread_penalty
 from zonkey_core.training.objectives import window_losses
+from zonkey_core.training.order_sampling import draw_known, draw_orders, known_and_open
 
-HINTED = 0.15
-"""Share of rows that come with hints of what is told."""
 ENDINGS_WEIGHT = 0.3
 LATER_ENDINGS = 0.05
 """Weight of the endings that are asked further on in a text, beside those asked where it opens."""
+DECODED_WEIGHT = 0.2
+LOWEST_RATIO, HIGHEST_RATIO = 0.1, 12.0
+"""Noise-to-signal ratios between which plans are noised; uniform in the logarithm."""
+COARSEST, FINEST = 12.0, 0.5
+"""The same of slots that ask themselves."""
+PURE = 0.1
+"""Share of documents whose plans are pure noise, and of slots that are when all ask themselves."""
+SHARED = 0.7
+"""Share of documents all of whose plans have one noise level."""
+EXACT = 0.5
+"""Share of known plans that are exactly known; the others have a little noise."""
+SPELLED = 0.15
+"""Share of the slots of a vocabulary that are decoded as well."""
+ESTIMATED, DIRTY = 0.5, 0.25
+"""Shares of rows that are read beside an earlier estimate, and of those where it was decoded and compressed again."""
 
 
-def denoiser_objective(
-    level: Level,
-    sequence: PositionSequence,
-    segmentation: Segmentation,
-    latents: Tensor,
-    generator: torch.Generator,
-    *,
-    decoded_share: float = 0.25,
-) -> dict[str, Tensor]:
-    """Rebuild clean latents, and the windows that they stand for, from slots that each have their own noise level.
+def denoising_losses(level: Level, views: Sequence[Ascent], generator: torch.Generator) -> dict[str, Tensor]:
+    """Losses of `level`, whose view of a batch is the first, and of the levels above whose views follow.
 
-    Rows take one of three passes, drawn at random: half are noised; a quarter are noised and read beside the trunk's
-    own first estimate (self-conditioning); a quarter are *dirty*, where that estimate, decoded and compressed again,
-    is itself noised and refined. Known slots, at noise level 0, are the clean pass. `decoded_share` of the segments
-    are decoded as well.
+    Named `LEVEL/NAME`, counted from this one.
     """
-    slots = open_slots(level.upper_sequence(latents, segmentation), generator)
-    noise_level = draw_noise_levels(slots, level.schedule, generator)
-    clean = slots.latents
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-    noisy = level.schedule.add_noise(clean, noise, noise_level)
-    reads = NoisySlots(noisy, noise_level, torch.zeros_like(clean), slots.document_mask, slots.slot_mask)
-    passes = torch.rand(len(clean), generator=generator).to(clean.device)
-    reads = _read_again(level, sequence, segmentation, slots, reads, noise, passes, generator)
-    assert level.trunk is not None
-    estimate = level.trunk(reads)
-    unknown = slots.slot_mask & (noise_level > 0)
-    asked = unknown & slots.exists_mask
-    sigma = level.schedule.sigma(reads.noise_level)
-    weight = asked * sigma.clamp(min=0.2).square().reciprocal()
-    chosen = estimate.latents[asked][:LARGEST_BANK]
-    targets = clean[asked].detach()
-    existence = functional.binary_cross_entropy_with_logits(
-        estimate.existence_logits, slots.exists_mask.float(), reduction="none"
-    )
-    losses = {
-        "latents": latent_regression(estimate.latents, clean.detach(), weight),
-        "choice": contrastive_loss(chosen, targets[:LARGEST_BANK], targets[:LARGEST_BANK]).sum()
-        / max(1, len(chosen)),
-        "slots": (existence * unknown).sum() / unknown.sum().clamp(min=1),
+    slots, above = views[0].slots, views[1:]
+    if level.vocabulary is None:
+        known, alone = draw_known(slots.slot_mask, slots.document_mask, generator)
+        return _plan(level, views, known, alone, generator)[1]
+    block_mask = None
+    if above:
+        block_mask = above[0].segmentation.start_mask()
+    drawn = draw_orders(slots.slot_mask, slots.document_mask, block_mask, generator)
+    losses: dict[str, Tensor] = {}
+    plans = None
+    if above:
+        assert level.above is not None and drawn.known_blocks is not None and drawn.alone_blocks is not None
+        plans, losses = _plan(level.above, above, drawn.known_blocks, drawn.alone_blocks, generator)
+        losses = _raised(losses)
+    alpha = _drawn_alpha(drawn.at_once_mask.shape, generator, FINEST, COARSEST, level)
+    alpha = alpha.to(slots.latents.device) * drawn.at_once_mask
+    noisy = _noised(slots.latents, alpha, generator)
+    batch = slot_batch(slots.latents, drawn.rows, noisy=noisy, alpha=alpha, plans=plans)
+    found = level.denoiser(batch)
+    assert slots.entries is not None
+    asked = drawn.rows.told >= 0
+    entries = slots.entries.gather(1, drawn.rows.told.clamp(min=0))[asked]
+    sigma = (1 - batch.alpha[asked].square()).clamp(min=0).sqrt()
+    choice, nats = level.vocabulary.loss(found.latents[asked], sigma, entries)
+    own = {"choice": choice, "cuts": _cut_loss(level, views[0], drawn.rows.told, asked, nats)}
+    own["endings"] = _endings_loss(found.ending_logits, drawn.rows)
+    own["spelled"] = _spelling_loss(level, views[0].by_slots(), generator)
+    return losses | {f"0/{name}": loss for name, loss in own.items()}
+
+
+def _raised(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of losses as the level below counts them."""
+    result = {}
+    for name, loss in losses.items():
+        number, _, rest = name.partition("/")
+        result[f"{int(number) + 1}/{rest}"] = loss
+    return result
+
+
+def _plan(
+    level: Level, views: Sequence[Ascent], known_mask: Tensor, alone_mask: Tensor, generator: torch.Generator
+) -> tuple[Plans, dict[str, Tensor]]:
+    """Denoise the slots of a level, the blocks of the one below, of which some are known and some not used at all."""
+    view, above = views[0], views[1:]
+    slots = view.slots
+    clean, mask = slots.latents, slots.slot_mask
+    alpha = _plan_alpha(level, slots.document_mask, known_mask, generator).to(clean.device)
+    counted = alone_mask & mask
+    held = mask & torch.where(counted, _prefix(mask, slots.document_mask, generator), alpha == 1)
+    asked = mask & ~held & ~counted
+    rows = known_and_open(mask, slots.document_mask, held, counted)
+    losses: dict[str, Tensor] = {}
+    upper = None
+    if above:
+        assert level.above is not None
+        upper, losses = _upper_plan(level.above, above, held, counted, generator)
+    noisy = _noised(clean, alpha, generator)
+    batch = slot_batch(clean, rows, noisy=noisy, alpha=alpha * asked, plans=upper)
+    with torch.no_grad():
+        first = at_slots(level.denoiser(batch).latents, rows.told, clean)
+        estimate = _given_estimates(level, view, first, asked, generator)
+    estimate = gather_slots(estimate, rows.told)
+    batch = batch._replace(estimate=batch.estimate.where(estimate == 0, estimate.to(batch.estimate.dtype)))
+    found = level.denoiser(batch)
+    questions = rows.told >= 0
+    estimates = torch.where(asked.unsqueeze(-1), at_slots(found.latents, rows.told, clean), clean.float())
+    truth = gather_slots(clean, rows.told)
+    own = {
+        "latents": latent_regression(found.latents, truth.detach(), _weights(batch.alpha, questions)),
+        "spread": spread_penalty(clean[mask]),
+        "endings": _endings_loss(found.ending_logits, rows),
     }
-    return losses | _decoding_losses(
-        level, sequence, segmentation, estimate.latents[slots.exists_mask], generator, decoded_share
-    )
+    drafts, decoded = _unfold(level, view, estimates[mask])
+    alpha = alpha.where(~held, 1.0) * mask * ~counted
+    return Plans(estimates, alpha, drafts), losses | {f"0/{name}": loss for name, loss in (own | decoded).items()}
 
 
-def choosing_objective(level: Level, pieces: SegmentTokens, generator: torch.Generator) -> dict[str, Tensor]:
-    """Tell which entry of the dictionary each slot holds, from those known before it, and where documents and gaps end.
-
-    Some rows come with hints of what is told, as a level above drafts it.
-    """
-    dictionary, writer, schedule = level.dictionary, level.writer, level.schedule
-    assert dictionary is not None and writer is not None
-    latents = dictionary.latents()
-    plan = draw_plan(pieces.slot_mask, pieces.document_mask, generator)
-    held, told = (pieces.entries.gather(1, which.clamp(min=0)) for which in (plan.source, plan.told))
-    asked = plan.told >= 0
-    noise_level = draw_hint_levels(asked, schedule, generator)
-    hinted = noise_level < 1
-    noise = torch.randn(int(hinted.sum()), level.channels, generator=generator).to(latents.device)
-    hints = latents.new_zeros(*asked.shape, level.channels)
-    hints[hinted] = schedule.add_noise(latents.detach()[told[hinted]], noise, noise_level[hinted])
-    content = functional.embedding(held, latents) * (plan.source >= 0).unsqueeze(-1)
-    estimate = writer(OrderedSlots(plan.layout, content, hints, noise_level))
-    measured = plan.remaining >= 0
-    endings = ending_losses(
-        estimate.ending_logits[measured], plan.remaining[measured], plan.certain_mask[measured]
-    )
-    weight = torch.where(plan.layout.kinds == Kind.TEXT, LATER_ENDINGS, 1.0)[measured]
-    return {
-        "choice": dictionary.loss(estimate.latents[asked], schedule.sigma(noise_level[asked]), latents, told[asked]),
-        "endings": ENDINGS_WEIGHT * (endings * weight).sum() / weight.sum().clamp(min=LATER_ENDINGS),
-    }
+def _upper_plan(
+    level: Level, views: Sequence[Ascent], held: Tensor, counted: Tensor, generator: torch.Generator
+) -> tuple[Plans, dict[str, Tensor]]:
+    """The plan of the level above a level of plans: it knows the blocks that hold no open slot."""
+    cuts = views[0].segmentation
+    block = (cuts.start_mask().long().cumsum(1) - 1).clamp(min=0)
+    blocks = torch.zeros(cuts.slot_mask.shape, device=held.device)
+    unknown = blocks.scatter_reduce(1, block, (~held).float(), "amax") > 0
+    alone = blocks.scatter_reduce(1, block, counted.float(), "amax") > 0
+    plans, losses = _plan(level, views, ~unknown & cuts.slot_mask, alone & cuts.slot_mask, generator)
+    return plans, _raised(losses)
 
 
-def draw_hint_levels(asked: Tensor, schedule: NoiseSchedule, generator: torch.Generator) -> Tensor:
-    """Noise levels [B, L] of hints: pure noise but for `HINTED` of the rows, where they share one or have one each."""
-    logs = torch.randn(asked.shape, generator=generator)
-    logs = logs.where(torch.rand(len(asked), 1, generator=generator) < 0.5, logs[:, :1])
-    hinted = (torch.rand(len(asked), 1, generator=generator) < HINTED).to(asked.device) & asked
-    return schedule.levels_for_ratios(torch.exp(1.2 + 0.9 * logs)).to(asked.device).where(hinted, 1.0)
+def _noised(latents: Tensor, alpha: Tensor, generator: torch.Generator) -> Tensor:
+    """[B, M, C] slots of which `alpha` [B, M] is left of noise."""
+    noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+    sigma = (1 - alpha.square()).clamp(min=0).sqrt()
+    return alpha.unsqueeze(-1) * latents + sigma.unsqueeze(-1) * noise
 
 
-class OpenSlots(NamedTuple):
-    """A level's latents in slots, some of which stand for nothing."""
-
-    latents: Tensor
-    """[B, M, C], zero where nothing exists."""
-    exists_mask: Tensor
-    """[B, M] true where the slot holds a segment, in the order of the segmentation."""
-    document_mask: Tensor
-    slot_mask: Tensor
-    """[B, M] true where there is a slot at all."""
+def _weights(alpha: Tensor, asked: Tensor) -> Tensor:
+    """[B, L] weights of squared errors by how much noise there was."""
+    return asked / (1 - alpha.square()).clamp(min=0.04)
 
 
-def open_slots(upper: PositionSequence, generator: torch.Generator, *, share: float = 0.06) -> OpenSlots:
-    """Open slots that should turn out empty: after the end of each document, and here and there within.
-
-    upper: latents [B, M, C] with existing segments first in each row. A document's end is known only where another
-    follows it in the row.
-    """
-    exists, values = upper.exists_mask, upper.values
-    device = values.device
-    ends = torch.zeros_like(exists)
-    ends[:, :-1] = upper.document_mask[:, 1:] & exists[:, 1:]
-    burst = torch.randint(1, 5, exists.shape, generator=generator).to(device)
-    sprinkled = (torch.rand(exists.shape, generator=generator) < share).to(device)
-    extra = torch.where(exists & (ends | sprinkled), burst, 0)
-    place = torch.arange(exists.shape[1], device=device) + extra.cumsum(1) - extra
-    total = exists.sum(1) + extra.sum(1)
-    slots = int(total.max())
-    place = place.where(exists, slots)
-    grid = values.new_zeros(len(values), slots + 1, values.shape[-1])
-    grid = grid.scatter(1, place.unsqueeze(-1).expand_as(values), values)[:, :slots]
-    filled = torch.zeros(len(values), slots + 1, dtype=torch.bool, device=device)
-    starts = filled.scatter(1, place, upper.document_mask)[:, :slots]
-    filled = filled.scatter(1, place, exists)[:, :slots]
-    return OpenSlots(grid, filled, starts, torch.arange(slots, device=device) < total.unsqueeze(1))
+def _drawn_alpha(
+    shape: torch.Size, generator: torch.Generator, lowest: float, highest: float, level: Level
+) -> Tensor:
+    """[B, M] what noise leaves of slots: half of the rows have one ratio of noise to signal, some slots pure noise."""
+    alpha = _alpha_between(torch.rand(shape, generator=generator), lowest, highest, level)
+    alpha = alpha.where(torch.rand(shape[0], 1, generator=generator) < 0.5, alpha[:, :1])
+    return alpha * (torch.rand(shape, generator=generator) >= PURE)
 
 
-def draw_noise_levels(slots: OpenSlots, schedule: NoiseSchedule, generator: torch.Generator) -> Tensor:
-    """Noise levels [B, M]: a quarter of the rows share one, a quarter draw one per slot, half know some slots.
-
-    Levels are drawn where the loss is neither solved nor hopeless: noise-to-signal is log-normal around e^1.2, and
-    three in ten are pure noise, where generation starts. Known slots are at 0; empty ones are never known.
-    """
-    batch, count = slots.slot_mask.shape
-
-    def draw(shape: tuple[int, int]) -> Tensor:
-        ratio = torch.exp(1.2 + 0.9 * torch.randn(shape, generator=generator))
-        level = schedule.levels_for_ratios(ratio)
-        return level.where(torch.rand(shape, generator=generator) > 0.3, 1.0)
-
-    mode = torch.rand(batch, 1, generator=generator)
-    shared, separate = draw((batch, 1)).expand(batch, count), draw((batch, count))
-    level = separate.where((mode > 0.25) & (mode < 0.5), shared)
-    scattered = torch.rand(batch, count, generator=generator) < torch.rand(batch, 1, generator=generator)
-    position = torch.arange(count) / count
-    low, high = torch.split(torch.rand(batch, 2, generator=generator).sort(1).values, 1, 1)
-    high = high.where(torch.rand(batch, 1, generator=generator) < 0.5, 1.0)
-    outside = (position < low) | (position >= high)
-    known = torch.where(mode < 0.75, scattered, outside) & (mode >= 0.5)
-    return level.to(slots.latents.device).masked_fill(known.to(slots.latents.device) & slots.exists_mask, 0.0)
+def _alpha_between(chance: Tensor, lowest: float, highest: float, level: Level) -> Tensor:
+    ratios = lowest * (highest / lowest) ** chance
+    return level.schedule.alpha(level.schedule.levels_for_ratios(ratios))
 
 
-@torch.no_grad()
-def _read_again(
-    level: Level,
-    sequence: PositionSequence,
-    segmentation: Segmentation,
-    slots: OpenSlots,
-    reads: NoisySlots,
-    noise: Tensor,
-    passes: Tensor,
-    generator: torch.Generator,
-) -> NoisySlots:
-    """Give half of the rows an earlier estimate, by the passes [B] drawn in [0, 1): self-conditioned or dirty."""
-    again = passes > 0.5
-    dirty = (passes > 0.75).unsqueeze(1)
-    first = torch.zeros_like(reads.latents)
-    if again.any():
-        assert level.trunk is not None
-        first[again] = level.trunk(NoisySlots(*(field[again] for field in reads))).latents
-    flat = first[slots.exists_mask]
+def _plan_alpha(
+    level: Level, document_mask: Tensor, known_mask: Tensor, generator: torch.Generator
+) -> Tensor:
+    """[B, M'] what noise leaves of plans: mostly one share for a document; 1 for half of those that are known."""
+    shape = known_mask.shape
+    document = document_mask.cpu().long().cumsum(1)
+    chance = torch.rand(shape, generator=generator)
+    common = torch.rand(shape, generator=generator).gather(1, document.clamp(max=shape[1] - 1))
+    together = torch.rand(shape, generator=generator).gather(1, document.clamp(max=shape[1] - 1)) < SHARED
+    pure = torch.rand(shape, generator=generator).gather(1, document.clamp(max=shape[1] - 1)) < PURE
+    chance = common.where(together, chance)
+    alpha = _alpha_between(chance, LOWEST_RATIO, HIGHEST_RATIO, level) * ~pure
+    known = _alpha_between(chance * torch.rand(shape, generator=generator), LOWEST_RATIO, HIGHEST_RATIO, level)
+    known = known.where(torch.rand(shape, generator=generator) >= EXACT, 1.0)
+    return known.where(known_mask.cpu(), alpha)
+
+
+def _prefix(mask: Tensor, document_mask: Tensor, generator: torch.Generator) -> Tensor:
+    """[B, M'] some slots from the front of each document."""
+    order = torch.arange(mask.shape[1], device=mask.device)
+    begins = document_mask.clone()
+    begins[:, 0] = True
+    first = order.where(begins, 0).cummax(1).values
+    number = begins.long().cumsum(1) - 1
+    sizes = torch.zeros(mask.shape, device=mask.device).scatter_add(1, number, mask.float())
+    share = torch.rand(mask.shape, generator=generator).to(mask.device)
+    wanted = (share * (sizes + 1)).floor().clamp(max=sizes)
+    return order - first < wanted.gather(1, number)
+
+
+def _endings_loss(logits: Tensor, rows: OrderedRows) -> Tensor:
+    """How long documents and gaps go on, where that is asked; what is asked further on weighs little."""
+    measured = rows.remaining >= 0
+    losses = ending_losses(logits[measured], rows.remaining[measured], rows.certain_mask[measured])
+    weight = torch.where(rows.layout.kinds == SlotKind.TEXT, LATER_ENDINGS, 1.0)[measured]
+    return ENDINGS_WEIGHT * (losses * weight).sum() / weight.sum().clamp(min=LATER_ENDINGS)
+
+
+def _cut_loss(level: Level, view: Ascent, told: Tensor, asked: Tensor, nats: Tensor) -> Tensor:
+    """Nats a position of what was told, expected over segmentations: its gradient goes to the splitter alone."""
+    slots, segmentation = view.slots, view.segmentation
+    row = torch.arange(len(told), device=told.device).unsqueeze(1).expand_as(told)[asked]
+    count = segmentation.slot_mask.shape[1]
+    segment = slots.segments.gather(1, told.clamp(min=0))[asked]
+    flat = torch.zeros(len(told) * count, device=nats.device).index_add(0, row * count + segment, nats.detach().float())
+    total = flat.view(len(told), count)[segmentation.slot_mask]
+    starts = segmentation.start_prob.gather(1, segmentation.starts)[segmentation.slot_mask]
+    losses, existences, probs = [], [], []
+    for windows in level.windows(view.sequence, segmentation):
+        inside = windows.log_existence.detach() > LOG_FLOOR / 2
+        begun = windows.start_prob.detach() > 0.5
+        begun[:, 0] = False
+        inside = inside & (begun.long().cumsum(1) == 0)
+        beyond = (0, level.config.window - inside.shape[1])
+        share = total[windows.segments] / inside.sum(1).clamp(min=1)
+        losses.append(functional.pad(share.unsqueeze(1) * inside, beyond))
+        existence = windows.log_existence.masked_fill(~inside, LOG_FLOOR)
+        existences.append(functional.pad(existence, beyond, value=LOG_FLOOR))
+        probs.append(starts[windows.segments])
+    return expected_segment_loss(torch.cat(losses), torch.cat(existences), torch.cat(probs))
+
+
+def _spelling_loss(level: Level, view: Ascent, generator: torch.Generator) -> Tensor:
+    """What it costs to decode some of the slots, as they are told, into their bytes and lengths."""
+    parts = []
+    some = torch.rand(len(view.latents), generator=generator).to(view.latents.device) < SPELLED
+    for windows in level.windows(view.sequence, view.segmentation, some):
+        parts.append((windows, level.decode(view.latents[windows.segments], windows.values.shape[1])))
+    certain = torch.ones(len(view.latents), device=view.latents.device)
+    positions, lengths = window_losses(level, parts, certain)
+    return positions + lengths
+
+
+def _given_estimates(
+    level: Level, view: Ascent, first: Tensor, asked: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Earlier estimates [B, M', C'] for some of the rows, zeros elsewhere; dirty ones were decoded and compressed."""
+    chance = torch.rand(len(first), generator=generator).to(first.device)
+    dirty = (chance < DIRTY).unsqueeze(1) & asked
+    mask = view.slots.slot_mask
+    flat = first[mask]
     rebuilt = flat.clone()
-    for windows in level.windows(sequence, segmentation, dirty.expand_as(slots.exists_mask)[slots.exists_mask]):
+    for windows in level.windows(view.sequence, view.segmentation, dirty[mask]):
         decoded = level.decode(flat[windows.segments], windows.values.shape[1])
         rebuilt[windows.segments] = level.recompress(decoded)
-    estimate = first.masked_scatter(slots.exists_mask.unsqueeze(-1), rebuilt)
-    lower = reads.noise_level * torch.rand(len(first), 1, generator=generator).to(first.device)
-    unclean = dirty & (reads.noise_level > 0)
-    noised = level.schedule.add_noise(estimate, noise, lower)
-    return reads._replace(
-        latents=torch.where(unclean.unsqueeze(-1), noised, reads.latents),
-        noise_level=torch.where(unclean, lower, reads.noise_level),
-        estimate=estimate,
-    )
+    estimate = first.masked_scatter(mask.unsqueeze(-1), rebuilt)
+    return estimate * ((chance < ESTIMATED).unsqueeze(1) & asked).unsqueeze(-1)
 
 
-def _decoding_losses(
-    level: Level,
-    sequence: PositionSequence,
-    segmentation: Segmentation,
-    flat: Tensor,
-    generator: torch.Generator,
-    share: float,
-) -> dict[str, Tensor]:
-    """Decode a share of the estimated latents [K, C], so that the decoder learns from what the trunk emits."""
-    start_prob = segmentation.start_prob.gather(1, segmentation.starts)[segmentation.slot_mask]
-    parts = []
-    for windows in level.windows(sequence, segmentation):
-        keep = torch.rand(len(windows.segments), generator=generator).to(flat.device) < share
-        part = Windows(*(field[keep] for field in windows))
-        if len(part.segments):
-            parts.append((part, level.decode(flat[part.segments], part.values.shape[1])))
-    positions, existence = window_losses(level, parts, start_prob)
-    return {"decoded": positions, "decoded_existence": existence}
+def _unfold(level: Level, view: Ascent, estimates: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Decode blocks [K, C'] to drafts [B, M, C] of the slots below at their true places, and what that cost."""
+    positions, segmentation = view.sequence, view.segmentation
+    rows, places = segmentation.slot_mask.nonzero(as_tuple=True)
+    starts = segmentation.starts[rows, places]
+    count = positions.exists_mask.sum(1)
+    following = torch.cat([starts[1:], starts.new_zeros(1)])
+    ends = following.where(following > starts, count[rows])
+    parts: list[tuple[Windows, DecodedWindows]] = []
+    drafts = torch.zeros(positions.values.shape, device=estimates.device)
+    for windows in level.windows(positions, segmentation):
+        decoded = level.decode(estimates[windows.segments], windows.values.shape[1])
+        parts.append((windows, decoded))
+        at = starts[windows.segments].unsqueeze(1) + torch.arange(windows.values.shape[1], device=starts.device)
+        inside = at < ends[windows.segments].unsqueeze(1)
+        row = rows[windows.segments].unsqueeze(1).expand_as(at)[inside]
+        drafts = drafts.index_put((row, at[inside]), level.readout(decoded.states[inside]))
+    told, lengths = window_losses(level, parts, segmentation.start_prob[rows, starts])
+    return drafts, {"decoded": DECODED_WEIGHT * told, "lengths": ENDINGS_WEIGHT * lengths}

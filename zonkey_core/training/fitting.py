@@ -18,7 +18,7 @@ from zonkey_core.training.curriculum import Stage
 
 CODEBOOK_BATCHES = 48
 BYTES_PER_STRING = 600
-"""Text that is read for each string of a dictionary."""
+"""Text that is read for each string of a vocabulary."""
 
 
 def fit_codebooks(
@@ -41,18 +41,18 @@ def fit_codebooks(
             average.reader.codebook.load_state_dict(live.reader.codebook.state_dict())
 
 
-def fit_dictionaries(
+def fit_vocabularies(
     models: tuple[Zonkey, Zonkey], stage: Stage, sequences: Iterator[PositionSequence], precision: torch.dtype
 ) -> None:
     """Collect the strings that a denoiser is to choose from, once in a model's life; `models` as above."""
     if stage.name not in ("denoiser", "joint"):
         return
     for index, (live, average) in enumerate(zip(*(model.levels for model in models), strict=True)):
-        if live.dictionary is None or live.dictionary.fitted or stage.level not in (None, index):
+        if live.vocabulary is None or live.vocabulary.fitted or stage.level not in (None, index):
             continue
-        live.collect(_count_segments(live, BYTES_PER_STRING * len(live.dictionary.lengths), sequences, precision))
-        assert average.dictionary is not None
-        average.dictionary.load_state_dict(live.dictionary.state_dict())
+        live.collect(_count_segments(live, BYTES_PER_STRING * len(live.vocabulary.lengths), sequences, precision))
+        assert average.vocabulary is not None
+        average.vocabulary.load_state_dict(live.vocabulary.state_dict())
 
 
 @torch.no_grad()

@@ -68,3 +68,11 @@ def latent_regression(estimate: Tensor, target: Tensor, weight: Tensor) -> Tenso
     """`sum_i w_i mean_c (estimate - target)^2 / sum_i w_i` for [M, C] latents and [M] weights."""
     error = (estimate.float() - target.float()).square().mean(-1)
     return (error * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+def spread_penalty(latents: Tensor, *, least: float = 0.7, weight: float = 4.0) -> Tensor:
+    """`w mean_c max(0, least - std_c)` over [K, C] latents: that no coordinate says the same of everything."""
+    if len(latents) < 2:
+        return latents.sum() * 0
+    deviation = (latents.float().var(0) + 1e-4).sqrt()
+    return weight * functional.relu(least - deviation).mean()

@@ -5,14 +5,12 @@ Both objectives share one shape: a level and a batch of rows in, named losses ou
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from zonkey_core.model.bytes import BYTE_VALUES
-from zonkey_core.model.denoiser import DecodedWindows
+from zonkey_core.model.decoder import DecodedWindows
 from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue
 from zonkey_core.model.level import Level, Segmentation, Windows
 from zonkey_core.model.positions import PositionSequence
@@ -32,14 +30,6 @@ WARMEST, COOLEST = 1.0, 0.4
 """Temperatures at which starts are drawn at the beginning of a splitter's stage and at its end."""
 DECODER_NOISE = 0.5
 """Largest noise-to-signal ratio that the autoencoder's decoder is trained to undo."""
-
-
-class Encoded(NamedTuple):
-    """The latents of a batch's existing segments, and what decoding them cost."""
-
-    latents: Tensor
-    """[K, C] in the order of the segmentation's existing slots."""
-    losses: dict[str, Tensor]
 
 
 def splitter_objective(
@@ -139,18 +129,16 @@ def window_losses(
     return positions, existence_loss(torch.cat(start_logits), torch.cat(starts), torch.cat(asked))
 
 
-def autoencoder_objective(
+def autoencoder_losses(
     level: Level, sequence: PositionSequence, segmentation: Segmentation, generator: torch.Generator
-) -> Encoded:
+) -> dict[str, Tensor]:
     """Compress every segment and decode it from its latent, half of them under a little noise."""
     start_prob = segmentation.start_prob.gather(1, segmentation.starts)[segmentation.slot_mask]
-    latents = start_prob.new_zeros(len(start_prob), level.channels)
     parts = []
     for windows in level.windows(sequence, segmentation):
         clean = level.compress(windows.values, windows.log_existence)
-        latents = latents.index_copy(0, windows.segments, clean)
         ratio = DECODER_NOISE * torch.rand(len(clean), generator=generator).mul(2).sub(1).clamp(min=0)
         noise = torch.randn(clean.shape, generator=generator) * ratio.unsqueeze(-1)
         parts.append((windows, level.decode(clean + noise.to(clean.device), windows.values.shape[1])))
     positions, existence = window_losses(level, parts, start_prob)
-    return Encoded(latents, {"positions": positions, "existence": existence})
+    return {"positions": positions, "existence": existence}

@@ -50,7 +50,7 @@ class Preview:
         line = LINE.encode()
         sequence = text_sequence(line, device=model.device)
         with autocast(self.trainer.device, self.trainer.precision):
-            level = model.levels[0]
+            level = model.bottom
             segmentation = level.choose_starts(sequence, level.split(sequence).start_prob)
         starts = [*segmentation.starts[0].tolist(), len(line)]
         return [line[a:b].decode() for a, b in itertools.pairwise(starts)]

@@ -1,8 +1,8 @@
 """What a stage trains and what it minimises.
 
 In the stages of a single level everything below is fixed, and segments are those that the model is used with. In the
-joint stage every level's three objectives are added up, segmentations are drawn from the splitters so that the
-expected loss reaches them, and latents carry the upper level's gradient down, scaled by how far the stage is.
+joint stage all objectives of all levels are added up in one graph: segmentations are drawn from the splitters, so that
+the expected loss reaches them, and latents carry the upper levels' gradients down, scaled by how far the stage is.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch.optim import Optimizer
 
 from zonkey_core.config import TrainingConfig
 from zonkey_core.model.level import Level
-from zonkey_core.model.model import Zonkey
+from zonkey_core.model.model import Ascent, Zonkey
 from zonkey_core.model.positions import LocatedPositions, PositionSequence
 from zonkey_core.training.augmentation import UPPER_KIND_SHARES, noise_rows
 from zonkey_core.training.curriculum import Stage
-from zonkey_core.training.denoiser_objective import choosing_objective, denoiser_objective
+from zonkey_core.training.denoiser_objective import denoising_losses
 from zonkey_core.training.objectives import (
     COOLEST,
     WARMEST,
-    autoencoder_objective,
+    autoencoder_losses,
     rows_to_noise,
     splitter_objective,
 )
@@ -73,31 +73,25 @@ def stage_losses(
     if stage.level is None:
         return joint_losses(model, sequence, generator, upper_gradient=min(1.0, 2 * fraction))
     level = model.levels[stage.level]
-    rows, located = sequence, model.located_positions(sequence, stage.level)
-    sequence = located.sequence
     if stage.name == "splitter":
+        located = model.located_positions(sequence, stage.level)
         losses = splitter_objective(
             level,
-            sequence,
+            located.sequence,
             generator,
             certainty=float(fraction >= CERTAIN_FROM),
             stability=STABILITY * float(fraction >= STABLE_FROM),
             temperature=WARMEST + (COOLEST - WARMEST) * fraction,
         )
-        if stage.level and fraction >= FOLLOW_FROM:
-            losses["following"] = guided_loss(model, stage.level, rows, located, generator)
+        if level.guide is not None and fraction >= FOLLOW_FROM:
+            losses["following"] = guided_loss(model, stage.level, sequence, located, generator)
     else:
-        with torch.no_grad():
-            start_prob = level.split(sequence).start_prob
-        if stage.name == "denoiser" and level.dictionary is not None:
-            losses = choosing_objective(level, level.pieces(sequence, start_prob), generator)
+        view = model.ascend(sequence, stage.level)[-1]
+        if stage.name == "autoencoder":
+            losses = autoencoder_losses(level, view.sequence, view.segmentation, generator)
         else:
-            segmentation = level.choose_starts(sequence, start_prob)
-            if stage.name == "autoencoder":
-                losses = autoencoder_objective(level, sequence, segmentation, generator).losses
-            else:
-                latents = level.encode(sequence, segmentation).detach()
-                losses = denoiser_objective(level, sequence, segmentation, latents, generator)
+            told = denoising_losses(level, [view], generator)
+            losses = {name.partition("/")[2]: loss for name, loss in told.items()}
     return {f"{stage.level}/{name}": loss for name, loss in losses.items()}
 
 
@@ -118,22 +112,30 @@ def guided_loss(
 def joint_losses(
     model: Zonkey, sequence: PositionSequence, generator: torch.Generator, *, upper_gradient: float
 ) -> dict[str, Tensor]:
-    """Every objective of every level in one graph; `upper_gradient` scales what passes down through the latents."""
+    """Every objective of every level in one graph; `upper_gradient` scales what passes down through latents."""
     losses: dict[str, Tensor] = {}
-    rows = sequence
+    views: list[Ascent] = []
+    rows, split_on = sequence, sequence
     for index, level in enumerate(model.levels):
-        splits = splitter_objective(level, sequence, generator)
-        if index:
+        splits = splitter_objective(level, split_on, generator)
+        if level.guide is not None:
             splits["following"] = guided_loss(model, index, rows, model.located_positions(rows, index), generator)
-        start_prob = level.split(sequence).start_prob
+        start_prob = level.split(split_on).start_prob
+        if views:
+            sequence, start_prob = views[-1].slots.as_positions(), views[-1].slots.share_out(start_prob)
         segmentation = level.choose_starts(sequence, start_prob, generator=generator)
-        encoded = autoencoder_objective(level, sequence, segmentation, generator)
-        if level.dictionary is None:
-            denoised = denoiser_objective(level, sequence, segmentation, encoded.latents, generator)
-        else:
-            denoised = choosing_objective(level, level.pieces(sequence, start_prob.detach()), generator)
-        named = splits | encoded.losses | denoised
-        losses |= {f"{index}/{name}": loss for name, loss in named.items()}
-        passed = encoded.latents * upper_gradient + encoded.latents.detach() * (1 - upper_gradient)
-        sequence = level.upper_sequence(passed, segmentation)
-    return losses
+        latents = level.encode(sequence, segmentation)
+        slots = level.read_slots(sequence, segmentation, latents)
+        losses |= {f"{index}/{name}": loss for name, loss in splits.items()}
+        rebuilt = autoencoder_losses(level, sequence, segmentation, generator)
+        losses |= {f"{index}/{name}": loss for name, loss in rebuilt.items()}
+        if level.vocabulary is not None:
+            losses[f"{index}/drift"] = level.drift_penalty(slots)
+        slots = slots._replace(latents=_scaled_gradient(slots.latents, upper_gradient))
+        views.append(Ascent(sequence, segmentation, latents, slots))
+        split_on = level.upper_sequence(_scaled_gradient(latents, upper_gradient), segmentation)
+    return losses | denoising_losses(model.bottom, views, generator)
+
+
+def _scaled_gradient(latents: Tensor, share: float) -> Tensor:
+    return latents * share + latents.detach() * (1 - share)

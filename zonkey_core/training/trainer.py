@@ -36,7 +36,7 @@ from zonkey_core.model.positions import PositionSequence
 from zonkey_core.training.calibration import calibrate, calibrate_endings
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.events import CheckpointEvent, Event, FiguresEvent, StageEvent, StepEvent
-from zonkey_core.training.fitting import fit_codebooks, fit_dictionaries
+from zonkey_core.training.fitting import fit_codebooks, fit_vocabularies
 from zonkey_core.training.optimizers import (
     follow_weights,
     learning_rate_factor,
@@ -53,6 +53,8 @@ from zonkey_core.training.validation import held_out_rows, quick_figures
 REPORT_SECONDS = 1.0
 CALIBRATION_BATCHES = 8
 ENDING_BATCHES = 96
+FOLLOW_STEPS = 50
+"""Joint steps after which vocabularies follow their compressors anew."""
 
 
 class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +136,7 @@ class Trainer:
     def save(self, data_state: dict[str, object], on_event: Callable[[Event], None]) -> None:
         """Write the checkpoint whole; weights that are no longer numbers end the run instead."""
         record = self.record
+        self._follow(self.average)
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise self._diverged("the weights")
         record.data_state = data_state
@@ -204,7 +207,7 @@ class Trainer:
             models = self.model, self.average
             sequences = (self._sequence(batches.next_batch()) for _ in itertools.count())
             fit_codebooks(models, stage, sequences, self.precision, self.generator)
-            fit_dictionaries(models, stage, sequences, self.precision)
+            fit_vocabularies(models, stage, sequences, self.precision)
         self._train_only(parameters)
         on_event(StageEvent(stage.name, stage.level))
         last = reported = saved = time.monotonic()
@@ -237,6 +240,8 @@ class Trainer:
         assert self.optimizers is not None
         sequence = self._sequence(batch)
         fraction = self.stage_fraction()
+        if stage.level is None and record.stage_step % FOLLOW_STEPS == 0:
+            self._follow(self.model)
         factor = learning_rate_factor(fraction, record.stage_step, training)
         set_learning_rates(self.optimizers, factor * (training.joint_rate if stage.level is None else 1.0))
         with autocast(self.device, self.precision):
@@ -247,6 +252,12 @@ class Trainer:
         record.bytes_seen += batch.bytes.size
         follow_weights(self._averages_of(parameters), parameters, record.stage_step, training)
         return losses
+
+    def _follow(self, model: Zonkey) -> None:
+        """Let vocabularies follow the compressors that make their latents."""
+        with autocast(self.device, self.precision):
+            for level in model.levels:
+                level.follow_compressor()
 
     def _sequence(self, batch: RowBatch) -> PositionSequence:
         """A batch on the device; pinned memory lets the copy to a GPU overlap with the step before."""
@@ -271,19 +282,15 @@ class Trainer:
         with torch.no_grad():
             for parameter, average in zip(parameters, self._averages_of(parameters), strict=True):
                 parameter.copy_(average)
+        self._follow(self.model)
         self.optimizers = None
         self.record.stage += 1
         self.record.stage_step, self.record.stage_seconds = 0, 0.0
 
     def _calibrate(self, stage: Stage, batches: Prefetcher) -> None:
-        """After a stage that moved splitters, let them cut further batches at their target rates; so with writers."""
-        if stage.name in ("denoiser", "joint") and not stage.level:
-            with autocast(self.device, self.precision):
-                rows_seen = (self._sequence(batches.next_batch()) for _ in range(ENDING_BATCHES))
-                calibrate_endings(self.model.levels[0], rows_seen)
-            writer = self.model.levels[0].writer
-            assert writer is not None and self.average.levels[0].writer is not None
-            self.average.levels[0].writer.load_state_dict(writer.state_dict())
+        """After a stage that moved splitters, let them cut further batches at their target rates; so with lengths."""
+        if stage.name in ("denoiser", "joint"):
+            self._calibrate_endings(stage, batches)
         if stage.name not in ("splitter", "joint"):
             return
         rows = [self._sequence(batches.next_batch()) for _ in range(CALIBRATION_BATCHES)]
@@ -294,6 +301,15 @@ class Trainer:
                     (self.model.located_positions(row, index).sequence for row in rows),
                 )
             self.average.levels[index].splitter.load_state_dict(self.model.levels[index].splitter.state_dict())
+
+    def _calibrate_endings(self, stage: Stage, batches: Prefetcher) -> None:
+        """Let the denoisers that a stage moved expect documents as long as further batches hold."""
+        rows = [self._sequence(batches.next_batch()) for _ in range(ENDING_BATCHES)]
+        for index in range(len(self.model.levels)) if stage.level is None else (stage.level,):
+            level, average = self.model.levels[index], self.average.levels[index]
+            with autocast(self.device, self.precision):
+                calibrate_endings(level, (self.model.ascend(row, index)[-1].slots for row in rows))
+            average.denoiser.load_state_dict(level.denoiser.state_dict())
 
     def _report(
         self, stage: Stage, losses: dict[str, Tensor], speed: float, on_event: Callable[[Event], None]

@@ -71,28 +71,20 @@ def quick_figures(model: Zonkey, rows: PositionSequence) -> dict[str, float]:
     """Reconstruction of every level, and agreement of level 0's cuts with whitespace, on held-out rows."""
     figures: dict[str, float] = {}
     sequence = PositionSequence(*(field.to(model.device) for field in rows))
-    for index, level in enumerate(model.levels):
-        start_prob = level.split(sequence).start_prob
-        segmentation = level.choose_starts(sequence, start_prob)
-        rebuilt = rebuild(level, sequence)
+    views = model.ascend(sequence, len(model.levels) - 1)
+    for index, (level, view) in enumerate(zip(model.levels, views, strict=True)):
+        rebuilt = _rebuilt(rebuild_segments([level], [view]))
         unit = "byte" if index == 0 else "position"
         figures[f"level {index}: {unit} accuracy"] = rebuilt.position_accuracy
         figures[f"level {index}: exact segments"] = rebuilt.exact_segments
         figures[f"level {index}: {unit}s per segment"] = rebuilt.positions_per_segment
-        if index == 0:
-            figures["level 0: whitespace F1"] = whitespace_scores(
-                sequence.values, segmentation.starts, segmentation.slot_mask
-            ).f1
-        sequence = level.upper_sequence(level.encode(sequence, segmentation), segmentation)
+    lowest = views[0].segmentation
+    figures["level 0: whitespace F1"] = whitespace_scores(sequence.values, lowest.starts, lowest.slot_mask).f1
     return figures
 
 
-def rebuild(level: Level, sequence: PositionSequence) -> Rebuilt:
-    """Compress every segment of a batch and decode it again."""
-    segmentation = level.choose_starts(sequence, level.split(sequence).start_prob)
-    with torch.no_grad():
-        latents = level.encode(sequence, segmentation)
-    found = rebuild_segments([level], [Ascent(sequence, segmentation, latents)])
+def _rebuilt(found: SegmentsBack) -> Rebuilt:
+    """Shares of what came back."""
     count = max(1, len(found.sizes))
     positions = float(found.sizes.sum())
     return Rebuilt(float(found.right.sum()) / max(1.0, positions), float(found.exact.sum()) / count, positions / count)
@@ -103,13 +95,16 @@ def rebuild_segments(levels: Sequence[Level], views: Sequence[Ascent]) -> Segmen
     """Decode the segments of the last view, level by level, down to the positions of the first, and compare those.
 
     `levels` and their `views` of one batch are given from the lowest to the highest. On the way down what one level
-    decodes is decoded by the next, each position at its true place; how many there are is compared at every level.
+    decodes, as slots of the next, is decoded by that, each at its true place; how many there are is compared at every
+    level.
     """
+    views = [*(view.by_slots() for view in views[:-1]), views[-1]]
     latents = views[-1].latents.float()
     rows = views[-1].segmentation.slot_mask.nonzero()[:, 0]
     mistakes = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
     owners = torch.arange(len(latents), device=latents.device)
     exists = torch.ones_like(owners, dtype=torch.bool)
+    below = list(levels[:-1])
     for level, view in zip(reversed(levels), reversed(views), strict=True):
         segments, offsets = _places(view)
         parts = [level.decode(part) for part in torch.split(latents, DECODED_TOGETHER)]
@@ -117,6 +112,8 @@ def rebuild_segments(levels: Sequence[Level], views: Sequence[Ascent]) -> Segmen
         mistakes.index_add_(0, owners, (there.sum(1) != torch.bincount(segments, minlength=len(latents))).long())
         exists = exists[segments] & there[segments, offsets]
         latents = level.readout(torch.cat([part.states for part in parts])[segments, offsets])
+        if below:
+            latents = below.pop().settle(latents)
         owners = owners[segments]
     right = exists & _correct(latents, views[0].sequence.values[views[0].sequence.exists_mask])
     mistakes.index_add_(0, owners, (~right).long())

@@ -29,7 +29,7 @@ CHECKPOINT_MINUTES = 1.0
 def splitter_alone(level: LevelConfig) -> ModelConfig:
     """A model of one level with this level's splitter, and all else as small as it may be."""
     smallest = msgspec.structs.replace(
-        level, compressor_layers=1, decoder_layers=1, trunk_layers=1, trunk_width=2 * level.trunk_heads
+        level, compressor_layers=1, decoder_layers=1, denoiser_layers=1, denoiser_width=2 * level.denoiser_heads
     )
     return ModelConfig(levels=(smallest,))
 

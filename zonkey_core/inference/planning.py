@@ -1,0 +1,284 @@
+"""Planning: the descent from the top level to the lowest one's blocks, for texts that go on and for gaps alike.
+
+Every level reads what is known of a text. From the top down, the open segments of a level are formed from noise; its
+decoder unfolds them, the stitcher joins the windows, and existence says how many slots of the level below each holds.
+What a level emits goes down as latents: plans of blocks, and drafts of their slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from zonkey_core.inference.latent_sampler import OpenText, ending_logits, form_slots
+from zonkey_core.model.existence import LOG_FLOOR
+from zonkey_core.model.length_model import EDGES, draw_counts
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Ascent, Zonkey, text_sequence
+from zonkey_core.model.slot_batches import Plans
+from zonkey_core.model.stitcher import start_scores, stitch
+
+
+class LevelContext(NamedTuple):
+    """What one level knows of a text so far."""
+
+    latents: Tensor
+    """[M, C] of its closed slots; the last slot of a text may go on, so it is open and left out."""
+    starts: Tensor
+    """[M + 1] the slot of the level below that each begins at, and where the open one does; for the lowest level,
+    bytes."""
+
+
+class BlockPlan(NamedTuple):
+    """The blocks of a text and what the level above says of them."""
+
+    lengths: list[int]
+    """Slots of each block, known ones included."""
+    plans: Plans
+    """Of this text alone, without the first dimension."""
+    ends: bool
+    """Whether the document ends with them."""
+
+
+def read_context(model: Zonkey, text: bytes, *, closed: bool = False) -> list[LevelContext]:
+    """A text as each level knows it, lowest first; where it is `closed`, nothing of it goes on."""
+    if not text:
+        return [
+            LevelContext(torch.zeros(0, level.channels, device=model.device), torch.zeros(1, dtype=torch.long))
+            for level in model.levels
+        ]
+    views = model.ascend(text_sequence(text, device=model.device), len(model.levels) - 1)
+    return [_as_context(view, closed) for view in views]
+
+
+def _as_context(view: Ascent, closed: bool) -> LevelContext:
+    latents, starts = view.slots.latents[0].float(), view.slots.starts[0].cpu()
+    if closed:
+        end = torch.tensor([view.sequence.exists_mask.shape[1]])
+        return LevelContext(latents, torch.cat([starts, end]))
+    return LevelContext(latents[:-1], starts)
+
+
+def plan_texts(
+    model: Zonkey,
+    contexts: Sequence[Sequence[LevelContext]],
+    begins: Sequence[bool],
+    generators: Sequence[torch.Generator],
+    *,
+    rooms: Sequence[int],
+    steps: int,
+    temperature: float,
+) -> list[BlockPlan]:
+    """Plans of the lowest level's blocks for texts that go on; `rooms` are the slots of each level that may follow.
+
+    All texts are planned side by side, in rows as long as the longest may become, so that what becomes of one does not
+    depend on the others.
+    """
+    levels = model.levels
+    top = len(levels) - 1
+    known = [len(context[top].latents) for context in contexts]
+    chances = torch.cat([torch.rand(1, generator=generator) for generator in generators])
+    logits = ending_logits(levels[top], [context[top].latents for context in contexts], begins)
+    counts = draw_counts(logits, chances.to(logits.device)).clamp(min=1).tolist()
+    ends = [count <= rooms[top] and count < EDGES[-1] for count in counts]
+    totals = [before + min(count, rooms[top]) for before, count in zip(known, counts, strict=True)]
+    upper: Plans | None = None
+    found: list[BlockPlan] = []
+    for number in range(top, 0, -1):
+        level = levels[number]
+        texts = [
+            _opened(context[number].latents, total, begin, end)
+            for context, total, begin, end in zip(contexts, totals, begins, ends, strict=True)
+        ]
+        formed = form_slots(
+            level, texts, upper, generators, steps=steps, temperature=temperature,
+            length=max(len(context[number].latents) for context in contexts) + rooms[number],
+        )  # fmt: skip
+        found = []
+        for row, (context, latents) in enumerate(zip(contexts, formed.latents, strict=True)):
+            lower = context[number - 1]
+            planned = unfold_blocks(
+                level, latents, context[number], lower, formed.alpha, generators[row],
+                most=len(lower.latents) + rooms[number - 1],
+            )  # fmt: skip
+            found.append(planned._replace(ends=ends[row] and planned.ends))
+        totals, ends = [sum(each.lengths) for each in found], [each.ends for each in found]
+        upper = _side_by_side([each.plans for each in found])
+    return found
+
+
+def _opened(known: Tensor, total: int, begins: bool, ends: bool) -> OpenText:
+    """A text of so many slots, the first of which are known."""
+    latents = functional.pad(known, (0, 0, 0, total - len(known)))
+    mask = torch.arange(total, device=known.device) < len(known)
+    return OpenText(latents, mask, begins, ends)
+
+
+@torch.no_grad()
+def unfold_blocks(
+    level: Level,
+    latents: Tensor,
+    context: LevelContext,
+    below: LevelContext,
+    alpha: float,
+    generator: torch.Generator,
+    *,
+    most: int,
+) -> BlockPlan:
+    """Blocks [K, C'] of a text, the first of them known, as plans of at most `most` slots of the level below.
+
+    Known blocks have the slots that they have; the first open one has at least those that are known of it.
+    """
+    closed = len(context.latents)
+    lengths = context.starts.diff().tolist()[:closed]
+    written = len(below.latents) - sum(lengths)
+    decoded = level.decode(latents[closed:])
+    contents = level.readout(decoded.states)
+    sizes = _draw_sizes(contents, decoded.log_existence, max(0, written), generator)
+    stitched = stitch(
+        contents, decoded.log_existence, torch.ones(len(sizes), device=contents.device), symbols=False,
+        sizes=torch.tensor(sizes, device=contents.device),
+    ).contents  # fmt: skip
+    lengths += sizes
+    known = torch.zeros(sum(lengths[:closed]), contents.shape[-1], device=contents.device)
+    drafts = torch.cat([known, stitched])
+    ends = sum(lengths) <= most
+    kept: list[int] = []
+    for length in lengths:
+        kept.append(min(length, most - sum(kept)))
+    kept = [length for length in kept if length > 0]
+    share = torch.full((len(kept),), alpha, device=latents.device)
+    share[:closed] = 1.0
+    return BlockPlan(kept, Plans(latents[: len(kept)], share, drafts[: sum(kept)]), ends)
+
+
+def _draw_sizes(contents: Tensor, log_existence: Tensor, least: int, generator: torch.Generator) -> list[int]:
+    """How long each window is: where the next one starts, by existence and agreement; the last by existence alone.
+
+    The first is longer than `least` positions, where its window has room for that.
+    """
+    existence = functional.pad(log_existence.exp(), (0, 1))
+    alone = (existence[-1:, :-1] - existence[-1:, 1:]).clamp(min=1e-30).log()
+    last = functional.pad(alone, (1, 0), value=-torch.inf)
+    scores = torch.cat([start_scores(contents, log_existence, symbols=False), last])
+    scores[0, 1 : min(least + 1, scores.shape[1] - 1)] = -torch.inf
+    upto = scores.softmax(-1).cumsum(-1)
+    chance = torch.rand(len(scores), 1, generator=generator).to(upto.device) * upto[:, -1:]
+    return (upto < chance.clamp(min=1e-9)).sum(1).clamp(1, contents.shape[1]).tolist()
+
+
+def _side_by_side(plans: Sequence[Plans]) -> Plans:
+    """Plans of texts as rows of one batch."""
+    columns = zip(*plans, strict=True)
+    return Plans(*(torch.nn.utils.rnn.pad_sequence(list(column), batch_first=True) for column in columns))
+
+
+class GappedBlocks(NamedTuple):
+    """The blocks of a text with gaps: those that touch a gap are one with it, and unknown."""
+
+    latents: Tensor
+    """[K, C'] zeros where they are unknown."""
+    known_mask: Tensor
+    """[K]"""
+    sizes: list[int]
+    """Known slots of each."""
+    gaps: list[int]
+    """The block that each gap lies in."""
+
+    def lengths(self, counts: Sequence[int]) -> list[int]:
+        """Slots of each block, where the gaps have so many."""
+        lengths = list(self.sizes)
+        for block, count in zip(self.gaps, counts, strict=True):
+            lengths[block] += count
+        return lengths
+
+
+def plan_gaps(
+    model: Zonkey,
+    texts: Sequence[bytes],
+    known: Sequence[int],
+    lengths: Sequence[Sequence[int]],
+    generators: Sequence[torch.Generator],
+    *,
+    begins: bool,
+    ends: bool,
+    steps: int,
+    temperature: float,
+) -> list[BlockPlan | None]:
+    """Plans of the blocks of a text with gaps, once for each candidate; None without a level above.
+
+    texts: what stands around the gaps, with `known` slots of the lowest level; lengths: slots of each gap, for each
+    candidate.
+    """
+    gapped = _gapped_blocks(model, texts, known)
+    upper: list[Plans] = []
+    planned: list[BlockPlan | None] = [None] * len(lengths)
+    for number in range(len(gapped), 0, -1):
+        level, blocks = model.levels[number], gapped[number - 1]
+        formed = form_slots(
+            level, [OpenText(blocks.latents, blocks.known_mask, begins, ends)] * len(lengths),
+            _side_by_side(upper) if upper else None, generators, steps=steps, temperature=temperature,
+            length=len(blocks.latents),
+        )  # fmt: skip
+        share = torch.ones(len(blocks.latents), device=level.device).where(blocks.known_mask, formed.alpha)
+        upper = []
+        for row, latents in enumerate(formed.latents):
+            # Above the lowest level, gaps in one block of it are one open slot.
+            new = [int(block not in blocks.gaps[:which]) for which, block in enumerate(blocks.gaps)]
+            sizes = blocks.lengths(lengths[row] if number == 1 else new)
+            upper.append(Plans(latents, share, _drafts(level, latents, blocks.known_mask, sizes)))
+            planned[row] = BlockPlan(sizes, upper[row], ends)
+    return planned
+
+
+@torch.no_grad()
+def _drafts(level: Level, latents: Tensor, known_mask: Tensor, sizes: Sequence[int]) -> Tensor:
+    """[M, C] the slots of blocks of these sizes, as their windows say; zeros in known blocks."""
+    decoded = level.decode(latents)
+    contents = level.readout(decoded.states) * ~known_mask[:, None, None]
+    longest = contents.shape[1]
+    contents = functional.pad(contents, (0, 0, 0, max(0, max(sizes) - longest)))
+    log_existence = functional.pad(decoded.log_existence, (0, contents.shape[1] - longest), value=LOG_FLOOR)
+    some = torch.tensor(sizes, device=latents.device)
+    return stitch(contents, log_existence, (some > 0).float(), symbols=False, sizes=some).contents
+
+
+def _gapped_blocks(model: Zonkey, texts: Sequence[bytes], known: Sequence[int]) -> list[GappedBlocks]:
+    """The blocks of every level but the lowest, as its slots; gaps lie between pieces of text."""
+    read = [read_context(model, text, closed=True) for text in texts]
+    result = []
+    counts = list(known)
+    for number in range(1, len(model.levels)):
+        sizes: list[int] = []
+        latents: list[Tensor | None] = []
+        gaps: list[int] = []
+        for piece, contexts in enumerate(read):
+            context, left = contexts[number], counts[piece]
+            for index, length in enumerate(context.starts.diff().tolist()[: len(context.latents)]):
+                length = min(length, left)
+                left -= length
+                if index == 0 and piece:
+                    sizes[-1] += length
+                elif length:
+                    sizes.append(length)
+                    latents.append(context.latents[index])
+            if piece < len(read) - 1:
+                if not sizes:
+                    sizes.append(0)
+                    latents.append(None)
+                latents[-1] = None
+                gaps.append(len(sizes) - 1)
+        unknown = torch.zeros(model.levels[number].channels, device=model.device)
+        table = torch.stack([unknown if latent is None else latent for latent in latents])
+        mask = torch.tensor([latent is not None for latent in latents], device=model.device)
+        result.append(GappedBlocks(table, mask, sizes, gaps))
+        last = len(read) - 1
+        counts = [
+            max(0, len(contexts[number].latents) - int(piece > 0) - int(piece < last))
+            for piece, contexts in enumerate(read)
+        ]
+    return result
