@@ -62,7 +62,7 @@ def level_config(**changes: object) -> LevelConfig:
         "segment_length": 3.0, "window": 8, "width": 16, "latents": 2, "heads": 2, "splitter_width": 16,
         "reader_span": 16, "reader_layers": 1, "decoder_layers": 1, "denoiser_width": 16, "denoiser_layers": 1,
         "denoiser_heads": 2, "mask_rate": 0.3, "splitter_ngrams": 512, "reader_contexts": 512, "reader_codes": 12,
-        "dictionary": 300,
+        "vocabulary": 300,
     }
     return LevelConfig(**{**fields, **changes})  # type: ignore[arg-type]
 
@@ -80,13 +80,13 @@ def small_model(levels: int = 2, *, seed: int = 0, **changes: object) -> Zonkey:
     return model
 
 
-def fit_dictionary(model: Zonkey, text: str = TEXT) -> SegmentVocabulary:
-    """Level 0's dictionary, with the strings that the model cuts a text into."""
-    level, sequence, counter = model.levels[0], byte_rows(text.encode()), StringCounter()
+def fit_vocabulary(model: Zonkey, text: str = TEXT) -> SegmentVocabulary:
+    """Level 0's vocabulary, with the strings that the model cuts a text into."""
+    level, sequence, counter = model.bottom, byte_rows(text.encode()), StringCounter()
     counter.add(sequence.values, level.choose_starts(sequence, level.split(sequence).start_prob).start_prob > 0.5)
     level.collect(counter)
-    assert level.dictionary is not None
-    return level.dictionary
+    assert level.vocabulary is not None
+    return level.vocabulary
 
 
 def codebook_of(level: Level) -> Codebook:
