@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from zonkey_core.model.model import Zonkey
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, MODEL, TRAINING, OPTIMIZER = "config.json", "model.safetensors", "training.json", "optimizer.safetensors"
 _COMMITTED = ".committed"
 _NEXT = ".next"

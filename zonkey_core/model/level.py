@@ -251,7 +251,7 @@ class Level(nn.Module):
         if not (torch.is_grad_enabled() and self.compressor.queries.requires_grad):
             return functional.embedding(entries, self.vocabulary.latents())
         distinct, which = torch.unique(entries, return_inverse=True)
-        return self.vocabulary.moved(self._compress_strings(distinct), distinct)[which]
+        return self.vocabulary.moved(distinct, self._compress_strings(distinct))[which]
 
     def _compress_strings(self, entries: Tensor) -> Tensor:
         """[n, C] what strings of the vocabulary compress to, short ones apart from long ones."""
@@ -286,11 +286,22 @@ class Level(nn.Module):
         return 2 * (1 - functional.cosine_similarity(self._compress_strings(distinct), before, dim=-1)).mean()
 
     @torch.no_grad()
-    def follow_compressor(self) -> None:
-        """Let the latents of the vocabulary, where there is one, follow what the Compressor has learned."""
+    def anchor_vocabulary(self) -> None:
+        """Note what the Compressor makes of the vocabulary, if any, for `follow_compressor` to start from."""
         if self.vocabulary is not None:
-            used = (self.vocabulary.lengths > 0).nonzero().flatten()
-            self.vocabulary.compressed[used] = self._compress_strings(used)
+            self.vocabulary.compressed.copy_(self._compress_all())
+
+    @torch.no_grad()
+    def follow_compressor(self) -> None:
+        """Let the latents of the vocabulary, where there is one, follow what the Compressor has learned since."""
+        if self.vocabulary is not None:
+            self.vocabulary.follow(self._compress_all())
+
+    def _compress_all(self) -> Tensor:
+        """[K, C] what the strings of the vocabulary compress to, zeros for unused entries."""
+        assert self.vocabulary is not None
+        used = (self.vocabulary.lengths > 0).nonzero().flatten()
+        return torch.zeros_like(self.vocabulary.compressed).index_copy(0, used, self._compress_strings(used))
 
     @torch.no_grad()
     def collect(self, counter: StringCounter) -> None:
@@ -298,7 +309,7 @@ class Level(nn.Module):
         assert self.vocabulary is not None
         shares = counter.shares(len(self.vocabulary.lengths))
         self.vocabulary.fill(shares, self.vocabulary.compressed[: len(shares)])
-        self.follow_compressor()
+        self.vocabulary.fill(shares, self._compress_all()[: len(shares)])
 
     def windows(
         self, sequence: PositionSequence, segmentation: Segmentation, chosen: Tensor | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,17 @@ class Zonkey(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters are."""
         return next(self.parameters()).device
+
+    def unsaved(self) -> dict[str, Tensor]:
+        """What training goes on with and a saved model does without: the buffers that are not in `state_dict`."""
+        saved = self.state_dict()
+        return {name: buffer for name, buffer in self.named_buffers() if name not in saved}
+
+    @torch.no_grad()
+    def load_unsaved(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up what `unsaved` gave."""
+        for name, buffer in self.unsaved().items():
+            buffer.copy_(tensors[name])
 
     @torch.no_grad()
     def ascend(self, sequence: PositionSequence, top: int, start_probs: Tensor | None = None) -> list[Ascent]:

@@ -5,8 +5,8 @@ that are not in it are spelled with the likeliest row of strings that are; the 2
 text can be written.
 
 A string's logit adds up what the denoiser expects there, how often it is met, and the evidence of the noisy latent.
-With noise of variance sigma^2 on alpha times a latent v on the sphere, the latter is exactly `alpha z.v / sigma^2` up to
-a constant, so the denoiser has context to learn and no denoising (Dieleman et al. 2022, CDCD, learn both).
+With noise of variance sigma^2 on alpha times a latent v on the sphere, that is exactly `alpha z.v / sigma^2` up to a
+constant, so the denoiser has context to learn and no denoising (Dieleman et al. 2022, CDCD, learn both).
 
 Shapes: K strings of at most S bytes, latents of width C; B rows of L bytes.
 """
@@ -57,7 +57,7 @@ class SegmentVocabulary(nn.Module):
     strings: Tensor
     lengths: Tensor
     compressed: Tensor
-    """[K, C] what the Compressor makes of each."""
+    """[K, C] what the Compressor made of each when the latents last followed it; not part of a saved model."""
     log_shares: Tensor
     """[K] how often each is met in text."""
 
@@ -66,7 +66,7 @@ class SegmentVocabulary(nn.Module):
         self.register_buffer("strings", torch.zeros(entries, window, dtype=torch.uint8))
         self.register_buffer("lengths", torch.zeros(entries, dtype=torch.int16))
         self.table = lookup_table(entries, channels)
-        self.register_buffer("compressed", torch.zeros(entries, channels))
+        self.register_buffer("compressed", torch.zeros(entries, channels), persistent=False)
         self.register_buffer("log_shares", torch.full((entries,), UNUSED))
         self.bias = nn.Parameter(torch.full((entries,), UNUSED))
         single = {bytes([value]): 1 / BYTE_VALUES for value in range(BYTE_VALUES)}
@@ -79,12 +79,17 @@ class SegmentVocabulary(nn.Module):
 
     def latents(self) -> Tensor:
         """[K, C] on the sphere."""
-        return self.moved(self.compressed)
+        return to_sphere(self.table[0])
 
-    def moved(self, compressed: Tensor, entries: Tensor | None = None) -> Tensor:
-        """[n, C] latents of some entries, or of all, for what the Compressor makes of their strings."""
-        own = self.table[0] if entries is None else functional.embedding(entries, self.table[0])
-        return to_sphere(own + compressed)
+    def moved(self, entries: Tensor, compressed: Tensor) -> Tensor:
+        """[n, C] latents of entries [n] for what the Compressor makes of their strings now."""
+        return to_sphere(functional.embedding(entries, self.table[0]) + compressed - self.compressed[entries])
+
+    @torch.no_grad()
+    def follow(self, compressed: Tensor) -> None:
+        """Move the latents as far as the Compressor, which makes this [K, C] of the strings now, has moved."""
+        self.table[0] += compressed - self.compressed
+        self.compressed.copy_(compressed)
 
     def fill(self, shares: Mapping[bytes, float], compressed: Tensor) -> None:
         """Take up these strings with their shares of a text's segments and what [len(shares), C] they compress to."""
@@ -94,7 +99,7 @@ class SegmentVocabulary(nn.Module):
         with torch.no_grad():
             self.strings[:count] = torch.frombuffer(bytearray(packed), dtype=torch.uint8).view(count, -1)
             self.lengths[:count] = torch.tensor(lengths, dtype=torch.int16)
-            self.table[0, :count] = 0
+            self.table[0, :count] = to_sphere(compressed)
             self.compressed[:count] = to_sphere(compressed)
             self.log_shares[:count] = torch.tensor([math.log(share) for share in shares.values()])
             self.bias.copy_(self.log_shares)

@@ -16,6 +16,7 @@ from zonkey_core.config import TrainingConfig
 from zonkey_core.errors import CheckpointError
 from zonkey_core.model.bytes import BYTE_VALUES, SYMBOLS
 from zonkey_core.model.hash_embeddings import is_lookup_table
+from zonkey_core.model.model import Zonkey
 
 SMALLEST_MATRIX = 16
 """Narrower matrices have too few directions for orthogonal updates."""
@@ -103,15 +104,20 @@ def follow_weights(
     torch._foreach_lerp_(list(averages), [parameter.detach() for parameter in parameters], 1 - decay)
 
 
-def resumable_tensors(live: nn.Module, average: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+def resumable_tensors(live: Zonkey, average: Zonkey, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """All tensors that a run goes on from, by names that `split_resumable` takes apart."""
-    parts = {"live": live.state_dict(), "average": average.state_dict(), "state": optimizer_tensors(optimizers)}
+    parts = {
+        "live": live.state_dict(),
+        "unsaved": live.unsaved(),
+        "average": average.state_dict(),
+        "state": optimizer_tensors(optimizers),
+    }
     return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 def split_resumable(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """What `resumable_tensors` put together: the parts `live`, `average` and `state`."""
-    parts: dict[str, dict[str, Tensor]] = {"live": {}, "average": {}, "state": {}}
+    """What `resumable_tensors` put together: the parts `live`, `unsaved`, `average` and `state`."""
+    parts: dict[str, dict[str, Tensor]] = {"live": {}, "unsaved": {}, "average": {}, "state": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = tensor

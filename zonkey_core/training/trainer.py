@@ -31,6 +31,7 @@ from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import Prefetcher, RowBatch, RowStream
 from zonkey_core.devices import autocast, choose_device, choose_precision
 from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
+from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.training.calibration import calibrate, calibrate_endings
@@ -116,6 +117,10 @@ class Trainer:
         """Take up the state that `save` left in the output folder."""
         parts = split_resumable(read_tensors(self.out, OPTIMIZER))
         fill_model(self.model, parts["live"], origin=self.out / OPTIMIZER)
+        try:
+            self.model.load_unsaved(parts["unsaved"])
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{self.out / OPTIMIZER}: damaged; start anew with --from {self.out}") from error
         fill_model(self.average, parts["average"], origin=self.out / OPTIMIZER)
         self.model.to(self.device)
         self.average.to(self.device).requires_grad_(False)
@@ -136,7 +141,6 @@ class Trainer:
     def save(self, data_state: dict[str, object], on_event: Callable[[Event], None]) -> None:
         """Write the checkpoint whole; weights that are no longer numbers end the run instead."""
         record = self.record
-        self._follow(self.average)
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise self._diverged("the weights")
         record.data_state = data_state
@@ -208,6 +212,8 @@ class Trainer:
             sequences = (self._sequence(batches.next_batch()) for _ in itertools.count())
             fit_codebooks(models, stage, sequences, self.precision, self.generator)
             fit_vocabularies(models, stage, sequences, self.precision)
+            if stage.name in ("autoencoder", "joint"):
+                self._for_vocabularies(Level.anchor_vocabulary)
         self._train_only(parameters)
         on_event(StageEvent(stage.name, stage.level))
         last = reported = saved = time.monotonic()
@@ -229,7 +235,7 @@ class Trainer:
             if now - saved >= self.options.checkpoint_minutes * 60:
                 self.save(batches.state(), on_event)
                 saved = time.monotonic()
-        self._finish_stage(parameters)
+        self._finish_stage(stage, parameters)
         self._calibrate(stage, batches)
         self.save(batches.state(), on_event)
         return True
@@ -240,8 +246,8 @@ class Trainer:
         assert self.optimizers is not None
         sequence = self._sequence(batch)
         fraction = self.stage_fraction()
-        if stage.level is None and record.stage_step % FOLLOW_STEPS == 0:
-            self._follow(self.model)
+        if stage.level is None and record.stage_step and record.stage_step % FOLLOW_STEPS == 0:
+            self._for_vocabularies(Level.follow_compressor)
         factor = learning_rate_factor(fraction, record.stage_step, training)
         set_learning_rates(self.optimizers, factor * (training.joint_rate if stage.level is None else 1.0))
         with autocast(self.device, self.precision):
@@ -253,11 +259,11 @@ class Trainer:
         follow_weights(self._averages_of(parameters), parameters, record.stage_step, training)
         return losses
 
-    def _follow(self, model: Zonkey) -> None:
-        """Let vocabularies follow the compressors that make their latents."""
+    def _for_vocabularies(self, bring_up: Callable[[Level], None]) -> None:
+        """Bring the vocabularies of all levels up to what their compressors have learned."""
         with autocast(self.device, self.precision):
-            for level in model.levels:
-                level.follow_compressor()
+            for level in self.model.levels:
+                bring_up(level)
 
     def _sequence(self, batch: RowBatch) -> PositionSequence:
         """A batch on the device; pinned memory lets the copy to a GPU overlap with the step before."""
@@ -277,12 +283,16 @@ class Trainer:
     def _averages_of(self, parameters: list[nn.Parameter]) -> list[Tensor]:
         return [self._pairs[parameter] for parameter in parameters]
 
-    def _finish_stage(self, parameters: list[nn.Parameter]) -> None:
+    def _finish_stage(self, stage: Stage, parameters: list[nn.Parameter]) -> None:
         """Go on from the averaged weights, with fresh optimisers."""
         with torch.no_grad():
             for parameter, average in zip(parameters, self._averages_of(parameters), strict=True):
                 parameter.copy_(average)
-        self._follow(self.model)
+        if stage.name == "autoencoder":
+            self._for_vocabularies(Level.follow_compressor)
+            for level, follower in zip(self.model.levels, self.average.levels, strict=True):
+                if level.vocabulary is not None and follower.vocabulary is not None:
+                    follower.vocabulary.load_state_dict(level.vocabulary.state_dict())
         self.optimizers = None
         self.record.stage += 1
         self.record.stage_step, self.record.stage_seconds = 0, 0.0
