@@ -61,7 +61,7 @@ def test_the_files_are_json_and_safetensors(trained: Path) -> None:
 
 def test_weights_are_kept_in_half_and_used_in_full(trained: Path) -> None:
     kept = read_tensors(trained, MODEL)
-    strings = {"stack.0.dictionary.strings": torch.uint8, "stack.0.dictionary.lengths": torch.int16}
+    strings = {"bottom.vocabulary.strings": torch.uint8, "bottom.vocabulary.lengths": torch.int16}
     assert {name: tensor.dtype for name, tensor in kept.items()} == dict.fromkeys(kept, torch.float16) | strings
     model = load_model(trained)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -74,12 +74,12 @@ def test_weights_are_kept_in_half_and_used_in_full(trained: Path) -> None:
 
 def test_a_part_of_the_weights_can_be_read_alone(trained: Path) -> None:
     whole = load_model(trained)
-    part = load_model(trained, prefixes=("stack.0.splitter.", "stack.0.embedding."))
+    part = load_model(trained, prefixes=("bottom.splitter.", "bottom.embedding."))
     for name, tensor in part.state_dict().items():
-        read = name.startswith(("stack.0.splitter.", "stack.0.embedding."))
+        read = name.startswith(("bottom.splitter.", "bottom.embedding."))
         assert tensor.is_meta != read
         assert not read or torch.equal(tensor, whole.state_dict()[name])
-    assert read_tensors(trained, MODEL, ("stack.0.splitter.",)).keys() < read_tensors(trained, MODEL).keys()
+    assert read_tensors(trained, MODEL, ("bottom.splitter.",)).keys() < read_tensors(trained, MODEL).keys()
 
 
 def test_loading_draws_no_numbers_and_loads_no_compiler(trained: Path) -> None:

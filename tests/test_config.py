@@ -196,8 +196,8 @@ def test_an_override_of_a_file_of_the_wrong_shape_is_refused(tmp_path: Path, tex
     ("level.0.splitter_ngrams=0", "level.0.splitter_ngrams"),
     ("level.0.reader_contexts=-1", "level.0.reader_contexts"),
     ("level.1.reader_codes=0", "level.1.reader_codes"),
-    ("level.0.dictionary=255", "level.0.dictionary"),
-    ("level.1.dictionary=0", "level.1.dictionary"),
+    ("level.0.vocabulary=255", "level.0.vocabulary"),
+    ("level.1.vocabulary=0", "level.1.vocabulary"),
     ("training.batch_rows=0", "training.batch_rows"),
     ("training.learning_rate=nan", "training.learning_rate"),
     ("training.learning_rate=-1", "training.learning_rate"),
@@ -214,9 +214,9 @@ def test_a_value_out_of_range_names_the_key_and_the_override(override: str, key:
     assert str(caught.value).startswith(f"preset tiny with {override}: {key} must ")
 
 
-def test_only_the_lowest_levels_dictionary_holds_bytes() -> None:
-    levels = load_preset("tiny", ["level.0.dictionary=256", "level.1.dictionary=1"]).model.levels
-    assert [level.dictionary for level in levels] == [256, 1]
+def test_only_the_lowest_levels_vocabulary_holds_bytes() -> None:
+    levels = load_preset("tiny", ["level.0.vocabulary=256", "level.1.vocabulary=1"]).model.levels
+    assert [level.vocabulary for level in levels] == [256, 1]
 
 
 def test_a_curriculum_without_stages_is_refused() -> None:

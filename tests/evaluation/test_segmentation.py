@@ -200,11 +200,10 @@ def test_the_splitter_without_spaces_goes_on_where_it_was_stopped(
 
 def test_a_splitter_alone_is_the_levels_own() -> None:
     level = level_config(denoiser_layers=3, compressor_layers=2)
-    alone = Zonkey(splitter_alone(level)).levels[0]
+    alone = Zonkey(splitter_alone(level)).bottom
     torch.manual_seed(0)
-    whole = Level(level, None)
+    whole = Level([level], None)
     sizes = [{name: each.shape for name, each in one.splitter.state_dict().items()} for one in (alone, whole)]
     assert sizes[0] == sizes[1]
-    assert alone.writer is not None and whole.writer is not None
-    assert sum(map(torch.numel, alone.writer.parameters())) < sum(map(torch.numel, whole.writer.parameters()))
+    assert sum(map(torch.numel, alone.denoiser.parameters())) < sum(map(torch.numel, whole.denoiser.parameters()))
     assert alone.config.reader_span == level.reader_span and alone.config.window == level.window

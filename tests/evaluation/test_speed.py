@@ -141,9 +141,9 @@ def test_a_step_trains_every_part_of_level_0_and_no_other(context: EvaluationCon
     before = {name: tensor.clone() for name, tensor in steps.model.state_dict().items()}
     assert steps.run(1) == 3 * 2 * 64
     moved = {name for name, tensor in steps.model.state_dict().items() if not torch.equal(before[name], tensor)}
-    for part in ("splitter", "compressor", "writer", "decoder"):
-        assert any(name.startswith(f"stack.0.{part}.") for name in moved), part
-    assert all(name.startswith("stack.0.") for name in moved)
+    for part in ("splitter", "compressor", "denoiser", "decoder"):
+        assert any(name.startswith(f"bottom.{part}.") for name in moved), part
+    assert not any(name.startswith("bottom.above.") for name in moved)
 
 
 def test_segmenting_is_timed_at_both_levels(context: EvaluationContext) -> None:
@@ -175,9 +175,7 @@ def test_a_model_of_one_level_has_no_speed_at_level_1(tmp_path: Path) -> None:
 def test_generating_is_timed_text_by_text_and_side_by_side(context: EvaluationContext, rival: SlowRival) -> None:
     options = EvaluationOptions(limit=4_000, sample_bytes=32, seed=5)
     model = copy.deepcopy(context.model)
-    writer = model.levels[0].writer
-    assert writer is not None
-    torch.nn.init.constant_(writer.ending_out.bias, -30.0)
+    torch.nn.init.constant_(model.bottom.denoiser.ending_out.bias, -30.0)
     found = by_name(time_generating(replace(context, options=options, model=model)))
     alone, together = measured(found, "speed.generate"), measured(found, "speed.generate_batch")
     assert alone.rivals["slow"] < 32 / PAUSE

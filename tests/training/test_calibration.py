@@ -137,7 +137,7 @@ def test_a_stage_that_moves_splitters_leaves_them_calibrated(
             assert rate_of(level, batches) == pytest.approx(1 / level.config.segment_length, abs=0.02)
     tensors = run.tensors()
     for index in range(2):
-        name = f"stack.{index}.splitter.head.bias"
+        name = f"bottom.{'above.' * index}splitter.head.bias"
         assert torch.equal(tensors[f"live.{name}"], tensors[f"average.{name}"])
 
 

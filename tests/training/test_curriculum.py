@@ -39,6 +39,16 @@ CURRICULUM = [
 ]
 
 
+def level_of(name: str) -> int:
+    """The level that a parameter of this name belongs to."""
+    return name.split(".").count("above")
+
+
+def part_of(name: str) -> str:
+    """The part of its level."""
+    return next(part for part in name.split(".")[1:] if part != "above")
+
+
 @pytest.mark.parametrize("levels", [1, 2, 3])
 def test_the_plan_goes_level_by_level_and_ends_jointly(levels: int) -> None:
     model = ModelConfig(levels=tuple(level_config() for _ in range(levels)))
@@ -126,11 +136,11 @@ def test_a_stage_moves_its_own_parameters_alone(index: int) -> None:
     parts = {
         "splitter": ("splitter", "guide", "reader", "reader_readout"),
         "autoencoder": ("embedding", "compressor", "decoder", "readout"),
-        "denoiser": ("trunk", "decoder", "readout") if level else ("writer", "dictionary"),
+        "denoiser": ("denoiser", "vocabulary", "decoder", "readout"),
     }
     expected = {
         key for key, _ in model.named_parameters()
-        if name == "joint" or (key.split(".")[1] == str(level) and key.split(".")[2] in parts[name])
+        if name == "joint" or (level_of(key) == level and part_of(key) in parts[name])
     }
     assert moved == expected and moved
 
@@ -141,9 +151,9 @@ def test_a_stage_leaves_all_else_as_it_was(tmp_path: Path) -> None:
     before = run.tensors()
     run.resume(stop_at=3)
     after = run.tensors()
-    changed = {name.split(".", 2)[2] for name in before if name[:5] == "live." and not before[name].equal(after[name])}
-    assert {name.split(".")[1] for name in changed} == {"splitter", "reader", "reader_readout"}
-    assert {name.split(".")[0] for name in changed} == {"0"}
+    changed = {name for name in before if name[:5] == "live." and not before[name].equal(after[name])}
+    assert {part_of(name.removeprefix("live.")) for name in changed} == {"splitter", "reader", "reader_readout"}
+    assert {level_of(name) for name in changed} == {0}
 
 
 # Learning rates, averages, optimisers
@@ -195,7 +205,7 @@ def test_tables_of_strings_have_a_rate_of_their_own() -> None:
     groups = [group for each in build_optimizers(model.parameters(), config) for group in each.param_groups]
     (of_tables,) = [group for group in groups if group["lr"] == 2.0]
     assert {names[parameter] for parameter in of_tables["params"]} == {
-        "stack.0.splitter.ngrams.table", "stack.0.reader.vectors.table", "stack.0.dictionary.table",
+        "bottom.splitter.ngrams.table", "bottom.reader.vectors.table", "bottom.vocabulary.table",
     }
     above = stage_parameters(model, Stage("splitter", 1, 1.0))
     of_latents = [group for each in build_optimizers(above, config) for group in each.param_groups]
@@ -205,7 +215,7 @@ def test_tables_of_strings_have_a_rate_of_their_own() -> None:
 def test_guides_have_a_rate_and_a_memory_of_their_own() -> None:
     model = small_model(3)
     named = dict(model.named_parameters())
-    guiding = {name for name in named if name.split(".")[2] == "guide"}
+    guiding = {name for name in named if part_of(name) == "guide"}
     assert any(named[name].dim() >= 2 and min(named[name].shape[:2]) >= SMALLEST_MATRIX for name in guiding)
     names = {parameter: name for name, parameter in named.items()}
     assert {names[parameter] for parameter in guide_parameters(model)} == guiding
@@ -240,7 +250,7 @@ def test_a_guide_moves_at_its_rate_whatever_its_shape() -> None:
 
 def test_a_row_of_a_table_moves_at_the_rate_of_tables() -> None:
     model = small_model(1)
-    table = dict(model.named_parameters())["stack.0.splitter.ngrams.table"]
+    table = dict(model.named_parameters())["bottom.splitter.ngrams.table"]
     before = table.detach().clone()
     config = TrainingConfig(weight_decay=0.0, learning_rate=0.1, table_learning_rate=0.4)
     optimizers = build_optimizers([table], config)
@@ -260,7 +270,7 @@ def test_guides_are_trained_at_their_rate(tmp_path: Path) -> None:
     before = run.tensors()
     run.resume(stop_at=9)
     after = run.tensors()
-    moves = {name: float((after[name] - before[name]).abs().max()) for name in before if name[:13] == "live.stack.1."}
+    moves = {name: float((after[name] - before[name]).abs().max()) for name in before if name[:13] == "live.bottom.above."}
     assert max(move for name, move in moves.items() if ".guide." in name) < 1e-9
     assert max(move for name, move in moves.items() if ".reader." in name) > 1e-4
 

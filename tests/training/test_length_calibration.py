@@ -10,10 +10,8 @@ import torch
 from tests.model_helpers import chance, small_model
 from zonkey_core.diffusion.decoding_order import in_streams, lay_out
 from zonkey_core.model.length_model import EDGES, log_survival, usual_logits
-from zonkey_core.model.level import Level
-from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.segment_vocabulary import SegmentTokens
-from zonkey_core.model.writer import OrderedSlots
+from zonkey_core.model.level import Slots
+from zonkey_core.model.slot_batches import slot_batch
 from zonkey_core.training.calibration import calibrate_endings
 
 
@@ -27,24 +25,19 @@ def test_hazards_are_the_shares_of_those_that_end_among_those_that_get_there() -
     assert usual_logits(counts, certain, least=61).isnan().tolist() == [False, False, *[True] * (len(EDGES) - 2)]
 
 
-def test_a_writer_expects_documents_to_be_as_long_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_denoiser_expects_documents_to_be_as_long_as_they_are(index: int) -> None:
     """Rows of 40 slots with two documents, of which the second goes on behind the row."""
-    level = small_model(1).levels[0]
+    level = small_model(2).levels[index]
     firsts = torch.randint(5, 30, (400,), generator=chance(0))
     order = torch.arange(40)
     begins = (order == 0) | (order == firsts.unsqueeze(1))
 
-    def pieces(_level: Level, _sequence: PositionSequence, _prob: torch.Tensor) -> SegmentTokens:
-        blank = torch.zeros(400, 40, dtype=torch.long)
-        return SegmentTokens(blank, blank, torch.ones(400, 40, dtype=torch.bool), begins)
-
-    monkeypatch.setattr(Level, "pieces", pieces)
-    some = torch.zeros(1, 4, dtype=torch.long)
-    calibrate_endings(level, [PositionSequence(some, some == 0, order[None, :4] == 0)])
-    assert level.writer is not None
+    blank, every = torch.zeros(400, 40, dtype=torch.long), torch.ones(400, 40, dtype=torch.bool)
+    slots = Slots(torch.zeros(400, 40, level.channels), None, every, begins, blank, blank, every)
+    calibrate_endings(level, [slots])
     plan = lay_out([in_streams(0, [0], [0], begins=True, end_order=None)], 1, torch.device("cpu"))
-    blank = torch.zeros(1, 1, level.channels)
-    said = level.writer(OrderedSlots(plan.layout, blank, blank, torch.ones(1, 1))).ending_logits[0]
+    said = level.denoiser(slot_batch(torch.zeros(1, 0, level.channels), plan)).ending_logits[0]
     survival = log_survival(said).exp()[0]
     for edge, share in zip(EDGES, survival.tolist(), strict=True):
         if 5 <= edge <= 24:

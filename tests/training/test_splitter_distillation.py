@@ -220,7 +220,7 @@ def test_following_moves_what_follows_alone() -> None:
     loss = guided_loss(model, 1, rows, model.located_positions(rows, 1), chance(1))
     torch.autograd.backward(loss)
     reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    assert reached == {name for name, _ in model.named_parameters() if name.startswith("stack.1.splitter.")}
+    assert reached == {name for name, _ in model.named_parameters() if name.startswith("bottom.above.splitter.")}
 
 
 def test_a_splitter_learns_to_follow_its_guide() -> None:

@@ -41,8 +41,8 @@ from zonkey_core.training import (
 from zonkey_core.training.stages import stage_losses
 
 STEPS = 21
-STRINGS = {"stack.0.dictionary.strings", "stack.0.dictionary.lengths"}
-FITTED = {*STRINGS, "stack.0.dictionary.log_shares", "stack.1.reader.codebook.centres"}
+STRINGS = {"bottom.vocabulary.strings", "bottom.vocabulary.lengths"}
+FITTED = {*STRINGS, "bottom.vocabulary.log_shares", "bottom.above.reader.codebook.centres"}
 """What is saved of a model, but learned by no gradient."""
 CURRICULUM = [
     ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("denoiser", 1),
@@ -51,7 +51,7 @@ CURRICULUM = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def every_step_is_reported_and_dictionaries_are_fitted_to_little() -> Iterator[None]:
+def every_step_is_reported_and_vocabularies_are_fitted_to_little() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "REPORT_SECONDS", 0.0)
         patch.setattr(fitting, "BYTES_PER_STRING", 60)
@@ -263,7 +263,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 def centres_of(run: Run, level: int) -> dict[str, Tensor]:
     """What is saved of a level's codebook, by the copy of the model that it belongs to."""
     tensors = run.tensors()
-    return {copy: tensors[f"{copy}.stack.{level}.reader.codebook.centres"] for copy in ("live", "average")}
+    return {copy: tensors[f"{copy}.bottom.{'above.' * level}reader.codebook.centres"] for copy in ("live", "average")}
 
 
 def test_codebooks_are_fitted_once_before_their_stage(tmp_path: Path, fits: list[Tensor]) -> None:
@@ -331,12 +331,12 @@ def test_a_loaded_model_has_its_codebook(whole: Run) -> None:
     assert reader.codebook.centres.any()
 
 
-# Dictionaries
+# Vocabularies
 
 
 @pytest.fixture
 def fillings(monkeypatch: pytest.MonkeyPatch) -> list[dict[bytes, int]]:
-    """The segments that each dictionary is chosen from, as it happens."""
+    """The segments that each vocabulary is chosen from, as it happens."""
     seen: list[dict[bytes, int]] = []
     collect = Level.collect
 
@@ -348,69 +348,70 @@ def fillings(monkeypatch: pytest.MonkeyPatch) -> list[dict[bytes, int]]:
     return seen
 
 
-def dictionary_tensors(run: Run, copy: str) -> dict[str, Tensor]:
-    """What is saved of the dictionary, of one copy of the model."""
-    start = f"{copy}.stack.0.dictionary."
+def vocabulary_tensors(run: Run, copy: str) -> dict[str, Tensor]:
+    """What is saved of the vocabulary, of one copy of the model."""
+    start = f"{copy}.bottom.vocabulary."
     return {name.removeprefix(start): tensor for name, tensor in run.tensors().items() if name.startswith(start)}
 
 
-def test_a_dictionary_is_collected_once_before_its_stage(tmp_path: Path, fillings: list[dict[bytes, int]]) -> None:
+def test_a_vocabulary_is_collected_once_before_its_stage(tmp_path: Path, fillings: list[dict[bytes, int]]) -> None:
     run = Run(tmp_path / "model")
     config = small_config(shares=StageShares(splitter=(0.0,), autoencoder=(1.0, 0.0), denoiser=(1.0,), joint=1.0))
     run.train(config, steps=12, stop_at=2)
-    assert not fillings and (dictionary_tensors(run, "live")["lengths"] <= 1).all()
+    assert not fillings and (vocabulary_tensors(run, "live")["lengths"] <= 1).all()
     run.resume(stop_at=4)
     (counts,) = fillings
     read = sum(len(segment) * count for segment, count in counts.items())
-    assert 60 * level_config().dictionary <= read < 60 * level_config().dictionary + 128
+    assert 60 * level_config().vocabulary <= read < 60 * level_config().vocabulary + 128
     assert max(map(len, counts)) <= level_config().window
-    live, average = dictionary_tensors(run, "live"), dictionary_tensors(run, "average")
+    live, average = vocabulary_tensors(run, "live"), vocabulary_tensors(run, "average")
     assert (live["lengths"] > 0).all(), "text has more strings than there is room for"
     for name in ("strings", "lengths", "log_shares"):
         assert torch.equal(live[name], average[name])
     torch.testing.assert_close(live["log_shares"].exp().sum(), torch.tensor(1.0))
     held = {bytes(string[:length].tolist()) for string, length in zip(live["strings"], live["lengths"], strict=True)}
-    assert len(held) == level_config().dictionary
+    assert len(held) == level_config().vocabulary
     assert all(any(string in segment for segment in counts) for string in held if len(string) > 1)
     assert not run.resume().stopped
     assert len(fillings) == 1, "the joint stage goes on with it"
-    after = dictionary_tensors(run, "live")
+    after = vocabulary_tensors(run, "live")
     for name in ("strings", "lengths", "log_shares"):
         assert torch.equal(after[name], live[name])
     assert not torch.equal(after["table"], live["table"]) and not torch.equal(after["bias"], live["bias"])
 
 
 @pytest.mark.parametrize("stage", ["joint", "denoiser"])
-def test_a_run_of_one_stage_collects_its_dictionary_too(
+def test_a_run_of_one_stage_collects_its_vocabulary_too(
     tmp_path: Path, fillings: list[dict[bytes, int]], stage: str
 ) -> None:
     run = Run(tmp_path / "model")
     run.train(small_config(), steps=4, stage=stage, stop_at=1)
-    assert len(fillings) == 1 and (dictionary_tensors(run, "average")["lengths"] > 1).any()
+    assert len(fillings) == 1 and (vocabulary_tensors(run, "average")["lengths"] > 1).any()
 
 
-def test_another_model_hands_on_its_dictionary(
+def test_another_model_hands_on_its_vocabulary(
     whole: Run, tmp_path: Path, fillings: list[dict[bytes, int]]
 ) -> None:
     run = Run(tmp_path / "model")
     run.train(small_config(), steps=4, stage="denoiser", start_from=whole.out, stop_at=1)
     assert not fillings
-    theirs = dictionary_tensors(whole, "average")
+    theirs = vocabulary_tensors(whole, "average")
     for copy in ("live", "average"):
-        mine = dictionary_tensors(run, copy)
+        mine = vocabulary_tensors(run, copy)
         for name in ("strings", "lengths"):
             assert mine[name].dtype == theirs[name].dtype and torch.equal(mine[name], theirs[name])
         assert torch.equal(mine["log_shares"], theirs["log_shares"].half().float())
 
 
 def test_text_is_read_with_the_strings_that_were_collected(whole: Run) -> None:
-    level = load_model(whole.out).levels[0]
-    assert level.dictionary is not None and level.dictionary.fitted
+    level = load_model(whole.out).bottom
+    assert level.vocabulary is not None and level.vocabulary.fitted
     rows = byte_rows(TEXT.encode())
     with torch.no_grad():
-        pieces = level.pieces(rows, level.split(rows).start_prob)
-    assert level.dictionary.detokenize(pieces.entries[0].tolist()) == TEXT.encode()
-    assert len(pieces.entries[0]) < len(TEXT.encode())
+        slots = level.read_tokens(rows, level.choose_starts(rows, level.split(rows).start_prob))
+    assert slots.entries is not None
+    assert level.vocabulary.detokenize(slots.entries[0].tolist()) == TEXT.encode()
+    assert len(slots.entries[0]) < len(TEXT.encode())
 
 
 # Budgets and outputs
@@ -508,7 +509,7 @@ def test_training_goes_on_from_another_model(whole: Run, tmp_path: Path) -> None
     run = Run(tmp_path / "model")
     run.train(small_config(), steps=STEPS, seed=9, stage="splitter", start_from=whole.out, stop_at=1)
     start, now = whole.tensors(), run.tensors()
-    names = [name for name in start if name.startswith("live.stack.0.writer")]
+    names = [name for name in start if name.startswith("live.bottom.denoiser")]
     assert names
     for name in names:
         assert torch.equal(now[name], start[name].half().float())
