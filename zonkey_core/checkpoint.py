@@ -123,10 +123,9 @@ def read_model_card(directory: Path) -> ModelCard:
     found = tree.get("format") if isinstance(tree, dict) else None
     if not isinstance(found, int):
         raise CheckpointError(f"{directory / CONFIG}: not a zonkey model (no format number)")
-    if found > FORMAT:
-        raise CheckpointError(
-            f"{directory}: written in format {found}, this version reads up to {FORMAT}; update zonkey"
-        )
+    if found != FORMAT:
+        advice = "update zonkey" if found > FORMAT else "train it again"
+        raise CheckpointError(f"{directory}: written in format {found}, this version reads format {FORMAT}; {advice}")
     training: TrainingRecord | None = None
     try:
         config = msgspec.convert(tree["config"], Config)

@@ -24,7 +24,7 @@ _LEVEL_COLUMNS = {
     "window": "window",
     "latent vectors": "latents",
     "width": "width",
-    "trunk width": "denoiser_width",
+    "denoiser width": "denoiser_width",
 }
 """What the table of levels shows, and the configuration key that it comes from."""
 _SHOWN_OPTIONS = ("seed", "device", "precision")

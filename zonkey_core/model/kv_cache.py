@@ -1,4 +1,4 @@
-"""What the writer keeps of the slots that it has read, so that each is read once while text is written.
+"""What a denoiser keeps of the slots that it has read, so that each is read once while text is told.
 
 Shapes: B rows of L slots, n of them read at a time, by H heads of width D.
 """

@@ -1,6 +1,6 @@
 """Length model: how many slots there are from one on, as existence that decays over bins of distance.
 
-A writer gives, for each bin, the probability `h` that the last slot lies in it, given that it does not lie before
+A denoiser gives, for each bin, the probability `h` that the last slot lies in it, given that it does not lie before
 (the hazard). As everywhere, existence is the product of `1 - h`: it starts at 1 and never rises. Bins are as wide as a
 reader cares, single slots at first; within one, all counts are as likely. The last bin has no end and no hazard.
 

@@ -1,8 +1,9 @@
-"""Segment vocabulary of level 0: the strings that its segments mostly are, each with a latent of its own.
+"""Segment vocabulary: the strings that segments of bytes mostly are, with their latents.
 
-The writer tells what a slot holds as a softmax over these, so that what is written is spelled as real text is. Segments
-that are not in it are spelled with the likeliest row of strings that are; the 256 single bytes always are, so every
-text can be written.
+A string's latent is what the Compressor makes of it, moved by what telling text has taught; it follows the Compressor.
+The denoiser tells what a slot holds as a softmax over these, so that what is written is spelled as real text is.
+Segments that are not in it are spelled with the likeliest row of strings that are; the 256 single bytes always are, so
+every text can be written.
 
 A string's logit adds up what the denoiser expects there, how often it is met, and the evidence of the noisy latent.
 With noise of variance sigma^2 on alpha times a latent v on the sphere, that is exactly `alpha z.v / sigma^2` up to a
@@ -39,7 +40,7 @@ UNUSED = -30.0
 
 
 class SegmentTokens(NamedTuple):
-    """Rows of bytes as strings of the dictionary."""
+    """Rows of bytes as strings of the vocabulary."""
 
     entries: Tensor
     """[B, M] which; 0 in padding."""
@@ -256,7 +257,7 @@ class _Choice(torch.autograd.Function):
 
 
 class StringCounter:
-    """Counts the segments of a text, to choose the strings of a dictionary from them."""
+    """Counts the segments of a text, to choose the strings of a vocabulary from them."""
 
     def __init__(self) -> None:
         self.counts: Counter[bytes] = Counter()

@@ -1,6 +1,6 @@
 """The order in which a model learns.
 
-Level by level: its splitter, its autoencoder, its denoiser (which also adapts the decoder to what the trunk emits);
+Level by level: its splitter, its autoencoder, its denoiser (which also adapts the decoder to what is told);
 then one joint phase from end to end. A naive joint start gives a poor model.
 """
 
