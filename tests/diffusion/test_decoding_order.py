@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.model_helpers import chance, law, pieces_of, seeds
-from zonkey_core.diffusion import decoding_order
+from tests.model_helpers import law
 from zonkey_core.diffusion.decoding_order import (
-    FAR,
     GAP_WIDTH,
-    HIDDEN_END,
     PADDING,
-    Draft,
-    Kind,
-    draw_draft,
-    draw_plan,
+    Order,
+    at_once,
+    columns,
+    in_blocks,
     in_streams,
     lay_out,
+    opening_times,
+    side_by_side,
+    with_blocks,
     with_gaps,
 )
+from zonkey_core.slots import SlotKind
 
 CPU = torch.device("cpu")
-
-
-def dice(seed: int) -> np.random.Generator:
-    """A seeded generator of the kind that drafts are drawn with."""
-    return np.random.default_rng(seed)
 
 
 @st.composite
@@ -56,21 +52,21 @@ def slots_where(held: np.ndarray) -> list[int]:
     return [slot for slot in held.tolist() if slot >= 0]
 
 
-def assert_told_in_order(draft: Draft, count: int) -> None:
+def assert_told_in_order(order: Order, count: int) -> None:
     """Every slot of a text stands once and in its place, and where one is told, that is by the known one before it."""
-    assert {len(field) for field in draft} == {len(draft.source)}
-    assert slots_where(draft.source) == list(range(count))
-    assert (np.diff(draft.positions) >= 0).all()
-    text = draft.source >= 0
-    assert np.array_equal(draft.kinds == Kind.TEXT, text)
-    assert np.array_equal(draft.positions[text], draft.source[text])
-    place = {slot: place for place, slot in enumerate(draft.source.tolist()) if slot >= 0}
-    for teller, slot in enumerate(draft.told.tolist()):
+    assert {len(field) for field in order} == {len(order.source)}
+    assert slots_where(order.source) == list(range(count))
+    assert (np.diff(order.positions) >= 0).all()
+    text = order.source >= 0
+    assert np.array_equal(order.kinds == SlotKind.TEXT, text)
+    assert np.array_equal(order.positions[text], order.source[text])
+    place = {slot: place for place, slot in enumerate(order.source.tolist()) if slot >= 0}
+    for teller, slot in enumerate(order.told.tolist()):
         if slot >= 0:
             assert place[slot] == teller + 1
-            assert draft.order[teller] == draft.order[place[slot]] - 1
-            assert draft.positions[teller] == slot - 1
-            assert draft.kinds[teller] != Kind.END
+            assert order.order[teller] == order.order[place[slot]] - 1
+            assert order.positions[teller] == slot - 1
+            assert order.kinds[teller] != SlotKind.END
 
 
 # Texts in streams
@@ -82,10 +78,10 @@ def test_in_streams_every_slot_is_told_once(
     case: tuple[int, list[int], list[int]], begins: bool, end_order: int | None
 ) -> None:
     count, firsts, openings = case
-    draft = in_streams(count, firsts, openings, begins=begins, end_order=end_order)
-    assert_told_in_order(draft, count)
-    assert sorted(slots_where(draft.told)) == list(range(count))
-    assert (draft.remaining == -1).all()
+    order = in_streams(count, firsts, openings, begins=begins, end_order=end_order)
+    assert_told_in_order(order, count)
+    assert sorted(slots_where(order.told)) == list(range(count))
+    assert (order.remaining == -1).all()
 
 
 @law
@@ -94,24 +90,24 @@ def test_streams_open_where_and_when_they_are_to(
     case: tuple[int, list[int], list[int]], begins: bool, end_order: int | None
 ) -> None:
     count, firsts, openings = case
-    draft = in_streams(count, firsts, openings, begins=begins, end_order=end_order)
-    gates = np.isin(draft.kinds, (Kind.STREAM, Kind.DOCUMENT, Kind.GAP))
-    assert draft.told[gates].tolist() == firsts and draft.order[gates].tolist() == openings
-    opening = Kind.DOCUMENT if begins else Kind.STREAM
-    assert draft.kinds[gates].tolist() == [opening, *[Kind.STREAM] * (len(firsts) - 1)]
-    ends = draft.kinds == Kind.END
+    order = in_streams(count, firsts, openings, begins=begins, end_order=end_order)
+    gates = np.isin(order.kinds, (SlotKind.STREAM, SlotKind.DOCUMENT, SlotKind.GAP))
+    assert order.told[gates].tolist() == firsts and order.order[gates].tolist() == openings
+    opening = SlotKind.DOCUMENT if begins else SlotKind.STREAM
+    assert order.kinds[gates].tolist() == [opening, *[SlotKind.STREAM] * (len(firsts) - 1)]
+    ends = order.kinds == SlotKind.END
     assert ends.sum() == (end_order is not None)
     if end_order is not None:
-        assert ends[-1] and draft.positions[-1] == count and draft.order[-1] == end_order
+        assert ends[-1] and order.positions[-1] == count and order.order[-1] == end_order
     for (first, last), opened in zip(itertools.pairwise([*firsts, count]), openings, strict=True):
-        inside = (draft.source >= first) & (draft.source < last)
-        assert draft.order[inside].tolist() == list(range(opened + 1, opened + 1 + last - first))
+        inside = (order.source >= first) & (order.source < last)
+        assert order.order[inside].tolist() == list(range(opened + 1, opened + 1 + last - first))
 
 
 def test_a_text_of_nothing_is_an_opening() -> None:
-    draft = in_streams(0, [0], [0], begins=True, end_order=None)
-    assert draft.kinds.tolist() == [Kind.DOCUMENT]
-    assert draft.source.tolist() == draft.told.tolist() == [-1], "and tells nothing"
+    order = in_streams(0, [0], [0], begins=True, end_order=None)
+    assert order.kinds.tolist() == [SlotKind.DOCUMENT]
+    assert order.source.tolist() == order.told.tolist() == [-1], "and tells nothing"
 
 
 # Texts with gaps
@@ -123,16 +119,16 @@ def test_in_gaps_every_open_slot_is_told_once(
     case: tuple[int, list[tuple[int, int]]], begins: bool, ends: bool
 ) -> None:
     count, gaps = case
-    draft = with_gaps(count, gaps, begins=begins, ends=ends, measured=True)
-    assert_told_in_order(draft, count)
+    order = with_gaps(count, gaps, begins=begins, ends=ends, measured=True)
+    assert_told_in_order(order, count)
     missing = [slot for first, last in gaps for slot in range(first, last)]
-    assert sorted(slots_where(draft.told)) == missing
-    assert (draft.remaining == -1).all()
-    known = (draft.source >= 0) & ~np.isin(draft.source, missing)
-    assert (draft.order[known | (draft.kinds != Kind.TEXT)] == 0).all()
+    assert sorted(slots_where(order.told)) == missing
+    assert (order.remaining == -1).all()
+    known = (order.source >= 0) & ~np.isin(order.source, missing)
+    assert (order.order[known | (order.kinds != SlotKind.TEXT)] == 0).all()
     for first, last in gaps:
-        inside = (draft.source >= first) & (draft.source < last)
-        assert draft.order[inside].tolist() == list(range(1, last - first + 1))
+        inside = (order.source >= first) & (order.source < last)
+        assert order.order[inside].tolist() == list(range(1, last - first + 1))
 
 
 @law
@@ -141,14 +137,14 @@ def test_gaps_begin_with_openings_and_ends_are_marked(
     case: tuple[int, list[tuple[int, int]]], begins: bool, ends: bool, measured: bool
 ) -> None:
     count, gaps = case
-    draft = with_gaps(count, gaps, begins=begins, ends=ends, measured=measured)
-    assert (draft.kinds == Kind.GAP).sum() == len(gaps) and not (draft.kinds == Kind.STREAM).any()
-    assert (draft.kinds == Kind.DOCUMENT).tolist() == [begins and not place for place in range(len(draft.kinds))]
-    assert (draft.kinds == Kind.END).sum() == ends and (draft.kinds[-1] == Kind.END or not ends)
+    order = with_gaps(count, gaps, begins=begins, ends=ends, measured=measured)
+    assert (order.kinds == SlotKind.GAP).sum() == len(gaps) and not (order.kinds == SlotKind.STREAM).any()
+    assert (order.kinds == SlotKind.DOCUMENT).tolist() == [begins and not place for place in range(len(order.kinds))]
+    assert (order.kinds == SlotKind.END).sum() == ends and (order.kinds[-1] == SlotKind.END or not ends)
     if begins:
-        assert draft.positions[0] == -1
+        assert order.positions[0] == -1
     if ends and measured:
-        assert draft.positions[-1] == count
+        assert order.positions[-1] == count
 
 
 @law
@@ -168,7 +164,7 @@ def test_what_is_unmeasured_looks_the_same_whatever_its_length(
     )
     for name in ("kinds", "positions", "order", "told"):
         assert np.array_equal(getattr(one, name), getattr(other, name)), name
-    asked = one.kinds == Kind.GAP
+    asked = one.kinds == SlotKind.GAP
     assert one.remaining[asked].tolist() == [last - first for first, last in gaps]
     assert other.remaining[asked].tolist() == lengths
     assert (one.remaining[~asked] == -1).all() and (one.told == -1).all() and (one.order == 0).all()
@@ -194,159 +190,355 @@ def test_a_gap_that_is_as_wide_as_it_seems_moves_nothing(
     assert slots_where(unmeasured.source) == [slot for slot in range(count) if slot not in missing]
 
 
-# What training asks
+# Texts in blocks
 
 
-drafts = st.tuples(st.integers(1, 150), seeds, st.booleans(), st.booleans())
+class Blocks(NamedTuple):
+    """A text in blocks."""
+
+    lengths: list[int]
+    steps: int
+    known: int
+    summarised: int
+
+    @property
+    def edges(self) -> list[int]:
+        """Where blocks begin, and the end."""
+        return [0, *itertools.accumulate(self.lengths)]
+
+    @property
+    def rest(self) -> dict[int, int]:
+        """Blocks that are not known whole, with how many of their slots are open."""
+        spans = enumerate(itertools.pairwise(self.edges))
+        sizes = {block: last - max(first, self.known) for block, (first, last) in spans if block >= self.summarised}
+        return {block: size for block, size in sizes.items() if size > 0}
+
+    def order(self, *, begins: bool = True, ends: bool = True) -> Order:
+        return in_blocks(
+            self.lengths, self.steps, known=self.known, summarised=self.summarised, begins=begins, ends=ends
+        )
 
 
-def drawn(case: tuple[int, int, bool, bool]) -> tuple[Draft, bool]:
-    """A document as training asks for it."""
-    count, seed, begins, ends = case
-    return draw_draft(count, dice(seed), begins=begins, ends=ends)
+@st.composite
+def blocks(draw: st.DrawFn) -> Blocks:
+    """Blocks, of which the first slots are known, or the first blocks summarised, or neither."""
+    lengths = draw(st.lists(st.integers(1, 9), min_size=1, max_size=7))
+    steps = draw(st.integers(1, sum(lengths) + 3))
+    known = draw(st.just(0) | st.integers(0, sum(lengths)))
+    return Blocks(lengths, steps, known, 0 if known else draw(st.just(0) | st.integers(0, len(lengths))))
+
+
+def evaluations(order: Order) -> int:
+    """How many it takes to tell all that is asked."""
+    return int(order.order[order.told >= 0].max(initial=-1)) + 1
+
+
+def tell(order: Order, held: set[int]) -> list[list[int]]:
+    """The slots that each evaluation tells, where only those in `held` are known at first."""
+    told_in = []
+    for time in range(evaluations(order)):
+        made = order.order <= time
+        assert set(slots_where(order.source[made])) <= held, "what is read is known by then"
+        told = slots_where(order.told[order.order == time])
+        assert not held & set(told) and len(set(told)) == len(told), "and what is asked is not"
+        held |= set(told)
+        told_in.append(told)
+    return told_in
 
 
 @law
-@given(drafts)
-def test_what_training_asks_can_be_written(case: tuple[int, int, bool, bool]) -> None:
-    """All that is not known is told, once, and by a slot that is known before it."""
-    draft, _ = drawn(case)
-    told = slots_where(draft.told)
-    assert len(told) == len(set(told))
-    if (draft.kinds == Kind.GAP).any():
-        known = slots_where(draft.source[draft.order == 0])
-        unheld = sorted(set(range(case[0])) - set(slots_where(draft.source)))
-        assert sorted([*known, *told, *unheld]) == list(range(case[0]))
-        assert not (told and unheld), "gaps are measured all, or none is"
-        if told:
-            assert_told_in_order(draft, case[0])
-    else:
-        assert_told_in_order(draft, case[0])
-        assert sorted(told) == list(range(case[0]))
-    assert told or (draft.remaining >= 0).any(), "and no document is for nothing"
+@given(blocks(), st.booleans(), st.booleans())
+def test_in_blocks_every_open_slot_is_told_once_and_no_known_one(case: Blocks, begins: bool, ends: bool) -> None:
+    order = case.order(begins=begins, ends=ends)
+    first = case.edges[case.summarised]
+    assert slots_where(order.source) == list(range(first, case.edges[-1]))
+    told_in = tell(order, set(range(first, case.known)))
+    assert sorted(itertools.chain(*told_in)) == list(range(max(first, case.known), case.edges[-1]))
+    assert (order.remaining == -1).all()
+    place = {slot: place for place, slot in enumerate(order.source.tolist()) if slot >= 0}
+    for teller, slot in enumerate(order.told.tolist()):
+        if slot >= 0:
+            assert place[slot] == teller + 1 and order.positions[teller] == slot - 1
+            assert order.order[place[slot]] == order.order[teller] + 1, "and is read in the next evaluation"
 
 
 @law
-@given(drafts)
-def test_a_length_is_asked_of_those_who_cannot_see_it(case: tuple[int, int, bool, bool]) -> None:
-    draft, certain = drawn(case)
-    count, _, _, ends = case
-    places = np.flatnonzero(draft.remaining >= 0)
-    gapped = bool((draft.kinds == Kind.GAP).any())
-    assert certain == (gapped or ends)
-    for place in places.tolist():
-        if gapped:
-            assert draft.kinds[place] == Kind.GAP and 1 <= draft.remaining[place] <= GAP_WIDTH
-            assert not (draft.told >= 0).any()
+@given(blocks())
+def test_blocks_are_told_side_by_side_in_as_many_evaluations_as_there_are(case: Blocks) -> None:
+    order = case.order()
+    rest = case.rest
+    found = evaluations(order)
+    assert found <= case.steps
+    longest = max(rest.values(), default=0)
+    assert found >= -(-longest // max(1, -(-longest // case.steps))), "the longest in as few streams as will do"
+    if case.steps >= sum(rest.values()):
+        assert found == sum(rest.values())
+    elif len(rest) > 1 and list(rest.values())[-1] <= case.steps:
+        last = min(case.steps - list(rest.values())[-1], sum(list(rest.values())[:-1]))
+        assert order.order[(order.kinds == SlotKind.BLOCK) & (order.blocks == max(rest))].tolist() == [last]
+
+
+@law
+@given(blocks())
+def test_with_time_for_all_slots_each_sees_all_before_it(case: Blocks) -> None:
+    case = case._replace(steps=sum(case.rest.values()) + case.steps)
+    first = max(case.known, case.edges[case.summarised])
+    assert tell(case.order(), set(range(case.edges[case.summarised], case.known))) == [
+        [slot] for slot in range(first, case.edges[-1])
+    ]
+
+
+@law
+@given(blocks())
+def test_one_evaluation_tells_everything(case: Blocks) -> None:
+    case = case._replace(steps=1)
+    order = case.order()
+    first = max(case.known, case.edges[case.summarised])
+    told = tell(order, set(range(case.edges[case.summarised], case.known)))
+    assert told == [list(range(first, case.edges[-1]))] * bool(case.rest)
+
+
+@law
+@given(blocks())
+def test_a_block_is_told_in_no_more_streams_than_its_length_makes_necessary(case: Blocks) -> None:
+    order = case.order()
+    for block, (first, last) in enumerate(itertools.pairwise(case.edges)):
+        inside = order.blocks == block
+        gates = inside & (order.source < 0)
+        if block not in case.rest:
+            assert gates.sum() == 1 and (order.told[inside] == -1).all() and (order.order[inside] == 0).all()
+            held = range(first, last if block >= case.summarised else first)
+            assert order.source[inside].tolist() == [-1, *held]
             continue
-        seen = draft.order <= draft.order[place]
-        assert draft.positions[seen].max() == draft.positions[place], "nothing behind it is known"
-        assert not (draft.kinds[seen] == Kind.END).any()
-        assert draft.remaining[place] == count - 1 - draft.positions[place]
-    if not gapped:
-        assert 0 in places, "how long a text becomes is asked at its beginning"
+        known = max(0, case.known - first)
+        assert gates.sum() == -(-case.rest[block] // case.steps)
+        asked = order.told[inside & (order.told >= 0)]
+        assert asked.tolist() == list(range(first + known, last)), "in the order of the text"
+        held = order.order[inside & (order.source >= 0)]
+        assert (held[:known] == 0).all()
+        falls = np.flatnonzero(np.diff(held[known:]) < 1) + 1
+        sizes = np.diff([0, *falls, last - first - known])
+        assert len(sizes) == gates.sum() and sizes.max() - sizes.min() <= 1, "of about equal length"
+        opened = held[known:] - np.concatenate([np.arange(size) for size in sizes]) - 1
+        assert (opened == opened[0]).all(), "and all open together"
+        times = order.order[gates].tolist()
+        assert times == [0 if known else opened[0], *[opened[0]] * (len(times) - 1)]
 
 
 @law
-@given(seeds, st.booleans())
-def test_the_shortest_documents_are_told_as_well(seed: int, begins: bool) -> None:
-    draft, certain = draw_draft(1, dice(seed), begins=begins, ends=True)
-    assert certain and slots_where(draft.told) == slots_where(draft.source) == [0]
-    assert draft.remaining.tolist()[0] == 1
-    assert draft.kinds.tolist() == [Kind.DOCUMENT if begins else Kind.STREAM, Kind.TEXT, Kind.END]
-
-
-def test_documents_are_asked_in_all_ways() -> None:
-    """Shares of what is asked, of documents long enough for anything."""
-    count, number, generator = 100, 3000, dice(5)
-    found = [draw_draft(count, generator, begins=True, ends=True)[0] for _ in range(number)]
-    gapped = [draft for draft in found if (draft.kinds == Kind.GAP).any()]
-    written = [draft for draft in found if not (draft.kinds == Kind.GAP).any()]
-    assert len(gapped) / number == pytest.approx(decoding_order.GAPPED, abs=0.03)
-    unmeasured = sum(not (draft.told >= 0).any() for draft in gapped)
-    assert unmeasured / len(gapped) == pytest.approx(decoding_order.UNMEASURED, abs=0.06)
-    numbers = np.array([(draft.kinds <= Kind.DOCUMENT).sum() - count for draft in written])
-    assert (numbers == 1).mean() > decoding_order.ONE_STREAM - 0.03 and (numbers > 12).mean() > 0.02
-    shown = np.mean([draft.kinds[-1] == Kind.END for draft in written])
-    assert count > FAR and shown == pytest.approx(1 - HIDDEN_END, abs=0.03)
-    early = np.mean([draft.order[-1] == 1 for draft in written if draft.kinds[-1] == Kind.END])
-    assert early == pytest.approx(decoding_order.AT_ONCE, abs=0.05)
-
-
-def test_only_what_is_known_to_end_has_an_end() -> None:
-    for count, ends in ((20, False), (20, True), (FAR, True), (200, False)):
-        found = [draw_draft(count, dice(seed), begins=True, ends=ends)[0] for seed in range(60)]
-        assert all((draft.kinds[-1] == Kind.END) == ends for draft in found)
-
-
-# Plans
-
-
-rows_of_documents = st.lists(st.lists(st.integers(1, 25), min_size=1, max_size=4), min_size=1, max_size=4)
+@given(blocks(), st.booleans(), st.booleans())
+def test_blocks_begin_with_openings_and_positions_are_those_of_the_text(
+    case: Blocks, begins: bool, ends: bool
+) -> None:
+    """Of blocks that are summarised, the places stay free."""
+    order = case.order(begins=begins, ends=ends)
+    text = order.source >= 0
+    assert np.array_equal(order.kinds == SlotKind.TEXT, text)
+    assert np.array_equal(order.positions[text], order.source[text])
+    assert (np.diff(order.positions) >= 0).all()
+    gates = np.isin(order.kinds, (SlotKind.BLOCK, SlotKind.DOCUMENT))
+    assert order.positions[gates].tolist() == [first - 1 for first in case.edges[:-1]]
+    assert order.blocks[gates].tolist() == list(range(len(case.lengths)))
+    assert order.kinds[0] == (SlotKind.DOCUMENT if begins else SlotKind.BLOCK)
+    assert (order.kinds == SlotKind.DOCUMENT).sum() == begins
+    assert (order.kinds == SlotKind.END).sum() == ends
+    if ends:
+        end = tuple(int(field[-1]) for field in order)
+        blank = Order(-1, SlotKind.END, case.edges[-1], 0, -1, -1, -1, 0)  # type: ignore[arg-type]
+        assert end == tuple(blank)
 
 
 @law
-@given(rows_of_documents, seeds)
-def test_a_plan_keeps_documents_apart_and_in_order(lengths: list[list[int]], seed: int) -> None:
-    pieces = pieces_of(lengths, begins=[bool((seed >> row) % 2) for row in range(len(lengths))])
-    plan = draw_plan(pieces.slot_mask, pieces.document_mask, chance(seed))
-    layout = plan.layout
-    for row, documents in enumerate(lengths):
-        edges = [0, *itertools.accumulate(documents)]
-        real = layout.documents[row] != PADDING
-        assert (real.int().diff() <= 0).all(), "padding comes last"
-        assert (layout.documents[row][real].diff() >= 0).all()
-        for number, (first, last) in enumerate(itertools.pairwise(edges)):
-            mine = layout.documents[row] == number
-            held, told = (field[row][mine] for field in (plan.source, plan.told))
-            for slots in (held[held >= 0], told[told >= 0]):
-                assert ((slots >= first) & (slots < last)).all() and len(slots.unique()) == len(slots)
-            assert mine.any() and (layout.order[row][mine] == 0).any()
-            opened = (layout.kinds[row][mine] == Kind.DOCUMENT).any()
-            assert opened == pieces.document_mask[row, first], "where a document begins, that is known"
-            if number == len(documents) - 1:
-                assert not (layout.kinds[row][mine] == Kind.END).any(), "it may go on behind the row"
-                certain = (layout.kinds[row][mine] == Kind.GAP).any()
-                assert (plan.certain_mask[row][mine] == certain).all()
-            else:
-                assert plan.certain_mask[row][mine].all()
-        padding = ~real
-        for field in (plan.source, plan.told, plan.remaining):
-            assert (field[row][padding] == -1).all()
-        assert not plan.certain_mask[row][padding].any()
+@given(blocks())
+def test_a_reading_belongs_to_the_block_of_what_it_asks_and_knows_how_much_of_it_is_left(case: Blocks) -> None:
+    order = case.order(ends=False)
+    assert (order.blocks >= 0).all()
+    for place, block in enumerate(order.blocks.tolist()):
+        first, last = case.edges[block], case.edges[block + 1]
+        for slot in (order.told[place], order.source[place]):
+            assert slot == -1 or first <= slot < last
+        if order.told[place] >= 0:
+            assert order.left[place] == last - order.told[place]
+        elif order.source[place] < 0:
+            assert order.left[place] == last - first, "an opening that asks nothing says how long its block is"
+        else:
+            assert 0 <= order.left[place] <= last - order.source[place]
+
+
+def test_two_blocks_by_hand() -> None:
+    order = in_blocks([3, 2], 3, begins=True, ends=True)
+    document, block, text, end = SlotKind.DOCUMENT, SlotKind.BLOCK, SlotKind.TEXT, SlotKind.END
+    assert order.kinds.tolist() == [document, text, text, text, block, text, text, end]
+    assert order.source.tolist() == [-1, 0, 1, 2, -1, 3, 4, -1]
+    assert order.told.tolist() == [0, 1, 2, -1, 3, 4, -1, -1]
+    assert order.order.tolist() == [0, 1, 2, 3, 1, 2, 3, 0]
+    assert order.positions.tolist() == [-1, 0, 1, 2, 2, 3, 4, 5]
+    assert order.blocks.tolist() == [0, 0, 0, 0, 1, 1, 1, -1]
+    assert order.left.tolist() == [3, 2, 1, 0, 2, 1, 0, 0]
+
+
+def test_a_block_in_two_streams_behind_a_prompt_by_hand() -> None:
+    order = in_blocks([2, 6], 2, known=4, begins=False, ends=False)
+    block, text, stream = SlotKind.BLOCK, SlotKind.TEXT, SlotKind.STREAM
+    assert order.kinds.tolist() == [block, text, text, block, *[text] * 4, stream, text, text]
+    assert order.source.tolist() == [-1, 0, 1, -1, 2, 3, 4, 5, -1, 6, 7]
+    assert order.told.tolist() == [-1, -1, -1, -1, -1, 4, 5, -1, 6, 7, -1]
+    assert order.order.tolist() == [0, 0, 0, 0, 0, 0, 1, 2, 0, 1, 2]
+    assert order.positions.tolist() == [-1, 0, 1, 1, 2, 3, 4, 5, 5, 6, 7]
+    assert order.left[3:].tolist() == [6, 5, 4, 3, 2, 2, 1, 0]
 
 
 @law
-@given(rows_of_documents, seeds)
-def test_a_plan_is_decided_by_its_generator(lengths: list[list[int]], seed: int) -> None:
-    pieces = pieces_of(lengths)
-    one, same = (draw_plan(pieces.slot_mask, pieces.document_mask, chance(seed)) for _ in range(2))
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(one.layout, same.layout, strict=True))
-    assert all(torch.equal(mine, theirs) for mine, theirs in zip(one[1:], same[1:], strict=True))
+@given(st.booleans(), st.integers(1, 5))
+def test_no_blocks_are_an_end_or_nothing(begins: bool, steps: int) -> None:
+    order = in_blocks([], steps, begins=begins, ends=True)
+    assert order.kinds.tolist() == [SlotKind.END] and order.positions.tolist() == [0]
+    assert not len(in_blocks([], steps, begins=begins, ends=False).source)
 
 
-def test_other_generators_draw_other_plans() -> None:
-    pieces = pieces_of([[40, 25]])
-    plans = [draw_plan(pieces.slot_mask, pieces.document_mask, chance(seed)) for seed in range(20)]
-    shapes = {plan.layout.order.numpy().tobytes() for plan in plans}
-    assert len(shapes) > 15
+# When blocks open
+
+
+lengths_of_blocks = st.lists(st.integers(1, 12), min_size=1, max_size=9)
 
 
 @law
-@given(st.lists(streams(), min_size=1, max_size=4), st.integers(0, 5))
-def test_drafts_are_laid_out_as_they_are(cases: list[tuple[int, list[int], list[int]]], spare: int) -> None:
-    chosen = [in_streams(*case, begins=True, end_order=1) for case in cases]
-    length = max(len(draft.source) for draft in chosen) + spare
-    plan = lay_out(chosen, length, CPU)
-    assert plan.source.shape == (len(cases), length)
-    for row, draft in enumerate(chosen):
-        own = slice(len(draft.source))
-        for tensor, field in (
-            (plan.layout.kinds, draft.kinds), (plan.layout.positions, draft.positions),
-            (plan.layout.order, draft.order), (plan.source, draft.source), (plan.told, draft.told),
-            (plan.remaining, draft.remaining),
-        ):
-            assert tensor[row, own].tolist() == field.tolist()
-        assert (plan.layout.documents[row, own] == 0).all()
-        assert (plan.layout.documents[row, len(draft.source) :] == PADDING).all()
-        assert plan.layout.kinds.min() >= 0, "padding is of a kind that exists"
+@given(lengths_of_blocks, st.integers(1, 80))
+def test_blocks_open_in_time_and_never_after_all_before_them_is_told(lengths: list[int], steps: int) -> None:
+    times = opening_times(lengths, steps)
+    assert len(times) == len(lengths) and times[0] == 0
+    before = [0, *itertools.accumulate(lengths)]
+    for time, size, passed in zip(times, lengths, before, strict=False):
+        assert 0 <= time <= passed
+        assert time + size <= max(steps, size)
+    if steps >= sum(lengths):
+        assert times == before[:-1]
+    elif len(lengths) > 1:
+        assert times[-1] == min(max(0, steps - lengths[-1]), before[-2]), "the last as late as there is time"
+
+
+@law
+@given(lengths_of_blocks, st.integers(1, 80), st.integers(0, 9))
+def test_with_more_time_no_block_opens_earlier(lengths: list[int], steps: int, more: int) -> None:
+    pairs = zip(opening_times(lengths, steps), opening_times(lengths, steps + more), strict=True)
+    assert all(short <= long for short, long in pairs)
+
+
+@law
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 90))
+def test_blocks_of_one_length_open_in_turn_and_evenly(number: int, length: int, steps: int) -> None:
+    times = opening_times([length] * number, steps)
+    between = np.diff(times)
+    assert (between >= 0).all() and (between <= length).all()
+    assert not len(between) or between.max() - between.min() <= 1
+
+
+def test_opening_times_by_hand() -> None:
+    assert opening_times([], 4) == []
+    assert opening_times([5, 2, 3], 1) == opening_times([5, 2, 3], 2) == [0, 0, 0]
+    assert opening_times([5, 2, 3], 5) == [0, 2, 2]
+    assert opening_times([5, 2, 3], 9) == [0, 4, 6]
+    assert opening_times([5, 2, 3], 10) == opening_times([5, 2, 3], 99) == [0, 5, 7]
+    assert opening_times([1, 1, 6], 7) == [0, 1, 1], "none waits for nothing"
+
+
+# All at once
+
+
+@law
+@given(st.lists(st.booleans(), max_size=20), st.booleans(), st.booleans(), st.booleans())
+def test_at_once_every_slot_is_held_or_asks_itself(
+    held: list[bool], anything: bool, begins: bool, ends: bool
+) -> None:
+    count, known = len(held), np.array(held, dtype=bool)
+    if not anything:
+        known[:] = False
+    order = at_once(count, begins=begins, ends=ends, known=known if anything else None)
+    assert {len(field) for field in order} == {1 + count + ends}
+    inside = slice(1, count + 1)
+    assert slots_where(order.source) == np.flatnonzero(known).tolist()
+    assert slots_where(order.told) == np.flatnonzero(~known).tolist()
+    assert order.source[inside][known].tolist() == order.positions[inside][known].tolist()
+    assert order.positions[: count + 1].tolist() == list(range(-1, count))
+    assert order.kinds[0] == (SlotKind.DOCUMENT if begins else SlotKind.STREAM)
+    assert (order.kinds[inside] == np.where(known, SlotKind.TEXT, SlotKind.OPEN)).all()
+    if ends:
+        assert order.kinds[-1] == SlotKind.END and order.positions[-1] == count
+    assert (order.order == 0).all(), "all see all"
+    assert (order.remaining == -1).all() and (order.blocks == -1).all() and (order.left == 0).all()
+
+
+# Blocks of other orders
+
+
+@st.composite
+def any_orders(draw: st.DrawFn) -> tuple[Order, int]:
+    """An order of another kind, and its number of slots."""
+    begins, ends, measured = (draw(st.booleans()) for _ in range(3))
+    way = draw(st.integers(0, 2))
+    if way == 0:
+        count, gaps = draw(gapped())
+        return with_gaps(count, gaps, begins=begins, ends=ends, measured=measured), count
+    if way == 1:
+        case = draw(streams())
+        return in_streams(*case, begins=begins, end_order=1 if ends else None), case[0]
+    held = draw(st.lists(st.booleans(), min_size=1, max_size=20))
+    return at_once(len(held), begins=begins, ends=ends, known=np.array(held)), len(held)
+
+
+@law
+@given(any_orders(), st.data())
+def test_each_reading_belongs_to_the_block_of_what_it_asks_or_else_holds(
+    case: tuple[Order, int], data: st.DataObject
+) -> None:
+    order, count = case
+    cuts = sorted({0, *data.draw(st.lists(st.integers(0, count - 1), max_size=5))})
+    lengths = np.diff([*cuts, count]).tolist()
+    block_of = [block for block, length in enumerate(lengths) for _ in range(length)]
+    found = with_blocks(order, lengths)
+    for place, block in enumerate(found.blocks.tolist()):
+        slot = int(order.told[place]) if order.told[place] >= 0 else int(order.source[place])
+        assert block == (block_of[slot] if slot >= 0 else -1)
+    for name in set(Order._fields) - {"blocks"}:
+        assert np.array_equal(getattr(found, name), getattr(order, name)), name
+    assert (found.left == 0).all(), "how long they are is not known"
+
+
+def test_the_blocks_of_blocks_are_the_blocks() -> None:
+    for case in (Blocks([3, 1, 4], 3, 0, 0), Blocks([3, 1, 4], 2, 2, 0)):
+        order = case.order()
+        asked = (order.told >= 0) | (order.source >= 0)
+        assert np.array_equal(with_blocks(order, case.lengths).blocks[asked], order.blocks[asked])
+
+
+# Rows of orders
+
+
+@law
+@given(st.lists(any_orders() | blocks().map(lambda case: (case.order(), 0)), min_size=1, max_size=4), st.integers(0, 5))
+def test_orders_are_laid_out_as_they_are(cases: list[tuple[Order, int]], spare: int) -> None:
+    orders = [order for order, _ in cases]
+    length = max(len(order.source) for order in orders) + spare
+    rows = lay_out(orders, length, CPU)
+    assert rows.source.shape == (len(orders), length)
+    assert not rows.layout.silent_mask.any()
+    for row, order in enumerate(orders):
+        own, padding = slice(len(order.source)), slice(len(order.source), None)
+        for name in Order._fields:
+            tensor = getattr(rows.layout if name in ("kinds", "positions", "order") else rows, name)
+            assert tensor[row, own].tolist() == getattr(order, name).tolist(), name
+        assert (rows.layout.documents[row, own] == 0).all() and rows.certain_mask[row, own].all()
+        assert (rows.layout.documents[row, padding] == PADDING).all()
+        for tensor in (rows.source, rows.told, rows.remaining, rows.blocks):
+            assert (tensor[row, padding] == -1).all()
+        assert not rows.certain_mask[row, padding].any() and (rows.left[row, padding] == 0).all()
+    assert rows.layout.kinds.min() >= 0, "padding is of a kind that exists"
+
+
+def test_documents_of_one_row_keep_their_numbers_and_how_certain_they_are() -> None:
+    first, second = at_once(2, begins=True, ends=True), in_streams(3, [0], [0], begins=True, end_order=None)
+    row = np.concatenate([columns(first, 0, certain=True), columns(second, 1, certain=False)], 1)
+    rows = side_by_side([row], row.shape[1] + 1, CPU)
+    assert rows.layout.documents.tolist() == [[0] * 4 + [1] * 4 + [PADDING]]
+    assert rows.certain_mask.tolist() == [[True] * 4 + [False] * 5]
+    assert rows.layout.kinds[0, :8].tolist() == [*first.kinds.tolist(), *second.kinds.tolist()]
