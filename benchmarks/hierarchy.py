@@ -1,0 +1,124 @@
+"""Does the hierarchy earn its keep? Text of all levels beside text of the lowest level alone, in one run.
+
+    python benchmarks/hierarchy.py --model DIR --data wiki --data-config 20180101.simple --data-dir DIR --steps 4,8,32
+
+For each number of evaluations both write the same number of texts. Differences are all levels less the lowest alone,
+with 95 % intervals from random halves of the texts; real held-out text is the ceiling. Rows are JSON lines on standard
+output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from zonkey_core.checkpoint import load_model
+from zonkey_core.data import SourceSpec
+from zonkey_core.evaluation.baselines.judge import get_judge
+from zonkey_core.evaluation.context import EvaluationContext, EvaluationOptions
+from zonkey_core.evaluation.metrics.coherence import coherence_gains
+from zonkey_core.evaluation.metrics.text_metrics import HALVES, METRICS, Remembered, TrainingWords, Yardstick
+from zonkey_core.evaluation.store import Store
+from zonkey_core.evaluation.tasks.generation import real_texts
+from zonkey_core.evaluation.tasks.runner import identify_model
+from zonkey_core.evaluation.texts import load_texts
+from zonkey_core.inference.generation import SamplingOptions, generate
+from zonkey_core.model.model import Zonkey
+
+FIGURES = ("known_words", "judge_gap", "jsd_4")
+FIRST_SEED = 1000
+
+
+def write(model: Zonkey, count: int, size: int, steps: int, level: int | None) -> tuple[list[bytes], float]:
+    """Texts, and the seconds that they took."""
+    began = time.perf_counter()
+    options = SamplingOptions(steps=steps, max_bytes=size, level=level)
+    texts = [sample.text for sample in generate(model, seeds=range(FIRST_SEED, FIRST_SEED + count), options=options)]
+    return texts, time.perf_counter() - began
+
+
+def figures(texts: Sequence[bytes], yardstick: Yardstick) -> dict[str, float]:
+    """Each figure of a set of texts; the judge's gap with its sign."""
+    return {name: METRICS[name].figure(texts, yardstick)(np.arange(len(texts))) for name in FIGURES}
+
+
+def difference(
+    ours: Sequence[bytes], alone: Sequence[bytes], yardstick: Yardstick, name: str
+) -> tuple[float, float, float]:
+    """A figure of one set less that of the other, gaps without their sign, with its 95 % interval."""
+    rule = METRICS[name]
+    pair = [rule.figure(texts, yardstick) for texts in (ours, alone)]
+
+    def value(chosen: tuple[np.ndarray, np.ndarray]) -> float:
+        found = [figure(which) for figure, which in zip(pair, chosen, strict=True)]
+        return float(abs(found[0]) - abs(found[1]) if rule.is_gap else found[0] - found[1])
+
+    chance = np.random.default_rng(0)
+    everything = np.arange(len(ours)), np.arange(len(alone))
+    halves = [
+        value((np.sort(chance.permutation(len(ours))[: len(ours) // 2]),
+               np.sort(chance.permutation(len(alone))[: len(alone) // 2])))
+        for _ in range(HALVES)
+    ]  # fmt: skip
+    centred = value(everything) + np.array(halves) - np.mean(halves)
+    low, high = np.quantile(centred, [0.025, 0.975])
+    return value(everything), float(low), float(high)
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """Measure and print; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data", default="wiki")
+    parser.add_argument("--data-config", default="20180101.simple")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--samples", type=int, default=200)
+    parser.add_argument("--sample-bytes", type=int, default=512)
+    parser.add_argument("--limit", type=int, default=1_000_000)
+    parser.add_argument("--steps", default="4,8,32")
+    arguments = parser.parse_args(given)
+    spec = SourceSpec(sources=(arguments.data,), wiki_config=arguments.data_config, wiki_dir=arguments.data_dir)
+    options = EvaluationOptions(limit=arguments.limit, sample_bytes=arguments.sample_bytes)
+    texts = load_texts(spec, None, limit=options.limit, training_bytes=options.training_bytes, seed=options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        context = EvaluationContext(
+            model=load_model(arguments.model), model_path=arguments.model,
+            model_identity=identify_model(arguments.model), texts=texts, options=options, store=Store(Path(folder)),
+            report=lambda what, share: None,
+        )  # fmt: skip
+        judge = get_judge(context)
+        reference, other = real_texts(texts.reference, arguments.samples, arguments.sample_bytes)
+        yardstick = Yardstick(
+            reference=reference, training=TrainingWords(texts.training), judge=Remembered(judge.nats_per_byte)
+        )
+
+        def report(row: dict[str, object]) -> None:
+            sys.stdout.buffer.write(msgspec.json.encode(row) + b"\n")
+            sys.stdout.flush()
+
+        gain = float(coherence_gains(other, judge.conditional_nats).mean())
+        report({"texts": "real", **figures(other, yardstick), "coherence": gain})
+        for steps in map(int, arguments.steps.split(",")):
+            both = []
+            for name, level in (("all levels", None), ("lowest level alone", 0)):
+                written, seconds = write(context.model, arguments.samples, arguments.sample_bytes, steps, level)
+                both.append(written)
+                gains = coherence_gains(written, judge.conditional_nats)
+                report({
+                    "texts": name, "steps": steps, "seconds": seconds, **figures(written, yardstick),
+                    "coherence": float(gains.mean()) if len(gains) else None,
+                })  # fmt: skip
+            for name in FIGURES:
+                report({"difference": name, "steps": steps, "value, low, high": difference(*both, yardstick, name)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
