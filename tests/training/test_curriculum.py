@@ -270,7 +270,8 @@ def test_guides_are_trained_at_their_rate(tmp_path: Path) -> None:
     before = run.tensors()
     run.resume(stop_at=9)
     after = run.tensors()
-    moves = {name: float((after[name] - before[name]).abs().max()) for name in before if name[:13] == "live.bottom.above."}
+    above = [name for name in before if name.startswith("live.bottom.above.")]
+    moves = {name: float((after[name] - before[name]).abs().max()) for name in above}
     assert max(move for name, move in moves.items() if ".guide." in name) < 1e-9
     assert max(move for name, move in moves.items() if ".reader." in name) > 1e-4
 
