@@ -25,6 +25,8 @@ LEAST_SHARE = 0.005
 """Entries less likely than the likeliest by this factor are not drawn (Nguyen et al. 2024, "min-p")."""
 SMALLEST = 1e-9
 """Stands for a chance of 0, which would draw what has no weight."""
+TOGETHER = 16
+"""Texts that are formed side by side; fewer are padded to so many."""
 EMPTY = -1
 """Stands for the entry of a slot that is still open."""
 

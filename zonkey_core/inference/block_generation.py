@@ -26,14 +26,12 @@ from zonkey_core.diffusion.decoding_order import (
     with_blocks,
     with_gaps,
 )
-from zonkey_core.inference.block_decoding import EMPTY, Board, Row, read_whole
+from zonkey_core.inference.block_decoding import EMPTY, TOGETHER, Board, Row, read_whole
 from zonkey_core.inference.planning import BlockPlan
 from zonkey_core.model.length_model import EDGES, draw_counts
 from zonkey_core.model.level import Level
 from zonkey_core.slots import SlotKind
 
-TOGETHER = 16
-"""Texts that are written side by side; fewer are padded to so many."""
 KNOWN_STEP = 32
 """What stands already is padded to a multiple of so many slots."""
 STAGGER = 4

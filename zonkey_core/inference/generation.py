@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from zonkey_core.errors import ConfigError
-from zonkey_core.inference.block_decoding import EMPTY
-from zonkey_core.inference.block_generation import TOGETHER, OpenText, write_texts
+from zonkey_core.inference.block_decoding import EMPTY, TOGETHER
+from zonkey_core.inference.block_generation import OpenText, write_texts
 from zonkey_core.inference.planning import BlockPlan, plan_texts, read_context
 from zonkey_core.inference.scoring import Question, log_likelihoods
 from zonkey_core.model.bytes import BYTE_VALUES
@@ -32,7 +32,7 @@ CONTEXT_BYTES = 384
 """Text before it that is read."""
 SPARE_SLOTS = 1.15
 """Slots opened for each one that is expected to be needed."""
-SPARE_BLOCKS = 2.0
+SPARE_BLOCKS = 1.5
 """The same of blocks, which vary more."""
 OTHER_DRAWS = 1_000_003
 """What parts the seeds of the candidates for one text."""
@@ -132,8 +132,9 @@ def _write(
             steps=options.steps, temperature=options.temperature, on_step=shown,
         )
         left = []
-        for index, text, (entries, ended) in zip(going, opened, written, strict=True):
-            texts[index] += unfold_entries(level, entries)[len(text.prefix) :]
+        unfolded = unfold_entries(level, [entries for entries, _ in written])
+        for index, text, fresh, (entries, ended) in zip(going, opened, unfolded, written, strict=True):
+            texts[index] += fresh[len(text.prefix) :]
             if len(entries) and not ended and len(texts[index]) < options.max_bytes:
                 left.append(index)
         going = left
@@ -153,20 +154,24 @@ def _show(level: Level, watch: Callable[[Forming], None], before: bytes) -> Call
 
 
 @torch.no_grad()
-def unfold_entries(level: Level, entries: Tensor) -> bytes:
-    """The bytes of slots [M] of the lowest level: each latent is decoded, and the windows are joined.
+def unfold_entries(level: Level, texts: Sequence[Tensor]) -> list[bytes]:
+    """The bytes of texts of slots [M] of the lowest level: each latent is decoded, and the windows are joined.
 
     How long each is, the vocabulary knows.
     """
-    if not len(entries):
-        return b""
     assert level.vocabulary is not None
-    decoded = level.decode(level.vocabulary.latents()[entries.to(level.device)])
-    contents = functional.one_hot(level.readout(decoded.states).argmax(-1), BYTE_VALUES).float()
-    existence = torch.ones(len(entries), device=contents.device)
-    sizes = level.vocabulary.lengths[entries.to(level.device)].long()
-    joined = stitch(contents, decoded.log_existence, existence, symbols=True, sizes=sizes).contents
-    return bytes(joined.argmax(-1).tolist())
+    distinct, which = torch.unique(torch.cat(list(texts)), return_inverse=True)
+    if not len(distinct):
+        return [b""] * len(texts)
+    distinct = distinct.to(level.device)
+    decoded = level.decode(level.vocabulary.latents()[distinct])
+    symbols = functional.one_hot(level.readout(decoded.states).argmax(-1), BYTE_VALUES).float().cpu()
+    log_existence, sizes = decoded.log_existence.cpu(), level.vocabulary.lengths[distinct].long().cpu()
+    unfolded = []
+    for slots in torch.split(which, [len(text) for text in texts]):
+        joined = stitch(symbols[slots], log_existence[slots], torch.ones(len(slots)), symbols=True, sizes=sizes[slots])
+        unfolded.append(bytes(joined.contents.argmax(-1).tolist()))
+    return unfolded
 
 
 def _open(

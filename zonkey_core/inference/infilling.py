@@ -131,7 +131,7 @@ def _fill_cluster(
     ]
     filled = fill_gaps(level, rows, chances, steps=options.steps, temperature=options.temperature)
     drawn = [
-        [unfold_entries(level, entries)[len(prefix) :] for entries, prefix in zip(row, prefixes, strict=True)]
+        [fill[len(prefix) :] for fill, prefix in zip(unfold_entries(level, row), prefixes, strict=True)]
         for row in filled
     ]
     questions = [Question(*_join(texts, fills), begins, ends) for fills in drawn]

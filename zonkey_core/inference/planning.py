@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zonkey_core.inference.latent_sampler import OpenText, ending_logits, form_slots
+from zonkey_core.inference.latent_sampler import KNOWN_STEP, OpenText, ending_logits, form_slots
 from zonkey_core.model.existence import LOG_FLOOR
 from zonkey_core.model.length_model import EDGES, draw_counts
 from zonkey_core.model.level import Level
@@ -96,7 +96,7 @@ def plan_texts(
         ]
         formed = form_slots(
             level, texts, upper, generators, steps=steps, temperature=temperature,
-            length=max(len(context[number].latents) for context in contexts) + rooms[number],
+            length=_padded(max(len(context[number].latents) for context in contexts)) + rooms[number],
         )  # fmt: skip
         found = []
         for row, (context, latents) in enumerate(zip(contexts, formed.latents, strict=True)):
@@ -109,6 +109,10 @@ def plan_texts(
         totals, ends = [sum(each.lengths) for each in found], [each.ends for each in found]
         upper = _side_by_side([each.plans for each in found])
     return found
+
+
+def _padded(count: int) -> int:
+    return -(-count // KNOWN_STEP) * KNOWN_STEP
 
 
 def _opened(known: Tensor, total: int, begins: bool, ends: bool) -> OpenText:
