@@ -182,7 +182,7 @@ def _open(
     assert level.vocabulary is not None
     contexts = [text[-CONTEXT_BYTES:] for text in texts]
     ends = [open_end(level, context) for context in contexts]
-    room = min(GROUP_BYTES, max(options.max_bytes - len(text) for text in texts))
+    room = min(GROUP_BYTES, options.max_bytes)
     slots = math.ceil(room / level.vocabulary.mean_length() * SPARE_SLOTS)
     begins = [len(context) == len(text) for context, text in zip(contexts, texts, strict=True)]
     top = len(model.levels) - 1 if options.level is None else options.level

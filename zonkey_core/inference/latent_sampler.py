@@ -83,10 +83,11 @@ def form_slots(
     """Denoise the open slots of texts in `steps` evaluations; rows are padded to `length` slots.
 
     Data prediction with self-conditioning; before the last evaluation the estimate is decoded and compressed again, so
-    that it is one of real windows, and the last one refines it (the paper's dirty pass). Part of the noise is drawn anew
-    at every step: from signal and noise (a, s) to (a', s') the next latent is
-    `a' x^ + sqrt(s'^2 - v) e^ + sqrt(v) noise` with the noise e^ that the estimate x^ implies and the ancestral variance
-    `v = (s'/s)^2 (1 - (a/a')^2)`. Rows are padded to `TOGETHER`, since products of other shapes round otherwise.
+    that it is one of real windows, and the last one refines it (the paper's dirty pass). Part of the noise is drawn
+    anew at every step: from signal and noise (a, s) to (a', s') the next latent is
+    `a' x^ + sqrt(s'^2 - v) e^ + sqrt(v) noise` with the noise e^ that the estimate x^ implies and the ancestral
+    variance `v = (s'/s)^2 (1 - (a/a')^2)`. Rows are padded to `TOGETHER`, since products of other shapes round
+    otherwise.
     """
     orders = [at_once(len(text.latents), begins=text.begins, ends=text.ends, known=text.known_mask.cpu().numpy())
               for text in texts]  # fmt: skip
@@ -115,8 +116,8 @@ def form_slots(
         sigma, next_sigma = (1 - alpha * alpha) ** 0.5, (1 - following * following) ** 0.5
         estimate = found
         if step == len(left) - 2:
-            estimate = torch.zeros_like(found)
-            estimate[open_mask] = level.recompress(level.decode(found[open_mask]))
+            rebuilt = level.recompress(level.decode(found.flatten(0, 1))).view_as(found)
+            estimate = rebuilt * open_mask.unsqueeze(-1)
         fresh = torch.stack([torch.randn(length, level.channels, generator=each) for each in generators])
         fresh = functional.pad(fresh, (0, 0, 0, 0, 0, padding)).to(level.device)
         variance = (next_sigma / sigma) ** 2 * (1 - (alpha / following) ** 2) if following else next_sigma**2
