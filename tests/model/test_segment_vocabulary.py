@@ -1,4 +1,4 @@
-"""The dictionary of level 0: any bytes are taken apart and spelled again, and its choice is a softmax over strings."""
+"""The vocabulary of level 0: any bytes are taken apart and spelled again, and its choice is a softmax over strings."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ WORDS = [b"a", b"the ", b"then ", b"he", b"heron ", b"ron ", b"on", b"\0\0", b"\
 SINGLE = [bytes([value]) for value in range(BYTE_VALUES)]
 
 
-def dictionary_of(words: Sequence[bytes], *, seed: int = 0, entries: int = ENTRIES) -> SegmentVocabulary:
-    """A dictionary of these words and the single bytes, with shares and latents by chance."""
+def vocabulary_of(words: Sequence[bytes], *, seed: int = 0, entries: int = ENTRIES) -> SegmentVocabulary:
+    """A vocabulary of these words and the single bytes, with shares and latents by chance."""
     torch.manual_seed(seed)
-    dictionary = SegmentVocabulary(entries, WINDOW, CHANNELS)
+    vocabulary = SegmentVocabulary(entries, WINDOW, CHANNELS)
     strings = [*SINGLE, *(word for word in words if len(word) > 1)]
     weights = normal(len(strings), seed=seed).mul(2).softmax(0).tolist()
     shares = dict(zip(strings, weights, strict=True))
-    dictionary.fill(shares, normal(len(shares), CHANNELS, seed=seed, dtype=torch.float32))
-    return dictionary
+    vocabulary.fill(shares, normal(len(shares), CHANNELS, seed=seed, dtype=torch.float32))
+    return vocabulary
 
 
 def some_segments() -> st.SearchStrategy[list[bytes]]:
@@ -57,9 +57,16 @@ def rows_of(rows: Sequence[Sequence[bytes]], *, seed: int = 0) -> tuple[Tensor, 
     return values, start_mask, start_mask & (torch.rand(values.shape, generator=chance(seed)) < 0.3)
 
 
-def strings_of(dictionary: SegmentVocabulary, pieces: SegmentTokens, row: int) -> list[bytes]:
+def taken_apart(
+    vocabulary: SegmentVocabulary, values: Tensor, start_mask: Tensor, document_mask: Tensor
+) -> SegmentTokens:
+    """Rows without padding as strings of the vocabulary."""
+    return vocabulary.tokenize(values, start_mask, document_mask, torch.ones_like(start_mask))
+
+
+def strings_of(vocabulary: SegmentVocabulary, pieces: SegmentTokens, row: int) -> list[bytes]:
     """What each piece of a row spells."""
-    return [dictionary.detokenize([entry]) for entry in pieces.entries[row][pieces.slot_mask[row]].tolist()]
+    return [vocabulary.detokenize([entry]) for entry in pieces.entries[row][pieces.slot_mask[row]].tolist()]
 
 
 def spellings(text: bytes) -> Iterator[list[bytes]]:
@@ -71,10 +78,10 @@ def spellings(text: bytes) -> Iterator[list[bytes]]:
             yield [text[:size], *rest]
 
 
-def costs_of(dictionary: SegmentVocabulary) -> dict[bytes, float]:
+def costs_of(vocabulary: SegmentVocabulary) -> dict[bytes, float]:
     """What each string costs to write, in nats."""
-    lengths = dictionary.lengths.tolist()
-    return {dictionary.detokenize([entry]): -float(dictionary.log_shares[entry])
+    lengths = vocabulary.lengths.tolist()
+    return {vocabulary.detokenize([entry]): -float(vocabulary.log_shares[entry])
             for entry, length in enumerate(lengths) if length}
 
 
@@ -84,26 +91,26 @@ def costs_of(dictionary: SegmentVocabulary) -> dict[bytes, float]:
 @law
 @given(st.lists(some_segments(), min_size=1, max_size=3), seeds)
 def test_any_bytes_come_back_exactly(rows: list[list[bytes]], seed: int) -> None:
-    dictionary = dictionary_of(WORDS, seed=seed)
+    vocabulary = vocabulary_of(WORDS, seed=seed)
     values, start_mask, document_mask = rows_of(rows, seed=seed)
-    pieces = dictionary.tokenize(values, start_mask, document_mask)
+    pieces = taken_apart(vocabulary, values, start_mask, document_mask)
     for row in range(len(rows)):
         entries = pieces.entries[row][pieces.slot_mask[row]].tolist()
-        assert dictionary.detokenize(entries) == bytes(values[row].tolist())
+        assert vocabulary.detokenize(entries) == bytes(values[row].tolist())
 
 
 @law
 @given(st.lists(some_segments(), min_size=1, max_size=3), seeds)
 def test_pieces_lie_where_their_strings_stand(rows: list[list[bytes]], seed: int) -> None:
-    dictionary = dictionary_of(WORDS, seed=seed)
+    vocabulary = vocabulary_of(WORDS, seed=seed)
     values, start_mask, document_mask = rows_of(rows, seed=seed)
-    pieces = dictionary.tokenize(values, start_mask, document_mask)
+    pieces = taken_apart(vocabulary, values, start_mask, document_mask)
     counts = pieces.slot_mask.sum(1)
     assert pieces.slot_mask.shape[1] == counts.max(), "no more padding than is needed"
     assert torch.equal(pieces.slot_mask, torch.arange(int(counts.max())) < counts.unsqueeze(1))
     assert not any(field[~pieces.slot_mask].any() for field in (pieces.entries, pieces.starts, pieces.document_mask))
     for row in range(len(rows)):
-        sizes = [len(string) for string in strings_of(dictionary, pieces, row)]
+        sizes = [len(string) for string in strings_of(vocabulary, pieces, row)]
         starts = pieces.starts[row][pieces.slot_mask[row]]
         assert starts.tolist() == list(itertools.accumulate(sizes[:-1], initial=0))
         assert set(start_mask[row].nonzero().flatten().tolist()) <= set(starts.tolist()), "none reaches over a cut"
@@ -115,10 +122,10 @@ def test_pieces_lie_where_their_strings_stand(rows: list[list[bytes]], seed: int
 @law
 @given(some_segments(), seeds)
 def test_segments_are_one_piece_or_spelled_as_likely_as_can_be(segments: list[bytes], seed: int) -> None:
-    dictionary = dictionary_of(WORDS, seed=seed)
-    costs = costs_of(dictionary)
-    pieces = dictionary.tokenize(*rows_of([segments]))
-    strings = iter(strings_of(dictionary, pieces, 0))
+    vocabulary = vocabulary_of(WORDS, seed=seed)
+    costs = costs_of(vocabulary)
+    pieces = taken_apart(vocabulary, *rows_of([segments]))
+    strings = iter(strings_of(vocabulary, pieces, 0))
     for segment in segments:
         found: list[bytes] = []
         while sum(map(len, found)) < len(segment):
@@ -135,31 +142,54 @@ def test_segments_are_one_piece_or_spelled_as_likely_as_can_be(segments: list[by
 
 
 def test_a_known_segment_is_one_piece_whatever_it_costs() -> None:
-    dictionary = dictionary_of([b"ab"])
+    vocabulary = vocabulary_of([b"ab"])
     with torch.no_grad():
-        dictionary.log_shares[:] = -1.0
-        dictionary.log_shares[BYTE_VALUES] = -25.0
-    assert strings_of(dictionary, dictionary.tokenize(*rows_of([[b"ab", b"abc"]])), 0) == [b"ab", b"a", b"b", b"c"]
+        vocabulary.log_shares[:] = -1.0
+        vocabulary.log_shares[BYTE_VALUES] = -25.0
+    assert strings_of(vocabulary, taken_apart(vocabulary, *rows_of([[b"ab", b"abc"]])), 0) == [b"ab", b"a", b"b", b"c"]
 
 
 def test_rows_of_different_numbers_of_pieces_are_padded() -> None:
-    dictionary = dictionary_of([b"heron ", b"the "])
+    vocabulary = vocabulary_of([b"heron ", b"the "])
     rows = [[b"the ", b"heron "], [b"qwqw", b"the ", b"zz"]]
-    pieces = dictionary.tokenize(*rows_of(rows))
+    pieces = taken_apart(vocabulary, *rows_of(rows))
     assert pieces.slot_mask.sum(1).tolist() == [2, 7]
-    assert strings_of(dictionary, pieces, 0) == [b"the ", b"heron "]
-    assert strings_of(dictionary, pieces, 1) == [b"q", b"w", b"q", b"w", b"the ", b"z", b"z"]
+    assert strings_of(vocabulary, pieces, 0) == [b"the ", b"heron "]
+    assert strings_of(vocabulary, pieces, 1) == [b"q", b"w", b"q", b"w", b"the ", b"z", b"z"]
     assert pieces.starts.tolist() == [[0, 4, 0, 0, 0, 0, 0], [0, 1, 2, 3, 4, 8, 9]]
 
 
 def test_a_row_is_taken_apart_alike_alone_and_among_others() -> None:
-    dictionary = dictionary_of(WORDS)
+    vocabulary = vocabulary_of(WORDS)
     rows = [[b"heron ", b"qqq", b"then "], [b"a", b"thenthen", b"\0\0\0\0", b"on"], [b"x"] * 14]
     values, start_mask, document_mask = rows_of(rows)
-    together = dictionary.tokenize(values, start_mask, document_mask)
+    together = taken_apart(vocabulary, values, start_mask, document_mask)
     for row in range(3):
-        alone = dictionary.tokenize(*(part[row : row + 1] for part in (values, start_mask, document_mask)))
-        assert strings_of(dictionary, alone, 0) == strings_of(dictionary, together, row)
+        alone = taken_apart(vocabulary, *(part[row : row + 1] for part in (values, start_mask, document_mask)))
+        assert strings_of(vocabulary, alone, 0) == strings_of(vocabulary, together, row)
+
+
+@law
+@given(st.lists(some_segments(), min_size=1, max_size=3), st.binary(min_size=1, max_size=12), seeds)
+def test_padding_is_of_no_string_and_lengthens_none(rows: list[list[bytes]], padding: bytes, seed: int) -> None:
+    """Whatever bytes it is made of, and wherever starts are marked in it."""
+    vocabulary = vocabulary_of(WORDS, seed=seed)
+    texts = [b"".join(row) for row in rows]
+    length = max(map(len, texts)) + len(padding)
+    values = torch.tensor([list((text + padding * length)[:length]) for text in texts])
+    exists = torch.arange(length) < torch.tensor([len(text) for text in texts]).unsqueeze(1)
+    start_mask = torch.rand(values.shape, generator=chance(seed)) < 0.3
+    for row, segments in enumerate(rows):
+        start_mask[row, : len(texts[row])] = False
+        start_mask[row, list(itertools.accumulate(map(len, segments[:-1]), initial=0))] = True
+    document_mask = start_mask & (torch.rand(values.shape, generator=chance(seed + 1)) < 0.3)
+    tokens = vocabulary.tokenize(values, start_mask, document_mask, exists)
+    for row in range(len(rows)):
+        own = (slice(row, row + 1), slice(len(texts[row])))
+        alone = taken_apart(vocabulary, values[own], start_mask[own], document_mask[own])
+        mine = tokens.slot_mask[row]
+        for name in ("entries", "starts", "document_mask"):
+            assert torch.equal(getattr(tokens, name)[row][mine], getattr(alone, name)[0]), name
 
 
 # What it holds
@@ -167,33 +197,33 @@ def test_a_row_is_taken_apart_alike_alone_and_among_others() -> None:
 
 def test_until_it_is_fitted_it_holds_every_byte_and_nothing_else() -> None:
     torch.manual_seed(0)
-    dictionary = SegmentVocabulary(ENTRIES, WINDOW, CHANNELS)
-    assert not dictionary.fitted and dictionary.mean_length() == pytest.approx(1)
+    vocabulary = SegmentVocabulary(ENTRIES, WINDOW, CHANNELS)
+    assert not vocabulary.fitted and vocabulary.mean_length() == pytest.approx(1)
     text = bytes(range(256)) + "naïve 日本語\0".encode()
     values = torch.tensor([list(text)])
     start_mask = torch.arange(len(text)).unsqueeze(0) % 5 == 0
-    pieces = dictionary.tokenize(values, start_mask, start_mask)
-    assert torch.equal(pieces.entries, values) and dictionary.detokenize(values[0].tolist()) == text
-    assert dictionary.detokenize([]) == b""
-    assert (dictionary.log_shares[BYTE_VALUES:] == UNUSED).all() and (dictionary.lengths[BYTE_VALUES:] == 0).all()
-    torch.testing.assert_close(dictionary.bias.exp().sum(), torch.tensor(1.0))
+    pieces = taken_apart(vocabulary, values, start_mask, start_mask)
+    assert torch.equal(pieces.entries, values) and vocabulary.detokenize(values[0].tolist()) == text
+    assert vocabulary.detokenize([]) == b""
+    assert (vocabulary.log_shares[BYTE_VALUES:] == UNUSED).all() and (vocabulary.lengths[BYTE_VALUES:] == 0).all()
+    torch.testing.assert_close(vocabulary.bias.exp().sum(), torch.tensor(1.0))
 
 
 def test_what_is_filled_in_is_there() -> None:
-    dictionary = dictionary_of(WORDS)
-    costs = costs_of(dictionary)
+    vocabulary = vocabulary_of(WORDS)
+    costs = costs_of(vocabulary)
     longer = [word for word in WORDS if len(word) > 1]
-    assert dictionary.fitted and set(costs) == {*SINGLE, *longer}
+    assert vocabulary.fitted and set(costs) == {*SINGLE, *longer}
     assert sum(math.exp(-cost) for cost in costs.values()) == pytest.approx(1, abs=1e-5)
-    assert torch.equal(dictionary.bias, dictionary.log_shares)
+    assert torch.equal(vocabulary.bias, vocabulary.log_shares)
     used = BYTE_VALUES + len(longer)
     latents = normal(used, CHANNELS, seed=0, dtype=torch.float32)
-    torch.testing.assert_close(dictionary.latents()[:used], to_sphere(latents))
-    torch.testing.assert_close(dictionary.latents().norm(dim=1), torch.full((ENTRIES,), CHANNELS**0.5))
-    assert dictionary.mean_length() == pytest.approx(
+    torch.testing.assert_close(vocabulary.latents()[:used], to_sphere(latents))
+    torch.testing.assert_close(vocabulary.latents()[:used].norm(dim=1), torch.full((used,), CHANNELS**0.5))
+    assert vocabulary.mean_length() == pytest.approx(
         sum(math.exp(-cost) * len(string) for string, cost in costs.items()), rel=1e-4
     )
-    values, exists = dictionary.windows()
+    values, exists = vocabulary.windows()
     assert [bytes(row[mask].tolist()) for row, mask in zip(values, exists, strict=True)][:used] == [*SINGLE, *longer]
     assert not exists[used:].any()
 
@@ -201,18 +231,18 @@ def test_what_is_filled_in_is_there() -> None:
 @law
 @given(st.binary(max_size=4) | st.sampled_from(WORDS) | st.sampled_from([b"a\0", b"\0", b"\0\0\0\0", b"\xc3", b""]))
 def test_strings_are_found_by_what_they_begin_with(prefix: bytes) -> None:
-    dictionary = dictionary_of(WORDS)
-    found = dictionary.begins_with(prefix).tolist()
-    for entry, (length, mine) in enumerate(zip(dictionary.lengths.tolist(), found, strict=True)):
-        assert mine == (length > 0 and dictionary.detokenize([entry]).startswith(prefix))
+    vocabulary = vocabulary_of(WORDS)
+    found = vocabulary.begins_with(prefix).tolist()
+    for entry, (length, mine) in enumerate(zip(vocabulary.lengths.tolist(), found, strict=True)):
+        assert mine == (length > 0 and vocabulary.detokenize([entry]).startswith(prefix))
 
 
 def test_segments_may_be_longer_than_a_byte_can_count() -> None:
     torch.manual_seed(0)
-    dictionary = SegmentVocabulary(257, 300, CHANNELS)
+    vocabulary = SegmentVocabulary(257, 300, CHANNELS)
     long = bytes(index % 251 for index in range(300))
-    dictionary.fill({**dict.fromkeys(SINGLE, 0.001), long: 0.5}, torch.ones(257, CHANNELS))
-    assert strings_of(dictionary, dictionary.tokenize(*rows_of([[long, b"a", long]])), 0) == [long, b"a", long]
+    vocabulary.fill({**dict.fromkeys(SINGLE, 0.001), long: 0.5}, torch.ones(257, CHANNELS))
+    assert strings_of(vocabulary, taken_apart(vocabulary, *rows_of([[long, b"a", long]])), 0) == [long, b"a", long]
 
 
 # Choosing the strings
@@ -277,34 +307,52 @@ def test_what_many_rare_segments_share_is_chosen() -> None:
 
 @torch.no_grad()
 def test_collecting_gives_each_string_the_latent_that_it_compresses_to() -> None:
-    level = small_model(1, dictionary=ENTRIES).levels[0]
-    dictionary = level.dictionary
-    assert dictionary is not None and not dictionary.fitted
+    level = small_model(1, vocabulary=ENTRIES).bottom
+    vocabulary = level.vocabulary
+    assert vocabulary is not None and not vocabulary.fitted
     words = [b"heron ", b"the ", "über".encode(), b"stood in"]
     counter = counted({word: 9 - index for index, word in enumerate(words)})
     with mock.patch.object(level_module, "COMPRESSED_TOGETHER", 100):
         level.collect(counter)
-    assert dictionary.fitted
+    assert vocabulary.fitted
     strings = [*SINGLE, *words]
-    assert [dictionary.detokenize([entry]) for entry in range(len(strings))] == strings
+    assert [vocabulary.detokenize([entry]) for entry in range(len(strings))] == strings
     shares = counter.shares(ENTRIES)
     torch.testing.assert_close(
-        dictionary.log_shares[: len(strings)], torch.tensor([math.log(share) for share in shares.values()])
+        vocabulary.log_shares[: len(strings)], torch.tensor([math.log(share) for share in shares.values()])
     )
-    assert torch.equal(dictionary.bias, dictionary.log_shares)
-    latents = dictionary.latents()
-    torch.testing.assert_close(latents.norm(dim=1), torch.full((ENTRIES,), level.channels**0.5))
+    assert torch.equal(vocabulary.bias, vocabulary.log_shares)
+    latents = vocabulary.latents()
+    used = latents[: len(strings)]
+    torch.testing.assert_close(used.norm(dim=1), torch.full((len(strings),), level.channels**0.5))
     for entry in (0, 65, 99, 100, 255, *range(256, 260)):
         string = strings[entry]
         alone = level.compress(torch.tensor([list(string)]), torch.zeros(1, len(string)))
         torch.testing.assert_close(latents[entry], alone[0], atol=1e-4, rtol=1e-4)
 
 
+def test_latents_move_as_far_as_what_the_strings_compress_to() -> None:
+    vocabulary = vocabulary_of(WORDS)
+    before, entries = vocabulary.table[0].detach().clone(), torch.tensor([3, 258, 3])
+    torch.testing.assert_close(vocabulary.moved(entries, vocabulary.compressed[entries]), vocabulary.latents()[entries])
+    step = 0.3 * normal(ENTRIES, CHANNELS, seed=1, dtype=torch.float32)
+    compressed = vocabulary.compressed + step
+    moved = vocabulary.moved(entries, compressed[entries])
+    torch.testing.assert_close(moved, to_sphere(before + step)[entries])
+    (gradient,) = torch.autograd.grad(moved.sum(), vocabulary.table)
+    assert gradient[0].any(-1).nonzero().flatten().tolist() == [3, 258], "what was told to them is kept"
+    vocabulary.follow(compressed)
+    torch.testing.assert_close(vocabulary.latents(), to_sphere(before + step))
+    torch.testing.assert_close(vocabulary.moved(entries, compressed[entries]), moved)
+    vocabulary.follow(compressed)
+    torch.testing.assert_close(vocabulary.table[0].detach(), before + step)
+
+
 @torch.no_grad()
 def test_a_level_reads_text_as_the_strings_that_it_collected() -> None:
-    level = small_model(1, dictionary=ENTRIES).levels[0]
-    dictionary = level.dictionary
-    assert dictionary is not None
+    level = small_model(1, vocabulary=ENTRIES).bottom
+    vocabulary = level.vocabulary
+    assert vocabulary is not None
     text = b"The heron stood in the shallows. It waited, and waited, and the water went by. Then it flew."
     rows = byte_rows(text, text[::-1])
     start_prob = level.split(rows).start_prob
@@ -312,11 +360,12 @@ def test_a_level_reads_text_as_the_strings_that_it_collected() -> None:
     counter = StringCounter()
     counter.add(rows.values, start_mask)
     level.collect(counter)
-    pieces = level.pieces(rows, start_prob)
+    pieces = level.read_tokens(rows, level.choose_starts(rows, start_prob))
+    assert torch.equal(pieces.first_mask, pieces.slot_mask), "each is a string"
     for row, expected in enumerate((text, text[::-1])):
         starts = pieces.starts[row][pieces.slot_mask[row]]
         assert torch.equal(starts, start_mask[row].nonzero().flatten())
-        assert b"".join(strings_of(dictionary, pieces, row)) == expected
+        assert b"".join(strings_of(vocabulary, pieces, row)) == expected
     assert pieces.document_mask[:, 0].all() and pieces.document_mask.sum() == 2
 
 
@@ -327,107 +376,111 @@ def test_a_level_reads_text_as_the_strings_that_it_collected() -> None:
 @given(seeds, st.floats(0.12, 1))
 @torch.no_grad()
 def test_logits_under_noise_are_exact_evidence(seed: int, sigma: float) -> None:
-    """Where the trunk adds nothing, its estimate is alpha z, and the choice is what Bayes' rule makes of z."""
-    dictionary = dictionary_of(WORDS, seed=seed)
-    dictionary.bias.add_(0.5 * normal(ENTRIES, seed=seed + 1, dtype=torch.float32))
-    latents = dictionary.latents().double()
+    """Where the denoiser adds nothing, its estimate is alpha z, and the choice is what Bayes' rule makes of z."""
+    vocabulary = vocabulary_of(WORDS, seed=seed)
+    vocabulary.bias.add_(0.5 * normal(ENTRIES, seed=seed + 1, dtype=torch.float32))
+    latents = vocabulary.latents().double()
     alpha = math.sqrt(1 - sigma**2)
     held = torch.randint(BYTE_VALUES + 5, (7,), generator=chance(seed))
     noisy = alpha * latents[held] + sigma * normal(7, CHANNELS, seed=seed + 2)
     log_density = -(noisy.unsqueeze(1) - alpha * latents).square().sum(-1) / (2 * sigma**2)
-    posterior = (log_density + dictionary.bias.double()).softmax(-1)
-    logits = dictionary.logits((alpha * noisy).float(), torch.full((7,), sigma), dictionary.latents())
+    posterior = (log_density + vocabulary.bias.double()).softmax(-1)
+    logits = vocabulary.logits((alpha * noisy).float(), torch.full((7,), sigma), vocabulary.latents())
     assert logits.shape == (7, ENTRIES) and logits.dtype == torch.float32
     torch.testing.assert_close(logits.softmax(-1).double(), posterior, atol=1e-4, rtol=1e-3)
 
 
 @torch.no_grad()
 def test_pure_noise_says_nothing_and_little_noise_all() -> None:
-    dictionary = dictionary_of(WORDS)
-    latents = dictionary.latents()
-    silent = dictionary.logits(torch.zeros(1, CHANNELS), torch.ones(1), latents)
-    torch.testing.assert_close(silent[0], dictionary.bias.detach())
+    vocabulary = vocabulary_of(WORDS)
+    latents = vocabulary.latents()
+    silent = vocabulary.logits(torch.zeros(1, CHANNELS), torch.ones(1), latents)
+    torch.testing.assert_close(silent[0], vocabulary.bias.detach())
     used = torch.arange(BYTE_VALUES + 5)
     for sigma in (0.0, 1e-6, 0.01):
-        clear = dictionary.logits(latents[used], torch.full((len(used),), sigma), latents)
+        clear = vocabulary.logits(latents[used], torch.full((len(used),), sigma), latents)
         assert clear.isfinite().all() and torch.equal(clear.argmax(-1), used)
 
 
-def gradients(loss: Tensor, estimate: Tensor, dictionary: SegmentVocabulary) -> tuple[Tensor, ...]:
-    """Of a loss, to the estimates and to all that the dictionary learns."""
-    return torch.autograd.grad(loss, (estimate, dictionary.table, dictionary.bias))
+def gradients(loss: Tensor, estimate: Tensor, vocabulary: SegmentVocabulary) -> tuple[Tensor, ...]:
+    """Of a loss, to the estimates and to all that the vocabulary learns."""
+    return torch.autograd.grad(loss, (estimate, vocabulary.table, vocabulary.bias))
 
 
 @pytest.mark.parametrize("count", [1, 7, ROWS_TOGETHER, 2 * ROWS_TOGETHER + 90])
 def test_the_loss_is_the_cross_entropy_of_the_logits(count: int) -> None:
-    dictionary = dictionary_of(WORDS)
+    vocabulary = vocabulary_of(WORDS)
     estimate = normal(count, CHANNELS, seed=1, dtype=torch.float32).mul(0.2).requires_grad_()
     sigma = 0.6 + 0.4 * torch.rand(count, generator=chance(2))
     entries = torch.randint(BYTE_VALUES + 5, (count,), generator=chance(3))
-    expected = functional.cross_entropy(dictionary.logits(estimate, sigma, dictionary.latents()), entries)
-    found = dictionary.loss(estimate, sigma, dictionary.latents(), entries)
-    assert found.shape == ()
+    expected = functional.cross_entropy(vocabulary.logits(estimate, sigma, vocabulary.latents()), entries)
+    each = functional.cross_entropy(
+        vocabulary.logits(estimate, sigma, vocabulary.latents()), entries, reduction="none"
+    ).detach()
+    found, nats = vocabulary.loss(estimate, sigma, entries)
+    assert found.shape == () and not nats.requires_grad
     torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(nats, each, atol=1e-4, rtol=1e-4)
     for mine, theirs in zip(
-        gradients(3 * found, estimate, dictionary), gradients(3 * expected, estimate, dictionary), strict=True
+        gradients(3 * found, estimate, vocabulary), gradients(3 * expected, estimate, vocabulary), strict=True
     ):
         assert mine.dtype == torch.float32
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
 
 def test_a_hopeless_choice_still_teaches() -> None:
-    dictionary = dictionary_of(WORDS)
+    vocabulary = vocabulary_of(WORDS)
     held = torch.arange(4)
-    estimate = (-dictionary.latents()[held]).detach().requires_grad_()
+    estimate = (-vocabulary.latents()[held]).detach().requires_grad_()
     sigma = torch.full((4,), 0.2)
-    expected = functional.cross_entropy(dictionary.logits(estimate, sigma, dictionary.latents()), held)
-    found = dictionary.loss(estimate, sigma, dictionary.latents(), held)
-    assert expected > 50 and 15 < found < expected, "what it costs is limited"
+    expected = functional.cross_entropy(vocabulary.logits(estimate, sigma, vocabulary.latents()), held)
+    found, nats = vocabulary.loss(estimate, sigma, held)
+    assert expected > 50 and 15 < found < expected and nats.isfinite().all(), "what it costs is limited"
     for mine, theirs in zip(
-        gradients(found, estimate, dictionary), gradients(expected, estimate, dictionary), strict=True
+        gradients(found, estimate, vocabulary), gradients(expected, estimate, vocabulary), strict=True
     ):
         torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
 
 
 def test_in_bfloat16_the_loss_and_its_gradients_are_nearly_the_same() -> None:
-    dictionary = dictionary_of(WORDS)
+    vocabulary = vocabulary_of(WORDS)
     estimate = normal(600, CHANNELS, seed=1, dtype=torch.float32).requires_grad_()
     sigma, entries = torch.ones(600), torch.randint(BYTE_VALUES, (600,), generator=chance(3))
-    expected = dictionary.loss(estimate, sigma, dictionary.latents(), entries)
+    expected, _ = vocabulary.loss(estimate, sigma, entries)
     with torch.autocast("cpu", torch.bfloat16):
-        found = dictionary.loss(estimate, sigma, dictionary.latents(), entries)
+        found, _ = vocabulary.loss(estimate, sigma, entries)
     torch.testing.assert_close(found, expected, atol=0.01, rtol=0.01)
     for mine, theirs in zip(
-        gradients(found, estimate, dictionary), gradients(expected, estimate, dictionary), strict=True
+        gradients(found, estimate, vocabulary), gradients(expected, estimate, vocabulary), strict=True
     ):
         assert mine.dtype == torch.float32
         assert float((mine - theirs).norm() / theirs.norm()) < 0.02
 
 
 def test_nothing_asked_costs_nothing() -> None:
-    dictionary = dictionary_of(WORDS)
+    vocabulary = vocabulary_of(WORDS)
     estimate = torch.zeros(0, CHANNELS, requires_grad=True)
-    loss = dictionary.loss(estimate, torch.zeros(0), dictionary.latents(), torch.zeros(0, dtype=torch.long))
-    assert loss == 0
-    for gradient in gradients(loss, estimate, dictionary):
+    loss, nats = vocabulary.loss(estimate, torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    assert loss == 0 and nats.shape == (0,)
+    for gradient in gradients(loss, estimate, vocabulary):
         assert not gradient.any()
 
 
 # Saved and loaded
 
 
-def test_a_loaded_model_has_the_dictionary_that_was_saved(tmp_path: Path) -> None:
+def test_a_loaded_model_has_the_vocabulary_that_was_saved(tmp_path: Path) -> None:
     config = small_config(1)
-    model = small_model(1, dictionary=config.model.levels[0].dictionary)
-    saved = model.levels[0].dictionary
+    model = small_model(1, vocabulary=config.model.levels[0].vocabulary)
+    saved = model.bottom.vocabulary
     assert saved is not None
-    model.levels[0].collect(counted({b"heron ": 3, b"the ": 2, "über".encode(): 1}))
+    model.bottom.collect(counted({b"heron ": 3, b"the ": 2, "über".encode(): 1}))
     files = {MODEL: pack_tensors(model.state_dict(), half=True), CONFIG: describe(config, 1)}
     write_files(tmp_path, files)
-    kept = read_tensors(tmp_path, MODEL, ("stack.0.dictionary.",))
-    assert kept["stack.0.dictionary.strings"].dtype == saved.strings.dtype == torch.uint8
-    assert not kept["stack.0.dictionary.lengths"].is_floating_point()
-    loaded = load_model(tmp_path).levels[0].dictionary
+    kept = read_tensors(tmp_path, MODEL, ("bottom.vocabulary.",))
+    assert kept["bottom.vocabulary.strings"].dtype == saved.strings.dtype == torch.uint8
+    assert not kept["bottom.vocabulary.lengths"].is_floating_point()
+    loaded = load_model(tmp_path).bottom.vocabulary
     assert loaded is not None and loaded.fitted
     assert loaded.strings.dtype == saved.strings.dtype and torch.equal(loaded.strings, saved.strings)
     assert loaded.lengths.dtype == saved.lengths.dtype and torch.equal(loaded.lengths, saved.lengths)
@@ -436,4 +489,4 @@ def test_a_loaded_model_has_the_dictionary_that_was_saved(tmp_path: Path) -> Non
         assert found.dtype == torch.float32
         assert torch.equal(found, getattr(saved, name).detach().half().float()), name
     assert loaded.detokenize([256, 257, 258]) == "heron the über".encode()
-    assert strings_of(loaded, loaded.tokenize(*rows_of([[b"the ", b"heron "]])), 0) == [b"the ", b"heron "]
+    assert strings_of(loaded, taken_apart(loaded, *rows_of([[b"the ", b"heron "]])), 0) == [b"the ", b"heron "]
