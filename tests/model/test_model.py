@@ -17,10 +17,9 @@ from zonkey_core.model.existence import LOG_FLOOR
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, text_sequence
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.training import denoiser_objective as denoiser_objective_module
 from zonkey_core.training.augmentation import UPPER_KIND_SHARES, noise_rows
-from zonkey_core.training.denoiser_objective import choosing_objective, denoiser_objective
-from zonkey_core.training.objectives import autoencoder_objective, splitter_objective
+from zonkey_core.training.denoiser_objective import denoising_losses
+from zonkey_core.training.objectives import autoencoder_losses, splitter_objective
 from zonkey_core.training.stages import guided_loss, joint_losses
 
 DATA = (TEXT * 4).encode()
@@ -31,8 +30,7 @@ def upper_rows(model: Zonkey, index: int) -> PositionSequence:
     """The sample text as positions of a level."""
     if index == 0:
         return ROWS
-    below = model.ascend(ROWS, index - 1)[-1]
-    return model.levels[index - 1].upper_sequence(below.latents, below.segmentation)
+    return model.located_positions(ROWS, index).sequence
 
 
 def cut_rows(pieces: Sequence[Sequence[bytes]]) -> tuple[PositionSequence, Tensor]:

@@ -154,6 +154,65 @@ def test_redundant_windows_change_nothing(data: st.DataObject) -> None:
         assert (together[1] >= alone[1]).all()
 
 
+@law
+@given(cuts(), st.booleans(), st.integers(0, 1000))
+def test_windows_of_known_sizes_give_the_text_back(cut: Cut, symbols: bool, seed: int) -> None:
+    """Whatever their existence says of where they end, and whatever else agrees."""
+    contents = soft_contents(cut.text, seed) if symbols else normal(256, 12, seed=1)[cut.text]
+    sizes = torch.tensor([*cut.starts[1:], cut.length]) - torch.tensor(cut.starts)
+    exists = torch.rand(cut.exists.shape, generator=chance(seed), dtype=torch.float64)
+    found = stitch(cut.windows(contents), exists.log(), all_exist(cut), symbols=symbols, sizes=sizes)
+    assert found.starts.tolist() == cut.starts and found.kept.tolist() == list(range(len(cut.starts)))
+    torch.testing.assert_close(found.contents.double(), contents[: cut.length], atol=1e-5, rtol=1e-4)
+
+
+@law
+@given(cuts(), st.data())
+def test_sizes_of_windows_of_no_existence_change_nothing(cut: Cut, data: st.DataObject) -> None:
+    count, window = cut.exists.shape
+    order = data.draw(st.permutations([True] * count + [False] * data.draw(st.integers(1, 4))))
+    real = torch.tensor(order)
+    contents = soft_contents(torch.randint(256, (len(order) * window,), generator=chance(2)), 3)
+    contents = contents.view(len(order), window, 256)
+    contents[real] = cut.windows(cut.one_hot)
+    log_exists = torch.zeros(len(order), window, dtype=torch.float64)
+    log_exists[real] = cut.exists.log()
+    sizes = torch.full((len(order),), window)
+    own = torch.tensor([*cut.starts[1:], cut.length]) - torch.tensor(cut.starts)
+    sizes[real] = own
+    with_others = stitch(contents, log_exists, real.double(), symbols=True, sizes=sizes)
+    alone = stitch(cut.windows(cut.one_hot), cut.exists.log(), all_exist(cut), symbols=True, sizes=own)
+    assert torch.equal(with_others.contents, alone.contents)
+    assert torch.equal(with_others.existence, alone.existence)
+    assert torch.equal(with_others.starts, alone.starts)
+
+
+@law
+@given(cuts())
+def test_the_sizes_that_are_inferred_are_as_good_as_given(cut: Cut) -> None:
+    inferred = stitch(cut.windows(cut.one_hot), cut.exists.log(), all_exist(cut), symbols=True)
+    sizes = torch.tensor([*cut.starts[1:], cut.length]) - torch.tensor(cut.starts)
+    given_sizes = stitch(cut.windows(cut.one_hot), cut.exists.log(), all_exist(cut), symbols=True, sizes=sizes)
+    for name in ("contents", "existence", "starts", "kept"):
+        assert torch.equal(getattr(inferred, name), getattr(given_sizes, name)), name
+
+
+@pytest.mark.parametrize("sizes", [None, torch.tensor([3, 4])])
+def test_where_windows_overlap_gradients_reach_both(sizes: Tensor | None) -> None:
+    contents = normal(2, 4, 6, seed=1).softmax(-1).requires_grad_()
+    log_exists = torch.tensor([[1.0, 0.95, 0.9, 0.2], [1.0, 0.9, 0.8, 0.7]], dtype=torch.float64).log()
+    log_exists.requires_grad_()
+    found = stitch(contents, log_exists, torch.ones(2), symbols=True, match_weight=0, sizes=sizes)
+    assert found.starts.tolist() == [0, 3] and len(found.contents) == 7
+    weights = normal(6, seed=2)
+    to_contents, to_existence = torch.autograd.grad((found.contents[3] @ weights.float()), (contents, log_exists))
+    at = torch.zeros(2, 4, dtype=torch.bool)
+    at[0, 3] = at[1, 0] = True
+    assert torch.equal(to_contents.any(-1), at) and torch.equal(to_existence != 0, at)
+    torch.testing.assert_close(to_contents[0, 3], weights * 0.2 / 1.2, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(to_contents[1, 0], weights * 1.0 / 1.2, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("symbols", [True, False])
 def test_start_scores_are_the_formula(symbols: bool) -> None:
     window, width = 5, 8
