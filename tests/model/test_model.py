@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.model_helpers import TEXT, byte_rows, chance, few, latent_rows, normal, seeds, small_model
+from tests.model_helpers import TEXT, byte_rows, chance, few, fit_vocabulary, latent_rows, normal, seeds, small_model
 from zonkey_core.config import PRESETS, load_preset
 from zonkey_core.model.existence import LOG_FLOOR
 from zonkey_core.model.level import Level
-from zonkey_core.model.model import Zonkey, text_sequence
-from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.model import Ascent, Zonkey, text_sequence
+from zonkey_core.model.positions import LocatedPositions, PositionSequence
 from zonkey_core.training.augmentation import UPPER_KIND_SHARES, noise_rows
 from zonkey_core.training.denoiser_objective import denoising_losses
 from zonkey_core.training.objectives import autoencoder_losses, splitter_objective
@@ -61,24 +61,72 @@ def parts_reached(losses: dict[str, Tensor], parameters: list[nn.Parameter]) -> 
     return [gradient is not None for gradient in gradients]
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("fitted", [False, True])
 @torch.no_grad()
-def test_three_levels_by_configuration_alone() -> None:
-    model = small_model(3, seed=2)
-    views = model.ascend(ROWS, 2)
-    assert len(views) == 3
+def test_levels_by_configuration_alone(count: int, fitted: bool) -> None:
+    """The slots of each level are the positions of the next, and its segments are encoded as they stand."""
+    model = small_model(count, seed=2)
+    if fitted:
+        fit_vocabulary(model)
+    rows, _ = cut_rows([[DATA[:90], "über".encode(), DATA[91:140]], [DATA[200:275]]])
+    views = model.ascend(rows, count - 1)
+    assert len(views) == count
+    split_on = rows
     for index, view in enumerate(views):
-        count = int(view.segmentation.slot_mask.sum())
-        assert view.latents.shape == (count, model.levels[index].channels)
+        level = model.levels[index]
+        total = int(view.segmentation.slot_mask.sum())
+        assert view.latents.shape == (total, level.channels)
         assert view.segmentation.document_mask[:, 0].all()
+        torch.testing.assert_close(view.latents, level.encode(view.sequence, view.segmentation))
+        assert (view.slots.latents.shape[-1],) == (level.channels,)
+        probs = level.split(split_on).start_prob
         if index:
             below = views[index - 1]
-            assert torch.equal(view.sequence.values[view.sequence.exists_mask], below.latents)
-            assert count < len(below.latents)
+            for mine, theirs in zip(view.sequence, below.slots.as_positions(), strict=True):
+                assert torch.equal(mine, theirs)
+            assert total < int(below.segmentation.slot_mask.sum())
+            probs = below.slots.share_out(probs)
+            assert_cuts_between_segments(view, below, level.config.window)
+        chosen = level.choose_starts(view.sequence, probs)
+        assert all(torch.equal(mine, theirs) for mine, theirs in zip(view.segmentation, chosen, strict=True))
+        split_on = level.upper_sequence(view.latents, view.segmentation)
+
+
+def assert_cuts_between_segments(view: Ascent, below: Ascent, window: int) -> None:
+    """Blocks begin with segments, but where a window is full."""
+    starts, mask = view.segmentation.starts, view.segmentation.slot_mask
+    first = below.slots.first_mask.gather(1, starts)
+    for row, place in (mask & ~first).nonzero().tolist():
+        assert starts[row, place] - starts[row, place - 1] == window
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@torch.no_grad()
+def test_a_view_by_slots_has_slots_for_segments(index: int) -> None:
+    model = small_model(2)
+    vocabulary = fit_vocabulary(model, TEXT[:60])
+    view = model.ascend(ROWS, index)[index]
+    by_slots = view.by_slots()
+    assert by_slots.sequence is view.sequence and by_slots.slots is view.slots
+    assert torch.equal(by_slots.segmentation.starts, view.slots.starts)
+    assert torch.equal(by_slots.latents, view.slots.latents[view.slots.slot_mask])
+    assert torch.equal(by_slots.segmentation.start_prob, by_slots.segmentation.start_mask().float())
+    assert by_slots.segmentation.start_mask().sum() == len(by_slots.latents)
+    if index:
+        assert torch.equal(by_slots.latents, view.latents)
+        return
+    assert len(by_slots.latents) > len(view.latents), "some segments are rare"
+    assert view.slots.entries is not None
+    entries = view.slots.entries[view.slots.slot_mask]
+    for windows in model.bottom.windows(by_slots.sequence, by_slots.segmentation):
+        for values, log_existence, slot in zip(windows.values, windows.log_existence, windows.segments, strict=True):
+            string = bytes(values[log_existence == 0].tolist())
+            assert string == vocabulary.detokenize([int(entries[slot])])
 
 
 @pytest.mark.parametrize("index", range(3))
-def test_objectives_train_what_they_should_at_every_level(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denoiser_objective_module, "HINTED", 0.5)
+def test_objectives_train_what_they_should_at_every_level(index: int) -> None:
     model = small_model(3)
     level, rows = model.levels[index], upper_rows(model, index)
     taught = [parameter for module in (level.guide or level.splitter, level.reader, level.reader_readout)
@@ -94,26 +142,53 @@ def test_objectives_train_what_they_should_at_every_level(index: int, monkeypatc
         assert_useful(losses, followers)
         losses = {"following": guided_loss(model, index, ROWS, model.located_positions(ROWS, index), chance(1))}
         assert not any(parts_reached(losses, taught)), "which does not learn from it"
-    with torch.no_grad():
-        segmentation = level.choose_starts(rows, level.split(rows).start_prob)
-    encoded = autoencoder_objective(level, rows, segmentation, chance(2))
-    assert_useful(encoded.losses, list(level.autoencoder_parameters()))
-    torch.testing.assert_close(encoded.latents, level.encode(rows, segmentation))
-    if index:
-        denoised = denoiser_objective(level, rows, segmentation, encoded.latents.detach(), chance(3))
-    else:
-        denoised = choosing_objective(level, level.pieces(rows, segmentation.start_prob), chance(5))
-    assert_useful(denoised, list(level.denoiser_parameters()))
+    view = model.ascend(ROWS, index)[index]
+    rebuilt = autoencoder_losses(level, view.sequence, view.segmentation, chance(2))
+    assert_useful(rebuilt, list(level.autoencoder_parameters()))
+    unread = unread_alone(level)
+    others = {id(parameter) for parameter in unread}
+    denoised = denoising_losses(level, [view], chance(5))
+    assert_useful(denoised, [part for part in level.denoiser_parameters() if id(part) not in others])
+    if unread:
+        gradients = torch.autograd.grad(
+            sum(denoising_losses(level, [view], chance(5)).values(), torch.zeros(())), unread, allow_unused=True
+        )
+        assert not any(gradient is not None and gradient.any() for gradient in gradients)
 
 
-def test_joint_training_reaches_every_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(denoiser_objective_module, "HINTED", 0.5)
+def unread_alone(level: Level) -> list[nn.Parameter]:
+    """What a level reads plans with, and noise where it tells strings one after another: of no use to it alone."""
+    denoiser = level.denoiser
+    parts = [denoiser.plan_in, denoiser.plan_noise_in, denoiser.noise_in if level.reads_bytes else None]
+    return [part.weight for part in parts if part is not None]
+
+
+IN_BETWEEN = pytest.mark.xfail(strict=True, reason="a level between others does not read the plans of the one above")
+MANY = byte_rows(*(DATA[start : start + 120] for start in range(0, 480, 40)))
+
+
+@pytest.mark.parametrize("count", [1, 2, pytest.param(3, marks=IN_BETWEEN)])
+def test_joint_training_reaches_every_parameter(count: int) -> None:
+    model = small_model(count)
+    fit_vocabulary(model)
+    losses = joint_losses(model, MANY, chance(5), upper_gradient=1.0)
+    shared = {"masked", "rate", "overlong", "uncertainty", "positions", "existence", "endings"}
+    own = [{"stability", "drift", "choice", "cuts", "spelled"}]
+    own += [{"following", "latents", "spread", "decoded", "lengths"}] * (count - 1)
+    assert set(losses) == {f"{level}/{name}" for level in range(count) for name in shared | own[level]}
+    unread = set(map(id, unread_alone(model.bottom))) if count == 1 else set()
+    assert_useful(losses, [parameter for parameter in model.parameters() if id(parameter) not in unread])
+
+
+@pytest.mark.parametrize("index", [1, pytest.param(2, marks=IN_BETWEEN)])
+def test_what_is_told_of_slots_teaches_the_levels_above_to_plan(index: int) -> None:
+    """Through the plan itself, the draft that is unfolded from it, and existence."""
     model = small_model(3)
-    losses = joint_losses(model, ROWS, chance(5), upper_gradient=1.0)
-    shared = {"masked", "rate", "overlong", "uncertainty", "positions", "existence", "choice"}
-    own = [{"stability", "endings"}, *2 * [{"following", "latents", "slots", "decoded", "decoded_existence"}]]
-    assert set(losses) == {f"{level}/{name}" for level in range(3) for name in shared | own[level]}
-    assert_useful(losses, list(model.parameters()))
+    fit_vocabulary(model)
+    level = model.levels[index]
+    losses = joint_losses(model, MANY, chance(5), upper_gradient=1.0)
+    parts = (level.compressor, level.embedding, level.splitter, level.denoiser.latent_out, level.decoder.unfold)
+    assert_useful({"0/choice": losses["0/choice"]}, [parameter for part in parts for parameter in part.parameters()])
 
 
 def test_upper_losses_reach_the_lower_levels_cuts_and_latents() -> None:
@@ -124,9 +199,10 @@ def test_upper_losses_reach_the_lower_levels_cuts_and_latents() -> None:
         for module in (lower.splitter, lower.embedding, lower.compressor)
         for parameter in module.parameters()
     ]
-    names = [f"1/{name}" for name in ("masked", "positions", "latents", "decoded")]
-    losses = joint_losses(model, ROWS, chance(5), upper_gradient=1.0)
-    assert_useful({"1/positions": losses["1/positions"]}, reached)
+    names = [f"1/{name}" for name in ("masked", "positions", "latents", "decoded", "lengths")]
+    for name in ("1/positions", "1/latents"):
+        losses = joint_losses(model, ROWS, chance(5), upper_gradient=1.0)
+        assert_useful({name: losses[name]}, reached)
     cut_off = joint_losses(model, ROWS, chance(5), upper_gradient=0.0)
     gradients = torch.autograd.grad(sum((cut_off[name] for name in names), torch.zeros(())), reached, allow_unused=True)
     assert all(gradient is None or (gradient == 0).all() for gradient in gradients)
@@ -137,7 +213,7 @@ def test_expected_losses_teach_the_splitter_where_cuts_are_drawn() -> None:
     probs = level.split(ROWS).start_prob
     leaf = probs.detach().clone().requires_grad_()
     segmentation = level.choose_starts(ROWS, leaf, generator=chance(6))
-    loss = autoencoder_objective(level, ROWS, segmentation, chance(7)).losses["positions"]
+    loss = autoencoder_losses(level, ROWS, segmentation, chance(7))["positions"]
     (gradient,) = torch.autograd.grad(loss, leaf)
     assert gradient.isfinite().all()
     certain = (probs == 0) | (probs == 1)
@@ -173,7 +249,7 @@ def test_padding_a_batch_changes_no_loss_of_the_splitter_or_the_autoencoder() ->
         hidden = rows.exists_mask & (torch.arange(rows.exists_mask.shape[1]) % 3 == 1)
         states = level.reader(rows.values, hidden, splits.start_prob)
         segmentation = level.choose_starts(rows, splits.start_prob)
-        losses = autoencoder_objective(level, rows, segmentation, chance(1)).losses
+        losses = autoencoder_losses(level, rows, segmentation, chance(1))
         windows = [torch.cat([part.start_prob.flatten() for part in level.windows(rows, segmentation)])]
         found.append((splits.start_prob[:, :14], states, torch.stack(list(losses.values())), *windows))
     for first, second in zip(*found, strict=True):
@@ -273,8 +349,10 @@ def test_positions_are_located_where_their_bytes_begin(seed: int, noised: bool) 
         rows = noise_rows(rows, chance(seed), UPPER_KIND_SHARES).sequence
     below = model.located_positions(rows, 0)
     assert below.sequence is rows and torch.equal(below.offsets, torch.arange(120).expand(2, -1))
+    views = model.ascend(rows, 1)
+    read = [below, LocatedPositions(views[0].slots.as_positions(), views[0].slots.starts)]
     for index in (1, 2):
-        level = model.levels[index - 1]
+        level, below = model.levels[index - 1], read[index - 1]
         located = model.located_positions(rows, index)
         exists = located.sequence.exists_mask
         assert located.offsets.shape == exists.shape and (located.offsets[~exists] == 0).all()
@@ -290,7 +368,6 @@ def test_positions_are_located_where_their_bytes_begin(seed: int, noised: bool) 
                 alone = level.compress(values, torch.zeros(1, len(inside)))[0]
                 torch.testing.assert_close(located.sequence.values[row, place], alone, atol=1e-4, rtol=1e-4)
                 assert located.sequence.document_mask[row, place] == rows.document_mask[row, start]
-        below = located
 
 
 @torch.no_grad()
@@ -324,7 +401,9 @@ def test_a_caller_may_fix_the_lowest_levels_cuts() -> None:
     probs[0, [0, 4, 8]] = 1
     views = model.ascend(rows, 1, start_probs=probs)
     assert views[0].segmentation.starts.tolist() == [[0, 4, 8]]
-    assert views[1].sequence.values.shape[1] == 3
+    assert views[0].slots.segments.tolist() == [[0] * 4 + [1] * 4 + [2] * 5], "of which the strings are single bytes"
+    assert views[1].sequence.values.shape[1] == 13
+    assert_cuts_between_segments(views[1], views[0], model.levels[1].config.window)
 
 
 @pytest.mark.parametrize("name", PRESETS)
