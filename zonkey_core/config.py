@@ -80,7 +80,7 @@ class StageShares(_Struct, frozen=True):
     splitter: tuple[float, ...] = (1.2, 0.6)
     autoencoder: tuple[float, ...] = (1.6, 0.5)
     denoiser: tuple[float, ...] = (5.0, 0.8)
-    joint: float = 0.8
+    joint: float = 4.0
 
 
 class TrainingConfig(_Struct, frozen=True):
@@ -102,7 +102,7 @@ class TrainingConfig(_Struct, frozen=True):
     """Share of a stage over which its learning rate rises."""
     final_rate: float = 0.05
     """Learning rate at the end of a stage as a share of its peak."""
-    joint_rate: float = 0.2
+    joint_rate: float = 0.5
     """Peak rate of the joint stage as a share of the other stages'."""
     gradient_clip: float = 1.0
     average_decay: float = 0.998
