@@ -1,6 +1,8 @@
-"""Laws of the denoiser: what it says of a slot depends on what is known by then and on the plan, and on nothing else."""
+"""Laws of the denoiser: what it says of a slot depends on what is known by then, on the plan, and on nothing else."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
@@ -27,8 +29,10 @@ def make_denoiser(above: int | None = ABOVE) -> Denoiser:
     denoiser = Denoiser(CHANNELS, above, WIDTH, 2, 2, blocks=LONGEST)
     for block in denoiser.blocks:
         torch.nn.init.normal_(block.attention_out.weight, std=0.5)
-    for weight in (denoiser.left, denoiser.ending_bias, *(part.weight for part in (denoiser.plan_noise_in,) if part)):
+    for weight in (denoiser.left, denoiser.ending_bias):
         torch.nn.init.normal_(weight, std=0.5)
+    if denoiser.plan_noise_in is not None:
+        torch.nn.init.normal_(denoiser.plan_noise_in.weight, std=0.5)
     return denoiser.requires_grad_(False)
 
 
@@ -44,7 +48,7 @@ def any_order(count: int, seed: int) -> Order:
         return in_streams(count, cuts, openings, begins=begins, end_order=3 if ends else None)
     if way == 1:
         edges = [*cuts, count]
-        gaps = [(first, last) for first, last in zip(edges, edges[1:], strict=False) if dice.random() < 0.6]
+        gaps = [(first, last) for first, last in itertools.pairwise(edges) if dice.random() < 0.6]
         measured = bool(dice.random() < 0.7)
         return with_blocks(with_gaps(count, gaps, begins=begins, ends=ends, measured=measured), lengths)
     if way == 2:

@@ -424,7 +424,7 @@ def test_the_reader_of_bytes_sees_neither_padding_nor_another_document() -> None
 
 
 def test_a_segment_length_sets_the_splitters_first_rate() -> None:
-    below, above = (Level(level_config(segment_length=4.0, window=16), channels) for channels in (None, 6))
+    below, above = (Level([level_config(segment_length=4.0, window=16)], channels) for channels in (None, 6))
     assert below.guide is None and above.guide is not None
     for cutter in (below.splitter, above.splitter, above.guide):
         assert cutter.head.bias.sigmoid().item() == pytest.approx(0.25)
