@@ -1,0 +1,67 @@
+"""Untrained models for the tests of inference, which know strings of a text and have strong opinions."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+
+from torch import nn
+
+from tests.model_helpers import fit_vocabulary, small_model
+from zonkey_core.model.length_model import EDGES
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.segment_vocabulary import SegmentVocabulary
+
+SURE = 30.0
+"""Logit of what is certain."""
+NEVER = EDGES[-1]
+"""Remaining slots of what is sure not to end."""
+
+
+def strings_of(level: Level) -> SegmentVocabulary:
+    """The level's vocabulary."""
+    assert level.vocabulary is not None
+    return level.vocabulary
+
+
+def expect(level: Level, remaining: int | None) -> None:
+    """Make a level sure of how many slots remain, up to what its bins tell apart; without a number, of nothing."""
+    denoiser = level.denoiser
+    nn.init.zeros_(denoiser.ending_out.weight)
+    nn.init.zeros_(denoiser.ending_bias)
+    nn.init.constant_(denoiser.ending_out.bias, -2.0 if remaining is None else -SURE)
+    if remaining is not None and remaining < NEVER:
+        denoiser.ending_out.bias[bisect.bisect_right(EDGES, remaining)] = SURE
+
+
+@functools.lru_cache(maxsize=16)
+def talker(levels: int = 2, *, remaining: int | None = NEVER, fitted: bool = True) -> Zonkey:
+    """Every level expects so many slots wherever it is asked; without a number, a text may end anywhere.
+
+    Windows hold a few positions.
+    """
+    model = small_model(levels, seed=levels)
+    if fitted:
+        nn.init.normal_(fit_vocabulary(model).table)
+    model.eval().requires_grad_(False)
+    for level in model.levels:
+        nn.init.constant_(level.decoder.starts.bias, -1.5)
+        nn.init.normal_(level.denoiser.latent_out.weight)
+        expect(level, remaining)
+    return model
+
+
+@functools.lru_cache(maxsize=8)
+def filler(levels: int = 2, *, closed: bool = False) -> Zonkey:
+    """Gaps hold a few slots, or surely none."""
+    model = small_model(levels, seed=levels + 10)
+    nn.init.normal_(fit_vocabulary(model).table)
+    model.eval().requires_grad_(False)
+    for level in model.levels:
+        nn.init.constant_(level.decoder.starts.bias, -1.5)
+        expect(level, None)
+    out = model.bottom.denoiser.ending_out
+    nn.init.constant_(out.bias, -1.0)
+    nn.init.constant_(out.bias[:2], SURE if closed else -SURE)
+    return model
