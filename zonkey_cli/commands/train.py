@@ -95,7 +95,7 @@ MANUAL = Manual(
 )
 @click.option(
     "--back-to", type=click.IntRange(min=0), metavar="STEP",
-    help="With --resume: go on from the earlier checkpoint of this step, one of those in --out's folder checkpoints.",
+    help="With --resume, go on from the earlier checkpoint of this step, which the folder checkpoints in --out holds.",
 )
 @click.option(
     "--save-every", type=Duration(), metavar="TIME",
