@@ -17,9 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.model_helpers import few, normal, small_model
-from tests.training_helpers import Run, small_config
+from tests.training_helpers import Run, seal, small_config
 from zonkey_core import checkpoint
 from zonkey_core.checkpoint import (
+    CHECKSUMS,
     CONFIG,
     MODEL,
     OPTIMIZER,
@@ -37,7 +38,7 @@ from zonkey_core.errors import CheckpointError, ZonkeyError
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint from the middle of a run; it must not be changed."""
     run = Run(tmp_path_factory.mktemp("checkpoint") / "model")
-    run.train(small_config(1), steps=40, stop_at=2)
+    run.train(small_config(1), steps=40, stop_at=2, keep=1)
     return run.out
 
 
@@ -48,7 +49,9 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 
 
 def test_the_files_are_json_and_safetensors(trained: Path) -> None:
-    assert {path.name for path in trained.iterdir()} == {CONFIG, MODEL, TRAINING, OPTIMIZER, "metrics.jsonl"}
+    assert {path.name for path in trained.iterdir()} == {
+        CONFIG, MODEL, TRAINING, OPTIMIZER, CHECKSUMS, "metrics.jsonl"
+    }
     for path in trained.iterdir():
         content = path.read_bytes()
         assert not content.startswith((b"\x80", b"PK")), "neither a pickle nor an archive of them"
@@ -157,6 +160,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 def test_a_newer_format_is_refused(copy: Path) -> None:
     tree = json.loads((copy / CONFIG).read_bytes())
     (copy / CONFIG).write_text(json.dumps(tree | {"format": checkpoint.FORMAT + 1}))
+    seal(copy)
     assert "update zonkey" in message(lambda: load_model(copy), copy)
 
 
@@ -172,21 +176,21 @@ def test_a_newer_format_is_refused(copy: Path) -> None:
 )
 def test_a_description_that_makes_no_sense_is_refused(copy: Path, change: dict[str, Any]) -> None:
     tree = json.loads((copy / CONFIG).read_bytes())
-    (copy / CONFIG).write_text(json.dumps(tree | change))
-    message(lambda: load_model(copy), copy)
-    (copy / CONFIG).write_text(json.dumps([tree]))
-    message(lambda: load_model(copy), copy)
+    for content in (tree | change, [tree]):
+        (copy / CONFIG).write_text(json.dumps(content))
+        assert "checksum" in message(lambda: load_model(copy), copy / CONFIG)
+        seal(copy)
+        assert "checksum" not in message(lambda: load_model(copy), copy / CONFIG)
 
 
 def test_weights_of_another_shape_are_refused(copy: Path) -> None:
-    other = small_model(1, width=32)
-    (copy / MODEL).write_bytes(pack_tensors(other.state_dict(), half=True))
-    assert "do not fit" in message(lambda: load_model(copy), copy / MODEL)
-    tensors = read_tensors(copy, OPTIMIZER)
-    (copy / MODEL).write_bytes(pack_tensors(tensors))
-    assert "do not fit" in message(lambda: load_model(copy), copy / MODEL)
+    for other in (small_model(1, width=32).state_dict(), read_tensors(copy, OPTIMIZER)):
+        (copy / MODEL).write_bytes(pack_tensors(other, half=True))
+        seal(copy)
+        assert "do not fit" in message(lambda: load_model(copy), copy / MODEL)
     (copy / CONFIG).write_bytes(describe(small_config(2), 1))
-    message(lambda: load_model(copy), copy / MODEL)
+    seal(copy)
+    assert "do not fit" in message(lambda: load_model(copy), copy / MODEL)
 
 
 @pytest.mark.parametrize("name", [CONFIG, MODEL, OPTIMIZER, TRAINING])
@@ -195,9 +199,7 @@ def test_any_damage_is_an_error_of_ours(trained: Path, tmp_path: Path, name: str
     content = (trained / name).read_bytes()
     head = min(len(content), 4000)
     numbers = itertools.count()
-    actions: list[Callable[[Path], object]] = [load_model]
-    if name != CONFIG:  # damage may ask for a model that fits no memory
-        actions.append(lambda folder: Run(folder).resume(stop_at=0))
+    actions: list[Callable[[Path], object]] = [load_model, lambda folder: Run(folder).resume(stop_at=0)]
 
     @settings(few, max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.integers(0, head - 1), st.binary(max_size=3), st.integers(0, 20))
@@ -205,6 +207,7 @@ def test_any_damage_is_an_error_of_ours(trained: Path, tmp_path: Path, name: str
         folder = tmp_path / f"{next(numbers)}"
         shutil.copytree(trained, folder)
         (folder / name).write_bytes(content[:place] + new + content[place + lost :])
+        seal(folder)  # as a stranger would who means harm
         for action in actions:
             try:
                 action(folder)

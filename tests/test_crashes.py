@@ -57,7 +57,7 @@ class Operations:
         opened = Path.open
 
         def open_watched(path: Path, mode: str = "r", **options: Any) -> Any:
-            if "w" not in mode:
+            if mode not in ("wb", "xb"):
                 return opened(path, mode, **options)
             self.step()
             file = opened(path, mode, **options)
@@ -192,7 +192,7 @@ quiet = dict(on_event=lambda event: None, should_stop=lambda: False)
 if (out / "config.json").exists() or (out / ".committed").exists():
     result = resume(out, **quiet)
 else:
-    options = TrainingOptions(out=str(out), steps=int(sys.argv[2]), device="cpu", checkpoint_minutes=0.0)
+    options = TrainingOptions(out=str(out), steps=int(sys.argv[2]), device="cpu", save_every=0.0)
     result = train(small_config(), SAMPLE, options, **quiet)
 print(result.steps, result.stopped)
 """

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.model_helpers import level_config
-from zonkey_core.checkpoint import OPTIMIZER, read_tensors
+from zonkey_core.checkpoint import CHECKSUMS, CONFIG, MODEL, OPTIMIZER, TRAINING, read_tensors, with_checksums
 from zonkey_core.config import Config, ModelConfig, TrainingConfig
 from zonkey_core.data import SourceSpec
 from zonkey_core.training import Event, StepEvent, TrainingOptions, TrainingResult, resume, train
@@ -50,9 +50,9 @@ class Run:
             on_event=self.events.append, should_stop=self._stops(stop_at),
         )
 
-    def resume(self, *, stop_at: int | None = None) -> TrainingResult:
+    def resume(self, *, stop_at: int | None = None, **options: Any) -> TrainingResult:
         """Go on from the checkpoint."""
-        return resume(self.out, on_event=self.events.append, should_stop=self._stops(stop_at))
+        return resume(self.out, on_event=self.events.append, should_stop=self._stops(stop_at), **options)
 
     def _stops(self, stop_at: int | None) -> Callable[[], bool]:
         """Steps are counted from the first that this object took; after every one it is asked whether to stop."""
@@ -80,3 +80,9 @@ def assert_same_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> 
     """Equal to the last bit."""
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def seal(folder: Path) -> None:
+    """Give a model folder whose files were changed the checksums of what they hold now."""
+    names = (name for name in (CONFIG, MODEL, TRAINING, OPTIMIZER) if (folder / name).is_file())
+    (folder / CHECKSUMS).write_bytes(with_checksums({name: (folder / name).read_bytes() for name in names})[CHECKSUMS])

@@ -136,7 +136,7 @@ def _is_better(measure: Measure, other: float) -> bool:
 
 def _name(part: str, measure: Measure) -> str:
     """A metric within its part, with the unit where neither the name nor the values show it."""
-    name = measure.name.removeprefix(f"{part}.")
+    name = printable(measure.name.removeprefix(f"{part}."))
     shown = ("", "bytes/s", *re.split("[._]", name))
     return name if measure.unit in shown else f"{name} [{measure.unit}]"
 

@@ -31,11 +31,13 @@ class Inputs:
         """Yield each file's name and its open stream."""
         for name in self.names:
             try:
-                if name == "-":
-                    yield name, self._standard_input()
-                else:
+                if name != "-":
                     with open(name, "rb") as file:
                         yield name, file
+                elif self.streams.stdin is not None:
+                    yield name, self._standard_input(self.streams.stdin)
+                else:
+                    self.fail("standard input", "it is closed; name a file, or pipe the text in")
             except OSError as error:
                 self.fail(name, error)
 
@@ -61,12 +63,10 @@ class Inputs:
             raise ValueError("standard input is closed")
         return os.fstat(self.streams.stdin.fileno())
 
-    def _standard_input(self) -> BinaryIO:
-        if self.streams.stdin is None:
-            return io.BytesIO()
+    def _standard_input(self, stdin: BinaryIO) -> BinaryIO:
         if self.streams.stdin_is_terminal:
             self.streams.note("reading from the terminal; Ctrl-D ends the text")
-        return self.streams.stdin
+        return stdin
 
 
 def lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, Iterator[bytes]]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -20,6 +21,8 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 WIKI_CONFIG = "20231101.en"
 FILE = click.Path(allow_dash=True)
 """An input file or `-`; whether it can be read is found out on opening it, since a missing file is a soft error."""
+LARGEST_SEED = (1 << 62) - 1
+LONGEST_SECONDS = 1e9
 _RANKS = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT, ParameterSource.DEFAULT_MAP)
 
 
@@ -58,6 +61,21 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+class Duration(click.ParamType[float, str]):
+    """A time in seconds, written as 30s, 2m, 1.5h, or a number of seconds."""
+
+    name = "duration"
+    _UNITS: ClassVar[dict[str, int]] = {"": 1, "s": 1, "m": 60, "h": 3600}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number of seconds, above 0."""
+        match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)\s*([smh]?)", str(value).strip())
+        seconds = float(match[1]) * self._UNITS[match[2]] if match else 0.0
+        if not 0 < seconds <= LONGEST_SECONDS:
+            self.fail(f"{str(value)!r} is no time above 0, as 30s, 2m or 1h.", param, ctx)
+        return seconds
 
 
 class ModelName(click.ParamType[str, str]):
@@ -164,7 +182,9 @@ data_dir_option = click.option(
 
 def seed_option(help_text: str) -> Callable[[F], F]:
     """`--seed`, with what it means to the verb."""
-    return click.option("--seed", type=click.IntRange(min=0), metavar="N", envvar="ZONKEY_SEED", help=help_text)
+    return click.option(
+        "--seed", type=click.IntRange(min=0, max=LARGEST_SEED), metavar="N", envvar="ZONKEY_SEED", help=help_text
+    )
 
 
 def null_option(help_text: str) -> Callable[[F], F]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zonkey_cli.escaping import LINE_ESCAPES, NULL_ESCAPES
-from zonkey_cli.streams import json_line
+from zonkey_cli.streams import harmless, json_line
 from zonkey_core.inference.segments import Segment, Segments
 
 _COLOURS = (b"\x1b[36m", b"\x1b[33m")
@@ -33,6 +33,9 @@ lightness and so stand out from a dark and from a light screen. Below one half i
 
 class Format:
     """Turns segments into bytes; this one writes nothing but what `show` gives."""
+
+    styled = False
+    """Whether the bytes hold sequences for a terminal, and no other control characters than those."""
 
     def begin(self, name: str) -> bytes:
         """What comes before the segments of file `name`."""
@@ -86,6 +89,8 @@ class Joined(Format):
 class Coloured(Format):
     """Running text whose segments alternate in colour; with `prob`, their first characters show it."""
 
+    styled = True
+
     def __init__(self, *, prob: bool) -> None:
         self._prob = prob
         self._count = 0
@@ -96,6 +101,7 @@ class Coloured(Format):
         for text, prob in zip(segments.texts(), segments.probs.tolist(), strict=True):
             colour = _COLOURS[self._count % len(_COLOURS)]
             self._count += 1
+            text = harmless(text)
             if self._prob and (character := _FIRST_CHARACTER.match(text)):
                 text = text[character.end() :]
                 shown += [_shade(prob), character[0], _RESET]

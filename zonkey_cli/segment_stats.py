@@ -37,6 +37,7 @@ class Stats(Format):
 
     def __init__(self, *, level: int, top: int, report: Callable[[Stats], bytes]) -> None:
         self.level = level
+        self.styled = report is drawn_report
         self.texts: Counter[bytes] = Counter()
         """How often each segment occurs."""
         self.lengths: Counter[int] = Counter()

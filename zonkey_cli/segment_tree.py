@@ -28,6 +28,8 @@ class IndentedTree(Format):
 class DrawnTree(Format):
     """The same with the guides and colours of Rich; the segments of level 0 alternate in colour."""
 
+    styled = True
+
     def __init__(self, *, width: int | None = None) -> None:
         from rich.console import Console
 

@@ -49,11 +49,12 @@ def load_settings(group: click.Group, context: click.Context) -> dict[str, dict[
 
 def _read_settings(path: Path, verbs: Verbs, context: click.Context) -> dict[str, dict[str, Any]]:
     """The checked settings of one file, by verb and parameter name."""
-    import tomllib
+    from zonkey_core.config import CONFIG_BYTES, parse_toml
+    from zonkey_core.safe_files import read_bounded
 
     try:
-        tree = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        tree = parse_toml(read_bounded(path, CONFIG_BYTES).decode("utf-8"))
+    except (OSError, ValueError) as error:
         raise BadValueError(f"{path}: cannot read these settings ({error})") from error
     parameters = {name: _setting_names(verb) for name, verb in verbs.items()}
     everywhere = {key for known in parameters.values() for key in known}

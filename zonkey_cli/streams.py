@@ -1,7 +1,8 @@
 """The one object that owns standard input, output and error, and knows which of them are terminals.
 
 Standard output is binary and carries data only; messages go to standard error and never stop the program, even when
-nobody reads them.
+nobody reads them. Control characters, which could make a terminal do anything, reach no terminal, whatever text of
+files, models or names they come with; what a program reads is left as it is.
 """
 
 from __future__ import annotations
@@ -10,9 +11,15 @@ import contextlib
 import errno
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TextIO
+
+_CONTROLS = re.compile(rb"[\0-\x08\x0b-\x1f\x7f]|\xc2[\x80-\x9f]")
+"""Control characters in UTF-8, but for tab and newline."""
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
+_UNSAFE_IN_JSON = re.compile("[\x7f-\x9f]")
 
 
 @dataclass
@@ -45,11 +52,11 @@ class Streams:
             colour=not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
         )
 
-    def write(self, data: bytes) -> None:
-        """Write data to standard output."""
+    def write(self, data: bytes, *, styled: bool = False) -> None:
+        """Write data to standard output; a terminal gets it without control characters unless they are our `styled`."""
         if self.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        self.stdout.write(data)
+        self.stdout.write(harmless(data) if self.stdout_is_terminal and not styled else data)
 
     def write_json(self, value: Any) -> None:
         """Write one JSON document on a line of its own."""
@@ -97,13 +104,19 @@ class Streams:
         if self.stderr is None:
             return
         with contextlib.suppress(OSError, ValueError):
-            self.stderr.write(message + "\n")
+            self.stderr.write(harmless(message.encode("utf-8", "backslashreplace")).decode() + "\n")
             self.stderr.flush()
 
 
+def harmless(data: bytes) -> bytes:
+    """Text that a terminal may be given: each control character but tab and newline is replaced."""
+    return _CONTROLS.sub(_REPLACEMENT, data)
+
+
 def json_line(value: Any) -> bytes:
-    """A JSON document on a line of its own."""
-    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+    """A JSON document on a line of its own, without control characters."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text).encode("utf-8", "replace") + b"\n"
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

@@ -21,22 +21,27 @@ from zonkey_cli.signals import StopRequest
 from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
-    from zonkey_core.training import Event, StageEvent, StepEvent
+    from zonkey_core.training import Event, SkippedDataEvent, SkippedStepEvent, StageEvent, StepEvent
 
 LOG_SECONDS = 10.0
 _SPLIT_STYLES = ("cyan", "yellow")
 _STOPPING = "stopping after this step, and saving; once more quits at once"
 _SAMPLE_CHARACTERS = 600
+SKIPS_TOLD = 5
+"""Of each kind; metrics.jsonl has them all."""
 
 
 @contextlib.contextmanager
 def training_view(streams: Streams, stop: StopRequest) -> Iterator[Callable[[Event], None]]:
     """The function to call with each event, for as long as the run lasts."""
     if not streams.shows_progress:
-        yield LogView(streams, stop)
+        log = LogView(streams, stop)
+        yield log
+        log.finish()
         return
     with LiveView(streams, stop) as view:
         yield view
+        view.finish()
 
 
 def stage_name(stage: str, level: int | None) -> str:
@@ -54,6 +59,31 @@ def split_text(segments: list[str], *, colour: bool) -> Text:
     return text
 
 
+class Skips:
+    """What a run left out: each of the first few is told, and in the end how many there were."""
+
+    def __init__(self) -> None:
+        self._counts = {"steps": 0, "places of the data": 0}
+
+    def take(self, event: SkippedStepEvent | SkippedDataEvent, say: Callable[[str], None]) -> None:
+        """Count what was left out and tell of it, unless too many went before."""
+        from zonkey_core.training import SkippedStepEvent
+
+        if isinstance(event, SkippedStepEvent):
+            kind, message = "steps", f"left out step {event.step}: {event.reason}"
+        else:
+            kind, message = "places of the data", f"left out: {event.reason}"
+        self._counts[kind] += 1
+        if self._counts[kind] <= SKIPS_TOLD:
+            say(message)
+
+    def sum_up(self, say: Callable[[str], None]) -> None:
+        """Tell how many were left out, of each kind of which there were any."""
+        for kind, count in self._counts.items():
+            if count:
+                say(f"{kind} left out in all: {count:,}")
+
+
 class LogView:
     """One line for a stage, one about every ten seconds within it, and the figures at the end."""
 
@@ -63,6 +93,7 @@ class LogView:
         self._clock = clock
         self._last = clock()
         self._told_stop = False
+        self._skips = Skips()
 
     def __call__(self, event: Event) -> None:
         """Say what `event` brings, if it is time to."""
@@ -70,6 +101,8 @@ class LogView:
             CheckpointEvent,
             FiguresEvent,
             SampleEvent,
+            SkippedDataEvent,
+            SkippedStepEvent,
             SplitsEvent,
             StageEvent,
             StepEvent,
@@ -91,6 +124,12 @@ class LogView:
                 self._streams.note(f"{name}: {value:.4g}")
         elif isinstance(event, CheckpointEvent):
             self._streams.detail(f"saved at step {event.step} in {event.path}")
+        elif isinstance(event, SkippedStepEvent | SkippedDataEvent):
+            self._skips.take(event, self._streams.note)
+
+    def finish(self) -> None:
+        """Say how much was left out."""
+        self._skips.sum_up(self._streams.note)
 
     def _log_step(self, event: StepEvent) -> None:
         now = self._clock()
@@ -115,6 +154,7 @@ class LiveView:
         self._splits: list[str] = []
         self._sample = ""
         self._saved: int | None = None
+        self._skips = Skips()
         self._losses: dict[str, float] = {}
         self._live = Live(console=self._console, get_renderable=self.render, refresh_per_second=4, transient=True)
 
@@ -133,6 +173,8 @@ class LiveView:
             CheckpointEvent,
             FiguresEvent,
             SampleEvent,
+            SkippedDataEvent,
+            SkippedStepEvent,
             SplitsEvent,
             StageEvent,
             StepEvent,
@@ -152,6 +194,15 @@ class LiveView:
             self._console.print(figures_table(event.figures))
         elif isinstance(event, CheckpointEvent):
             self._saved = event.step
+        elif isinstance(event, SkippedStepEvent | SkippedDataEvent):
+            self._skips.take(event, self._say)
+
+    def finish(self) -> None:
+        """Say how much was left out."""
+        self._skips.sum_up(self._say)
+
+    def _say(self, message: str) -> None:
+        self._console.print(Text(printable(message)))
 
     def render(self) -> RenderableType:
         """The picture now."""

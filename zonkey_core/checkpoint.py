@@ -4,6 +4,11 @@
     model.safetensors      averaged weights, the ones to use, in float16
     training.json          what it was trained on, how far, random states, measured figures
     optimizer.safetensors  live and averaged weights in float32 and optimiser states, to go on from
+    checksums.json         the CRC-32 of each of these, compared whenever one is read
+    checkpoints/STEP/      earlier checkpoints of the run, each a whole one (`zonkey_core.kept_checkpoints`)
+
+A folder may come from a stranger: every file is looked at before it is opened, and sizes and shapes are compared with
+each other and with the machine before anything is made for them. A folder without checksums is read, too.
 
 New files are first written beside the old ones as `NAME.next`; a marker file then commits them, and the renames
 that follow can be repeated. A reader that finds the marker takes the `.next` files. Nothing is pickled.
@@ -13,14 +18,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from zonkey_core.config import Config, check_model_config, check_training_config
 from zonkey_core.errors import CheckpointError, ConfigError
+from zonkey_core.safe_files import decode_json, read_bounded
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +37,13 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 CONFIG, MODEL, TRAINING, OPTIMIZER = "config.json", "model.safetensors", "training.json", "optimizer.safetensors"
+CHECKSUMS = "checksums.json"
+KEPT = "checkpoints"
+"""The folder of the earlier checkpoints."""
+JSON_BYTES = 16 * 1024 * 1024
+"""The most that a JSON file of a checkpoint may hold."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Amount = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
 _COMMITTED = ".committed"
 _NEXT = ".next"
 
@@ -41,13 +55,19 @@ class TrainingRecord(msgspec.Struct, kw_only=True):
     """The source of the text, as `SourceSpec` fields."""
     options: dict[str, Any]
     """Seed, budget, device and precision."""
-    stage: int = 0
+    stage: Count = 0
     """Index of the current stage in the curriculum; the number of stages when training is over."""
-    stage_step: int = 0
-    stage_seconds: float = 0.0
-    steps: int = 0
-    bytes_seen: int = 0
-    seconds: float = 0.0
+    stage_step: Count = 0
+    stage_seconds: Amount = 0.0
+    steps: Count = 0
+    bytes_seen: Count = 0
+    seconds: Amount = 0.0
+    gradient_norm: Amount = 0.0
+    """Running mean over the steps of the stage."""
+    faults_in_row: Count = 0
+    """Steps that were left out just now, one after another."""
+    skipped_steps: Count = 0
+    """Steps that were left out in all."""
     parent: str | None = None
     """Name of the model that training started from."""
     data_state: dict[str, Any] = {}
@@ -87,10 +107,11 @@ def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
 def _finish_pending(directory: Path) -> None:
     """Complete the renames of a committed write; drop the leftovers of one that was not."""
     if (directory / _COMMITTED).exists():
-        for name in (directory / _COMMITTED).read_text("utf-8").split():
+        names = read_bounded(directory / _COMMITTED, JSON_BYTES).decode("utf-8", "replace").split()
+        for name in (name for name in names if os.sep not in name):
             with contextlib.suppress(FileNotFoundError):
                 os.replace(directory / (name + _NEXT), directory / name)
-        _sync_directory(directory)
+        sync_directory(directory)
         (directory / _COMMITTED).unlink()
     for leftover in directory.glob(f"*{_NEXT}"):
         leftover.unlink()
@@ -99,15 +120,16 @@ def _finish_pending(directory: Path) -> None:
 def _write_durably(path: Path, content: bytes) -> None:
     """Write and flush to the disk; the marker itself is moved into place whole."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    partial.unlink(missing_ok=True)
+    with partial.open("xb") as file:  # a new file, whatever a link of this name leads to
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
     """Make renames durable, where the system can."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
@@ -115,6 +137,12 @@ def _sync_directory(directory: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def with_checksums(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of a checkpoint, and the file of their checksums."""
+    sums = {name: f"{zlib.crc32(content):08x}" for name, content in files.items()}
+    return {**files, CHECKSUMS: msgspec.json.format(msgspec.json.encode({"crc32": sums}), indent=2) + b"\n"}
 
 
 def read_model_card(directory: Path) -> ModelCard:
@@ -127,15 +155,20 @@ def read_model_card(directory: Path) -> ModelCard:
         advice = "update zonkey" if found > FORMAT else "train it again"
         raise CheckpointError(f"{directory}: written in format {found}, this version reads format {FORMAT}; {advice}")
     training: TrainingRecord | None = None
+    name = CONFIG
     try:
         config = msgspec.convert(tree["config"], Config)
         check_model_config(config.model, origin=CONFIG)
         check_training_config(config.training, origin=CONFIG)
-        if file_path(directory, TRAINING).exists():
+        parameters = msgspec.convert(tree["parameters"], Count)
+        name = TRAINING
+        if os.path.lexists(file_path(directory, TRAINING)):
             training = msgspec.convert(_read_json(directory, TRAINING), TrainingRecord)
-        parameters = int(tree["parameters"])
-    except (msgspec.ValidationError, ConfigError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{directory}: damaged model description ({error}); copy the model again") from error
+    except (msgspec.ValidationError, ConfigError, KeyError, TypeError) as error:
+        reason = str(error).removeprefix(f"{CONFIG}: ")
+        raise CheckpointError(
+            f"{file_path(directory, name)}: damaged model description ({reason}); {_way_out(directory)}"
+        ) from error
     return ModelCard(format=found, config=config, parameters=parameters, training=training)
 
 
@@ -143,12 +176,81 @@ def _read_json(directory: Path, name: str) -> Any:
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such model folder; train one with 'zonkey train --out {directory}'")
     path = file_path(directory, name)
+    if name == CONFIG and not os.path.lexists(path):
+        raise CheckpointError(f"{directory}: not a zonkey model ({name} is missing)")
+    with _reading(directory, name):
+        content = read_bounded(path, JSON_BYTES)
+        if name != CHECKSUMS:
+            _compare(zlib.crc32(content), _checksum(directory, name))
+        return decode_json(content)
+
+
+@contextlib.contextmanager
+def _reading(directory: Path, name: str) -> Iterator[None]:
+    """Turn what goes wrong with a file of a checkpoint into a `CheckpointError` that names it and a way out."""
     try:
-        return msgspec.json.decode(path.read_bytes())
+        yield
     except FileNotFoundError as error:
-        raise CheckpointError(f"{directory}: not a zonkey model ({name} is missing)") from error
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); copy or train the model again") from error
+        raise CheckpointError(f"{directory}: {name} is missing; {_way_out(directory)}") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise CheckpointError(
+            f"{file_path(directory, name)}: cannot be read ({reason}); {_way_out(directory)}"
+        ) from error
+
+
+def _way_out(directory: Path) -> str:
+    """What to do about a damaged checkpoint: go back to the one before, where one is kept."""
+    for step in reversed(kept_steps(directory)):
+        before = directory / KEPT / str(step)
+        with contextlib.suppress(OSError):
+            if os.path.samefile(before / MODEL, directory / MODEL):  # a crash came just before it was replaced
+                continue
+        return (
+            f"the checkpoint before is {before}, and "
+            f"'zonkey train --resume --out {directory} --back-to {step}' goes on from it"
+        )
+    return "copy or train the model again"
+
+
+def kept_steps(directory: Path) -> list[int]:
+    """The steps of the earlier checkpoints that a run keeps, the oldest first."""
+    if (directory / KEPT).is_symlink():
+        return []
+    try:
+        names = os.listdir(directory / KEPT)
+    except OSError:
+        return []
+    return sorted(int(name) for name in names if name.isascii() and name.isdecimal() and len(name) < 20)
+
+
+def _checksum(directory: Path, name: str) -> int | None:
+    """The CRC-32 that a file of a checkpoint should have; None where that is not known."""
+    if not os.path.lexists(file_path(directory, CHECKSUMS)):
+        return None
+    tree = _read_json(directory, CHECKSUMS)
+    with _reading(directory, CHECKSUMS):
+        sums = tree.get("crc32") if isinstance(tree, dict) else None
+        if not isinstance(sums, dict):
+            raise ValueError("it holds no checksums")
+        return int(str(sums[name]), 16) if name in sums else None
+
+
+def _compare(found: int, expected: int | None) -> None:
+    """Raise `ValueError` where a checksum is another than it should be."""
+    if expected not in (None, found):
+        raise ValueError(f"damaged: its checksum is {found:08x} and should be {expected:08x}")
+
+
+def check_weights(directory: Path, name: str = MODEL) -> None:
+    """Read a file of weights once and raise `CheckpointError` where it is damaged or holds no numbers."""
+    from zonkey_core.weights_file import scan_weights
+
+    expected = _checksum(directory, name)
+    with _reading(directory, name):
+        found = scan_weights(file_path(directory, name), with_checksum=expected is not None, finite=name == MODEL)
+        if found is not None:
+            _compare(found, expected)
 
 
 def describe(config: Config, parameters: int) -> bytes:
@@ -171,17 +273,29 @@ def pack_tensors(tensors: Mapping[str, Tensor], *, half: bool = False) -> bytes:
 
 def read_tensors(directory: Path, name: str, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file whose keys begin with one of `prefixes`; raises `CheckpointError`."""
+    check_weights(directory, name)
+    return _tensors(directory, name, prefixes)
+
+
+def require_fit(config: Config, directory: Path, name: str = MODEL, *, prefix: str = "") -> None:
+    """Raise `CheckpointError` unless the tensors of a file whose names begin with `prefix` are those of a model."""
+    from zonkey_core.model_building import fitting_model
+
+    with _reading(directory, name):
+        fitting_model(config, file_path(directory, name), prefix=prefix)
+
+
+def _tensors(directory: Path, name: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors of a file that was found to be whole."""
     from safetensors import SafetensorError, safe_open
 
-    path = file_path(directory, name)
-    try:
-        with safe_open(path, framework="pt") as file:
-            keys: list[str] = file.keys()
-            return {key: file.get_tensor(key) for key in keys if key.startswith(prefixes)}
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{directory}: {name} is missing; copy or train the model again") from error
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}); copy or train the model again") from error
+    with _reading(directory, name):
+        try:
+            with safe_open(file_path(directory, name), framework="pt") as file:
+                keys: list[str] = file.keys()
+                return {key: file.get_tensor(key) for key in keys if key.startswith(prefixes)}
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
 
 
 def load_model(
@@ -189,43 +303,38 @@ def load_model(
 ) -> Zonkey:
     """The averaged model of a checkpoint in float32, in evaluation mode, on `device`; raises `CheckpointError`.
 
-    With `prefixes`, only the tensors whose names begin with one of them are read; the others are on the meta device.
+    With `prefixes`, only the tensors whose names begin with one of them are kept; the others are on the meta device.
     """
     import torch
 
+    from zonkey_core.model_building import fitting_model
+
     card = read_model_card(directory)
-    model = _unfilled_model(card.config)
+    with _reading(directory, MODEL):
+        model = fitting_model(card.config, file_path(directory, MODEL))
+    check_weights(directory)
     tensors: dict[str, Tensor] = {
         name: torch.empty_like(tensor, device="meta")
         for name, tensor in model.state_dict().items() if not name.startswith(prefixes)
     }
-    for name, tensor in read_tensors(directory, MODEL, prefixes).items():
+    found = _tensors(directory, MODEL, prefixes)
+    with _reading(directory, MODEL):
+        _check_strings(found)
+    for name, tensor in found.items():
         tensors[name] = tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype)
     fill_model(model, tensors, origin=directory / MODEL)
     return model.eval().requires_grad_(False)
 
 
-def _unfilled_model(config: Config) -> Zonkey:
-    """A model whose parameters hold nothing in particular; its making draws no numbers and writes to no memory.
-
-    It is not made on the meta device, where drawing numbers loads torch's compiler, which takes longer than all the
-    rest of loading a model.
-    """
-    import torch
-    from torch.nn import init
-    from torch.overrides import TorchFunctionMode
-
-    from zonkey_core.model.model import Zonkey
-
-    class Unfilled(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            named = kwargs or {}
-            if func in (init.normal_, init.uniform_, init.kaiming_uniform_):
-                return named["tensor"]
-            return (torch.empty if func in (torch.randn, torch.zeros) else func)(*args, **named)
-
-    with Unfilled():
-        return Zonkey(config.model)
+def _check_strings(tensors: Mapping[str, Tensor]) -> None:
+    """Raise `ValueError` where a table of strings [K, S] says that one is longer than S, or shorter than nothing."""
+    for name, strings in tensors.items():
+        owner, _, field = name.rpartition(".")
+        lengths = tensors.get(f"{owner}.lengths")
+        if field != "strings" or lengths is None:
+            continue
+        if len(lengths) and (int(lengths.min()) < 0 or int(lengths.max()) > strings.shape[1]):
+            raise ValueError(f"{owner}.lengths holds lengths that are no lengths of its strings")
 
 
 def fill_model(model: Zonkey, tensors: dict[str, Tensor], *, origin: Path) -> None:
@@ -235,4 +344,3 @@ def fill_model(model: Zonkey, tensors: dict[str, Tensor], *, origin: Path) -> No
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise CheckpointError(f"{origin}: weights do not fit the configuration ({reason})") from error
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -121,6 +122,17 @@ class Config(_Struct, frozen=True):
     """Stated need of memory, for people."""
 
 
+LEVELS = 8
+"""The most levels of a model."""
+LAYERS = 1024
+"""The most layers of all its Transformers and splitters together."""
+LARGEST = {"layers": 128, "heads": 256, "width": 16384, "window": 4096, "latents": 64, "kernel": 255, "span": 65536}
+"""The largest value of a level's key, by its last word; of other whole numbers, `LARGEST_COUNT`."""
+LARGEST_COUNT = 1 << 22
+LARGEST_TRAINING = {"row_bytes": 1 << 24, "batch_rows": 1 << 16, "shuffle_documents": 1 << 24}
+"""The same for the keys of `training`. What lies above would be a slip or an attack, and exhaust any machine."""
+CONFIG_BYTES = 1 << 20
+
 PRESETS = ("tiny", "small", "base", "large")
 
 
@@ -135,14 +147,26 @@ def load_preset(name: str, overrides: Iterable[str] = ()) -> Config:
 def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     """Read a TOML configuration file, with `overrides` applied."""
     try:
-        text = path.read_text("utf-8")
+        with path.open("rb") as file:
+            content = file.read(CONFIG_BYTES + 1)
+        text = content.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot read this configuration file ({error})") from error
+    if len(content) > CONFIG_BYTES:
+        raise ConfigError(f"{path}: cannot read this configuration file (larger than {CONFIG_BYTES:,} bytes)")
     try:
-        tree = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        tree = parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid TOML ({error})") from error
     return parse_config(tree, overrides, origin=str(path))
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tree of a TOML document; raises `ValueError` for whatever is wrong with it."""
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def parse_config(tree: Mapping[str, Any], overrides: Iterable[str] = (), *, origin: str) -> Config:
@@ -164,10 +188,17 @@ def check_model_config(model: ModelConfig, *, origin: str) -> None:
     """Raise `ConfigError` where values that are valid one by one do not fit each other."""
     if not model.levels:
         raise ConfigError(f"{origin}: a model needs at least one level")
+    if len(model.levels) > LEVELS:
+        raise ConfigError(f"{origin}: model.levels must be at most {LEVELS} levels, not {len(model.levels):,}")
+    layers = 0
     for index, level in enumerate(model.levels):
         for key, value in msgspec.to_builtins(level).items():
             if not 0 < value < math.inf:
-                raise ConfigError(f"{origin}: level.{index}.{key} must be positive and finite, not {value}")
+                raise ConfigError(f"{origin}: level.{index}.{key} must be positive and finite, not {_shown(value)}")
+            largest = LARGEST.get(key.rpartition("_")[2], LARGEST_COUNT)
+            if value > largest:
+                raise ConfigError(f"{origin}: level.{index}.{key} must be at most {largest}, not {_shown(value)}")
+            layers += value if key.endswith("_layers") else 0
         for width, heads in (("width", "heads"), ("denoiser_width", "denoiser_heads"), ("splitter_width", "heads")):
             if getattr(level, width) % (2 * getattr(level, heads)):
                 raise ConfigError(f"{origin}: level.{index}.{width} must be a multiple of twice level.{index}.{heads}")
@@ -177,16 +208,25 @@ def check_model_config(model: ModelConfig, *, origin: str) -> None:
             raise ConfigError(f"{origin}: level.{index}.segment_length must lie between 1 and level.{index}.window")
         if level.mask_rate >= 1:
             raise ConfigError(f"{origin}: level.{index}.mask_rate must be below 1")
+    if layers > LAYERS:
+        raise ConfigError(f"{origin}: level.*.*_layers must add up to at most {LAYERS}, not {layers}")
     if model.levels[0].vocabulary < 256:
         raise ConfigError(f"{origin}: level.0.vocabulary must be at least 256, to hold every byte")
 
 
 def check_training_config(training: TrainingConfig, *, origin: str) -> None:
     """Raise `ConfigError` where a value of `training` is out of its range."""
-    rates = ("learning_rate", "table_learning_rate", "guide_learning_rate")
+    rates = ("learning_rate", "table_learning_rate", "guide_learning_rate", "matrix_learning_rate", "joint_rate")
     for key in ("row_bytes", "batch_rows", *rates, "gradient_clip", "shuffle_documents"):
         if not 0 < getattr(training, key) < math.inf:
-            raise ConfigError(f"{origin}: training.{key} must be positive and finite, not {getattr(training, key)}")
+            raise ConfigError(
+                f"{origin}: training.{key} must be positive and finite, not {_shown(getattr(training, key))}"
+            )
+    for key, largest in LARGEST_TRAINING.items():
+        if getattr(training, key) > largest:
+            raise ConfigError(
+                f"{origin}: training.{key} must be at most {largest}, not {_shown(getattr(training, key))}"
+            )
     for key in ("weight_decay", "warmup", "final_rate", "average_decay"):
         if not 0 <= getattr(training, key) <= 1:
             raise ConfigError(f"{origin}: training.{key} must lie between 0 and 1, not {getattr(training, key)}")
@@ -199,6 +239,11 @@ def check_training_config(training: TrainingConfig, *, origin: str) -> None:
             raise ConfigError(f"{origin}: training.shares.{key} must hold finite numbers of 0 or more")
     if not any((*shares.splitter, *shares.autoencoder, *shares.denoiser, shares.joint)):
         raise ConfigError(f"{origin}: training.shares must leave at least one stage above 0")
+
+
+def _shown(value: float) -> str:
+    """A number for a message; one with thousands of digits is not spelled out."""
+    return "a number without bounds" if abs(value) > sys.float_info.max else f"{value:g}"
 
 
 def override_keys(levels: int = 2) -> list[str]:
@@ -223,8 +268,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
         raise ConfigError(f"unknown key {key!r}; the nearest is {near[0]!r}")
     try:
-        parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError as error:
+        parsed = parse_toml(f"value = {text}")
+    except ValueError as error:
         raise ConfigError(f"override {override!r}: {text!r} is not a TOML value") from error
     if len(parsed) != 1:
         raise ConfigError(f"override {override!r}: give one value on one line")

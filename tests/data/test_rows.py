@@ -22,6 +22,8 @@ from zonkey_core.errors import DataError
 class ListedDocuments:
     """Documents of a list, endlessly or once; an exception among them is raised."""
 
+    epochs = 0
+
     def __init__(self, items: Sequence[bytes | Exception], *, start: int = 0, repeat: bool = False) -> None:
         self.items = items
         self.drawn = start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from zonkey_core.training import (
     Event,
     FiguresEvent,
     SampleEvent,
+    SkippedStepEvent,
     SplitsEvent,
     StageEvent,
     StepEvent,
@@ -442,10 +443,13 @@ def test_a_budget_is_steps_or_minutes(tmp_path: Path, budget: dict[str, Any]) ->
 
 
 def test_a_model_is_not_overwritten(whole: Run) -> None:
-    before = {path.name: path.read_bytes() for path in whole.out.iterdir()}
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in whole.out.rglob("*") if path.is_file()}
+
+    before = files()
     with pytest.raises(CheckpointError, match="holds a model already"):
         Run(whole.out).train(small_config(), steps=5)
-    assert {path.name: path.read_bytes() for path in whole.out.iterdir()} == before
+    assert files() == before
 
 
 def test_an_existing_folder_may_be_trained_into(tmp_path: Path) -> None:
@@ -457,46 +461,65 @@ def test_an_existing_folder_may_be_trained_into(tmp_path: Path) -> None:
 
 def test_checkpoints_are_written_as_often_as_asked(tmp_path: Path) -> None:
     often, seldom = Run(tmp_path / "often"), Run(tmp_path / "seldom")
-    often.train(small_config(1), steps=8, stage="splitter", checkpoint_minutes=0.0)
-    seldom.train(small_config(1), steps=8, stage="splitter", checkpoint_minutes=1e6)
+    often.train(small_config(1), steps=8, stage="splitter", save_every=0.0)
+    seldom.train(small_config(1), steps=8, stage="splitter", save_every=1e6)
     saved = [[event.step for event in run.events if isinstance(event, CheckpointEvent)] for run in (often, seldom)]
-    assert saved == [[*range(1, 9), 8, 8], [8, 8]]
+    assert saved == [[*range(1, 9), 8, 8], [1, 8]]
 
 
 # Divergence
 
 
+def broken_at(*steps: int) -> Callable[..., dict[str, Tensor]]:
+    """`stage_losses` whose losses are no numbers at these calls of it."""
+    calls = itertools.count(1)
+
+    def losses(*arguments: Any) -> dict[str, Tensor]:
+        found = stage_losses(*arguments)
+        return {name: loss * torch.nan for name, loss in found.items()} if next(calls) in steps else found
+
+    return losses
+
+
 @pytest.mark.parametrize("report_seconds", [0.0, 1e9])
-def test_a_loss_that_is_no_number_ends_the_run_and_is_not_saved(
+def test_a_loss_that_is_no_number_moves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report_seconds: float
 ) -> None:
     run = Run(tmp_path / "model")
     run.train(small_config(1), steps=40, stop_at=2)
     before = run.tensors()
     monkeypatch.setattr(trainer, "REPORT_SECONDS", report_seconds)
-    calls = itertools.count(1)
+    monkeypatch.setattr(trainer, "stage_losses", broken_at(1, 3))
+    run.resume(stop_at=1)
+    assert_same_tensors(before, run.tensors())
+    run.resume(stop_at=6)
+    skipped = [event for event in run.events if isinstance(event, SkippedStepEvent)]
+    assert [event.step for event in skipped] == [3, 5] and all("nan" in event.reason for event in skipped)
+    record = read_model_card(run.out).training
+    assert record is not None and (record.steps, record.skipped_steps) == (6, 2)
+    assert all(tensor.isfinite().all() for tensor in run.tensors().values())
 
-    def broken(*arguments: Any) -> dict[str, Tensor]:
-        losses = stage_losses(*arguments)
-        return {name: loss * torch.nan for name, loss in losses.items()} if next(calls) == 2 else losses
 
-    monkeypatch.setattr(trainer, "stage_losses", broken)
+def test_a_run_whose_losses_stay_no_numbers_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path / "model")
+    run.train(small_config(1), steps=80, stop_at=2)
+    before = run.tensors()
+    monkeypatch.setattr(trainer, "stage_losses", broken_at(*range(1, 100)))
     with pytest.raises(ZonkeyError, match="diverged") as caught:
         run.resume()
     assert "\n" not in str(caught.value)
     assert_same_tensors(before, run.tensors())
 
 
-def test_weights_that_are_no_numbers_are_not_saved_when_stopping(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path / "model")
     run.train(small_config(1), steps=40, stop_at=2)
     before = run.tensors()
-    monkeypatch.setattr(trainer, "REPORT_SECONDS", 1e9)
-    monkeypatch.setattr(
-        trainer, "stage_losses", lambda *given: {name: loss * torch.nan for name, loss in stage_losses(*given).items()}
-    )
+
+    def broken(losses: Tensor, parameters: list[torch.nn.Parameter], *others: Any) -> None:
+        parameters[0].data[:] = torch.nan
+
+    monkeypatch.setattr(trainer, "take_step", broken)
     with pytest.raises(ZonkeyError, match="diverged"):
         resume(run.out, on_event=run.events.append, should_stop=lambda: True)
     assert_same_tensors(before, run.tensors())
@@ -523,7 +546,7 @@ def test_a_model_of_another_shape_is_no_start(whole: Run, tmp_path: Path) -> Non
     config = Config(
         model=ModelConfig(levels=(level_config(width=32), level_config())), training=small_config().training
     )
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: weights do not fit") as caught:
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .*weights do not fit") as caught:
         Run(tmp_path / "model").train(config, steps=5, start_from=whole.out)
     assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match="do not fit"):

@@ -274,7 +274,7 @@ def _tell(streams: Streams, part: str, outcomes: Sequence[Outcome], *, tables: b
 
     measures = [outcome for outcome in outcomes if isinstance(outcome, Measure)]
     if tables and measures:
-        streams.write(part_table(streams, part, measures))
+        streams.write(part_table(streams, part, measures), styled=True)
         streams.flush()
     for outcome in outcomes:
         if isinstance(outcome, LeftOut):

@@ -1,4 +1,4 @@
-"""`zonkey info`: what a model is and what it was trained on, read without its weights."""
+"""`zonkey info`: what a model is and what it was trained on; its weights are only seen to be whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zonkey_cli.console import human_bytes, human_seconds
+from zonkey_cli.console import human_bytes, human_seconds, printable
 from zonkey_cli.exit_codes import ExitCode
 from zonkey_cli.models import BUNDLED, resolve_model
 from zonkey_cli.options import Manual, ModelName, Verb, common_options, json_option
@@ -54,9 +54,10 @@ def command(context: click.Context, model: str, as_json: bool) -> ExitCode:
     """
     streams = context.ensure_object(Streams)
     directory = resolve_model(model)
-    from zonkey_core.checkpoint import read_model_card
+    from zonkey_core.checkpoint import check_weights, read_model_card
 
     card = read_model_card(directory)
+    check_weights(directory)
     if as_json:
         import msgspec
 
@@ -65,7 +66,7 @@ def command(context: click.Context, model: str, as_json: bool) -> ExitCode:
             known["training"] = {key: value for key, value in known["training"].items() if key not in _WORKING_STATE}
         streams.write_json({"path": str(directory), **known})
     elif streams.colours_output:
-        streams.write(_rich_text(model, directory, card))
+        streams.write(_rich_text(model, directory, card), styled=True)
     else:
         streams.write(_plain_text(model, directory, card))
     return ExitCode.DONE
@@ -84,18 +85,20 @@ def _facts(name: str, directory: Path, card: ModelCard) -> Table:
             *([key, str(training.options[key])] for key in _SHOWN_OPTIONS if key in training.options),
             ["torch", training.torch_version],
         ]
-    return rows
+    return [[printable(cell) for cell in row] for row in rows]
 
 
 def _sources(data: dict[str, Any]) -> str:
-    """The text that a model was trained on."""
-    names = (f"wiki ({data['wiki_config']})" if source == "wiki" else source for source in data["sources"])
-    return ", ".join(names)
+    """The text that a model was trained on, as far as the record tells."""
+    sources, config = data.get("sources"), data.get("wiki_config")
+    if not isinstance(sources, list):
+        return "unknown"
+    return ", ".join(f"wiki ({config})" if source == "wiki" else str(source) for source in sources)
 
 
 def _figures(card: ModelCard) -> Table:
     """The measured figures: name and value."""
-    return [[name, f"{value:.4g}"] for name, value in card.training.figures.items()] if card.training else []
+    return [[printable(name), f"{value:.4g}"] for name, value in card.training.figures.items()] if card.training else []
 
 
 def _levels(card: ModelCard) -> Table:
@@ -110,7 +113,7 @@ def _levels(card: ModelCard) -> Table:
 def _plain_text(name: str, directory: Path, card: ModelCard) -> bytes:
     """The model as aligned text."""
     blocks = [_facts(name, directory, card), _levels(card), _figures(card)]
-    return "\n".join(_aligned(block) for block in blocks if block).encode("utf-8", "surrogateescape")
+    return "\n".join(_aligned(block) for block in blocks if block).encode("utf-8", "replace")
 
 
 def _aligned(rows: Table) -> str:
@@ -147,4 +150,4 @@ def _rich_text(name: str, directory: Path, card: ModelCard) -> bytes:
             figures.add_row(*row)
         console.print(figures)
     assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue().encode("utf-8", "surrogateescape")
+    return console.file.getvalue().encode("utf-8", "replace")

@@ -233,7 +233,7 @@ def _segment(
         return
     loaded = load_model(streams, model, device=device, cutting_level=cutting.level)
     form = make_format()
-    with _output(streams, page) as write:
+    with _output(streams, page, styled=form.styled) as write:
         for name, file in itertools.chain([first], files):
             write(form.begin(name))
             for text in _texts(streams, loaded, cutting, name, inputs.chunks(name, file)):
@@ -243,7 +243,7 @@ def _segment(
 
 
 @contextlib.contextmanager
-def _output(streams: Streams, page: str | None) -> Iterator[Callable[[bytes], object]]:
+def _output(streams: Streams, page: str | None, *, styled: bool) -> Iterator[Callable[[bytes], object]]:
     """The function that writes to the file `page`, or to standard output, which gets every piece at once."""
     if page is not None and page != "-":
         with written_whole(page) as file:
@@ -252,7 +252,7 @@ def _output(streams: Streams, page: str | None) -> Iterator[Callable[[bytes], ob
 
     def write(data: bytes) -> None:
         if data:
-            streams.write(data)
+            streams.write(data, styled=styled)
             streams.flush()
 
     yield write

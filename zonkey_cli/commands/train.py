@@ -6,13 +6,15 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
+from click.core import ParameterSource
 
 from zonkey_cli.exit_codes import BadValueError, ExitCode
 from zonkey_cli.models import is_model, resolve_model
 from zonkey_cli.options import (
+    Duration,
     FiniteRange,
     Manual,
     ModelName,
@@ -23,6 +25,7 @@ from zonkey_cli.options import (
     device_option,
     forbid_with,
     one_of,
+    require_with,
     seed_option,
 )
 from zonkey_cli.signals import StopRequest
@@ -44,12 +47,15 @@ _STORED = (
     "bytes_per_segment", "stage", "seed", "device", "precision",
 )
 """Options whose values a checkpoint keeps, so that `--resume` has no use for them."""
+_CHANGEABLE = ("save_every", "keep", "on_bad_data")
+"""Options that say how a run goes on and not what comes of it, so that `--resume` may change them."""
 
 MANUAL = Manual(
     examples=(
         ("zonkey train --data sample --minutes 5", "A small model of the sample text that comes with the package."),
         ("zonkey train --data wiki --data-dir ~/wikipedia --minutes 60", "A model of a local copy of Wikipedia."),
         ("zonkey train --resume", "Go on with the run in ./zonkey-model that was stopped."),
+        ("zonkey train --resume --back-to 1200", "Go on from an earlier checkpoint, where the last is damaged."),
         ("zonkey train --from bundled --data letters/ --out my-letters", "Adapt the bundled model to your own text."),
         ("zonkey train --from bundled --stage splitter --data code/", "Learn only how to split your text."),
         ("zonkey train --preset small --set level.1.heads=8 --data book.txt", "Another size, with one value changed."),
@@ -59,6 +65,7 @@ MANUAL = Manual(
     ),
     files=(
         ("zonkey-model/", "The model, unless --out says otherwise; see zonkey(1)."),
+        ("zonkey-model/checkpoints/STEP/", "The checkpoints before it that --keep asks for, each a model of its own."),
         ("zonkey-model/metrics.jsonl", "The events of the run, one JSON object a line."),
     ),
     exit_status=(("130, 143", "Stopped by the signal; the checkpoint is complete and --resume goes on from it."),),
@@ -82,7 +89,26 @@ MANUAL = Manual(
     help=f"Length of the run in minutes.  [default: {DEFAULT_MINUTES:g}, without --steps]",
 )
 @click.option(
-    "--resume", is_flag=True, help="Go on with the run in --out where it was stopped; all other options are its own."
+    "--resume", is_flag=True,
+    help="Go on with the run in --out where it was stopped; all other options are its own, but for --save-every, "
+    "--keep and --on-bad-data."
+)
+@click.option(
+    "--back-to", type=click.IntRange(min=0), metavar="STEP",
+    help="With --resume, go on from the earlier checkpoint of this step, which the folder checkpoints in --out holds.",
+)
+@click.option(
+    "--save-every", type=Duration(), metavar="TIME",
+    help="Time between saves, as 30s, 2m or 1h. The first comes after the first step.  "
+    "[default: as often as takes less than 2 % of the run]",
+)
+@click.option(
+    "--keep", type=click.IntRange(min=1, max=1000), metavar="K", default=2, show_default=True,
+    help="How many of the last checkpoints to keep.",
+)
+@click.option(
+    "--on-bad-data", type=click.Choice(("stop", "skip")), default="stop", show_default=True,
+    help="What to do about a damaged line or file of the data: stop there, or leave it out, say so and count it.",
 )
 @click.option(
     "--from", "start_from", type=ModelName(), metavar="MODEL", help="Start from the weights of another model."
@@ -122,6 +148,10 @@ def command(
     steps: int | None,
     minutes: float | None,
     resume: bool,
+    back_to: int | None,
+    save_every: float | None,
+    keep: int,
+    on_bad_data: Literal["stop", "skip"],
     start_from: str | None,
     preset: str | None,
     config_file: str | None,
@@ -135,9 +165,11 @@ def command(
 ) -> ExitCode:
     """Train a model on Wikipedia or on your own text.
 
-    The stages of the curriculum share the time or the steps given. The model is saved in --out every few minutes and
-    at the end, and its path is all that goes to standard output. On a terminal, a live view shows the losses, the
-    current splits of a line of text, and a sample now and then; elsewhere, a line every ten seconds.
+    The stages of the curriculum share the time or the steps given. The model is saved in --out soon after the start,
+    now and then, and at the end, with checksums that are compared whenever it is read. Its path is all that goes to
+    standard output. On a terminal, a live view shows the losses, the current splits of a line of text, and a sample
+    now and then; elsewhere, a line every ten seconds. A step whose loss or gradient is no number, or far out of
+    proportion, is left out and told of.
 
     Ctrl-C or SIGTERM stops the run after the current step and saves it; a second one quits at once.
     """
@@ -145,9 +177,11 @@ def command(
     limit = one_of(context, "steps", "minutes")
     if resume:
         forbid_with(context, "resume", *_STORED)
+    require_with(context, "back_to", "resume")
     _check_out(out, resume=resume)
     if resume:
-        return _resume(streams, Path(out), tensorboard=tensorboard)
+        given = {name: context.params[name] for name in _CHANGEABLE if _is_given(context, name)}
+        return _resume(streams, Path(out), back_to, given, tensorboard=tensorboard)
     if bytes_per_segment is not None:
         overrides = (*overrides, f"level.0.segment_length={bytes_per_segment}")
     config = _configuration(context, preset, config_file, start_from, overrides)
@@ -163,9 +197,16 @@ def command(
         device=device,
         precision=precision,
         stage=stage,
+        save_every=save_every,
+        keep=keep,
     )
-    spec = SourceSpec(sources=data, wiki_config=data_config, wiki_dir=data_dir)
+    spec = SourceSpec(sources=data, wiki_config=data_config, wiki_dir=data_dir, on_bad_data=on_bad_data)
     return _train(streams, config, spec, options, source, tensorboard=tensorboard)
+
+
+def _is_given(context: click.Context, name: str) -> bool:
+    """Whether parameter `name` comes from outside."""
+    return context.get_parameter_source(name) not in (ParameterSource.DEFAULT, None)
 
 
 def _check_out(out: str, *, resume: bool) -> None:
@@ -238,14 +279,19 @@ def _train(
     return _report(streams, stop, result)
 
 
-def _resume(streams: Streams, directory: Path, *, tensorboard: bool) -> ExitCode:
-    """Go on with the run that was stopped."""
+def _resume(
+    streams: Streams, directory: Path, back_to: int | None, changes: dict[str, object], *, tensorboard: bool
+) -> ExitCode:
+    """Go on with the run that was stopped, or from its earlier checkpoint of step `back_to`."""
     from zonkey_core.checkpoint import read_model_card
+    from zonkey_core.kept_checkpoints import kept_checkpoint
     from zonkey_core.training import resume
 
-    before = read_model_card(directory).training
+    before = read_model_card(directory if back_to is None else kept_checkpoint(directory, back_to)).training
     with StopRequest(streams) as stop, _listening(streams, stop, directory, tensorboard=tensorboard) as on_event:
-        result = resume(directory, on_event=on_event, should_stop=lambda: stop.requested)
+        result = resume(
+            directory, back_to=back_to, changes=changes, on_event=on_event, should_stop=lambda: stop.requested
+        )
     if before is not None and result.steps == before.steps and not result.stopped:
         streams.note(f"{directory}: this run is complete; train further with --from {directory} and another --out")
         return ExitCode.SOFT_FAILURE

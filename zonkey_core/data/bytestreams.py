@@ -98,7 +98,9 @@ _standard_inputs: weakref.WeakKeyDictionary[IO[bytes], StandardInput] = weakref.
 
 
 def standard_input() -> StandardInput:
-    """The one `StandardInput` over the present `sys.stdin`."""
+    """The one `StandardInput` over the present `sys.stdin`; raises `DataError` where it is closed."""
+    if sys.stdin is None:
+        raise DataError("standard input: it is closed; name a file, or pipe the text in")
     source = sys.stdin.buffer
     if source not in _standard_inputs:
         _standard_inputs[source] = StandardInput(source)

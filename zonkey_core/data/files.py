@@ -94,11 +94,14 @@ class JsonLinesShard:
                 continue
             try:
                 text = decoder.decode(line).text.encode()
-            except (msgspec.DecodeError, UnicodeError) as error:
-                raise DataError(
-                    f'{self.source.label}, line {number}: not a JSON object with text in its field "text" ({error}); '
+            except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+                reason = "nested too deeply" if isinstance(error, RecursionError) else error
+                fault = DataError(
+                    f'{self.source.label}, line {number}: not a JSON object with text in its field "text" ({reason}); '
                     "correct or delete this line"
-                ) from error
+                )
+                yield Document(text=b"", key=b"", end=(offset, number), fault=fault)
+                continue
             yield Document(text=text, key=text, end=(offset, number))
 
     def _lines(self, offset: int, number: int) -> Iterator[bytes]:

@@ -96,7 +96,7 @@ def _local_shards(spec: SourceSpec, root: Path) -> list[Shard]:
         hint = "; give the folder above this one" if any(root.glob("train-*.parquet")) else ""
         raise DataError(_unknown_config(str(root), spec.wiki_config, found) + hint)
     shards = _choose(spec, (path.name for path in (root / spec.wiki_config).glob("*.parquet")), str(root))
-    for shard in shards:
+    for shard in shards if spec.on_bad_data == "stop" else ():
         _check_columns(Path(shard.location))
     return list(shards)
 

@@ -31,6 +31,10 @@ class ResumableDocuments(Protocol):
     def state(self) -> dict[str, Any]:
         """Where the stream is."""
 
+    @property
+    def epochs(self) -> int:
+        """Complete passes over the data before the one that the last document came from."""
+
 
 @dataclass(frozen=True)
 class RowBatch:
@@ -40,6 +44,8 @@ class RowBatch:
     """[B, L]"""
     document_starts: NDArray[np.bool_]
     """[B, L], true at the first byte of every document."""
+    epochs: int = 0
+    """Complete passes over the data before the one that the last document came from."""
 
 
 class _State(msgspec.Struct, frozen=True):
@@ -96,7 +102,7 @@ class RowStream:
             raise StopIteration
         shape = (rows, self._row_bytes)
         size = rows * self._row_bytes
-        return RowBatch(bytes=text[:size].reshape(shape), document_starts=starts[:size].reshape(shape))
+        return RowBatch(text[:size].reshape(shape), starts[:size].reshape(shape), self._documents.epochs)
 
     def state(self) -> dict[str, Any]:
         """Where the next batch begins, for JSON."""

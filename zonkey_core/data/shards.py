@@ -11,6 +11,8 @@ import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
+from zonkey_core.errors import DataError
+
 SPLITS = ("train", "validation", "test")
 ALL = "all"
 """Instead of a split: every document."""
@@ -28,6 +30,8 @@ class Document(NamedTuple):
     """What its split is drawn from: an identifier that lasts, or else the text itself."""
     end: Position
     """Where the next document of the shard begins."""
+    fault: DataError | None = None
+    """What is wrong with it; it has no text then, and what comes after it can be read nevertheless."""
 
 
 class Shard(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
@@ -16,3 +18,5 @@ class SourceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Local folder laid out like that dataset, `DIR/CONFIG/train-*.parquet`; None streams from the hub."""
     split: str = "train"
     """`train`, `validation` or `test`; `all` reads every document, which Wikipedia is too large for."""
+    on_bad_data: Literal["stop", "skip"] = "stop"
+    """Whether a damaged line or file ends the reading, or is left out."""

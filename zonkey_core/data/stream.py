@@ -3,14 +3,15 @@
 An epoch visits the shards in an order drawn from (seed, epoch). Consecutive documents form blocks of at most
 `shuffle_documents` documents and about `BLOCK_BYTES` bytes, each permuted by its own generator, seeded from
 (seed, epoch, block). So the state of the stream is only where its block begins and how many of its documents are
-taken: resuming reads that block once more. At most one block is in memory.
+taken: resuming reads that block once more. At most one block is in memory, and a small source as a whole, since
+to read a file anew for every few bytes of training text would take all the time there is.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,11 @@ from zonkey_core.data.spec import SourceSpec
 from zonkey_core.errors import DataError
 
 BLOCK_BYTES = 64 * 1024 * 1024
+SMALL_BYTES = 1024 * 1024
+SMALL_DOCUMENTS = 4096
+"""A source with no more than this is kept in memory once it has been read."""
+MOST_FAULTS = 10_000
+"""Faults of the data that are remembered, so as to tell of each only once."""
 SAMPLE = Path(__file__).with_name("sample.jsonl.gz")
 
 
@@ -49,7 +55,8 @@ class DocumentStream:
     """Iterator over documents: non-empty bytes, UTF-8 where the source is.
 
     With `repeat` it is infinite. It ends at once where a held-out split has no documents; a train split with none
-    raises `DataError`.
+    raises `DataError`. With `on_bad`, a document or the rest of a shard that cannot be read is left out, and that
+    function is told of it once.
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class DocumentStream:
         state: Mapping[str, Any] | None = None,
         repeat: bool = True,
         block_bytes: int = BLOCK_BYTES,
+        on_bad: Callable[[str], None] | None = None,
     ) -> None:
         if shuffle_documents < 1:
             raise ValueError(f"shuffle_documents must be at least 1, not {shuffle_documents}")
@@ -80,6 +88,10 @@ class DocumentStream:
         self._block: list[bytes] | None = None  # what is left of the block at `_place`, in reverse
         self._following: _Place | None = None  # where the next block begins; None at the end of the epoch
         self._reader: Iterator[tuple[int, Document]] | None = None
+        self._on_bad = on_bad
+        self._faults: set[str] = set()
+        self._small: list[list[Document]] | None = None  # the documents of each shard of a small source
+        self._plain: tuple[_Place, dict[str, Any]] | None = None
 
     def __iter__(self) -> DocumentStream:
         return self
@@ -104,9 +116,9 @@ class DocumentStream:
 
     def state(self) -> dict[str, Any]:
         """Where the stream is, in a few numbers that JSON can hold; `open_stream` goes on from it."""
-        state = _State(fingerprint=self._fingerprint, place=self._place, taken=self._taken)
-        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(state))
-        return plain
+        if self._plain is None or self._plain[0] is not self._place:
+            self._plain = self._place, {**msgspec.to_builtins(self._place), "position": list(self._place.position)}
+        return {"fingerprint": self._fingerprint, "place": self._plain[1], "taken": self._taken}
 
     def _parse(self, state: Mapping[str, Any]) -> tuple[_Place, int]:
         """The place and number of taken documents in `state`, if it was saved by a stream over the same data."""
@@ -149,22 +161,56 @@ class DocumentStream:
         if following is None:
             self._reader = None
         self._following = following
-        random.Random(f"{self._seed}/{place.epoch}/{place.block}").shuffle(block)
+        if len(block) > 1:
+            random.Random(f"{self._seed}/{place.epoch}/{place.block}").shuffle(block)
         block.reverse()
         return block
 
     def _read_epoch(self, place: _Place) -> Iterator[tuple[int, Document]]:
         """Yield the documents of the split from `place` to the end of its epoch, with their shards' indices."""
         order = list(range(len(self._shards)))
-        random.Random(f"{self._seed}/{place.epoch}/shards").shuffle(order)
+        if len(order) > 1:
+            random.Random(f"{self._seed}/{place.epoch}/shards").shuffle(order)
+        whole = place.shard == 0 and place.position == START
+        if whole and self._small is not None:
+            yield from ((index, document) for index, shard in enumerate(order) for document in self._small[shard])
+            return
+        small: list[list[Document]] | None = [[] for _ in order] if whole else None
+        size = count = 0
         for index in range(place.shard, len(order)):
-            shard = self._shards[order[index]]
-            start = place.position if index == place.shard else START
-            pinned = shard.pinned and start == START
+            for document in self._read_shard(order[index], place.position if index == place.shard else START):
+                size, count = size + len(document.text), count + 1
+                if size > SMALL_BYTES or count > SMALL_DOCUMENTS:
+                    small = None
+                if small is not None:
+                    small[order[index]].append(document)
+                yield index, document
+        self._small = small
+
+    def _read_shard(self, number: int, start: Position) -> Iterator[Document]:
+        """Yield the documents of the split from `start` on, leaving out what cannot be read where that is allowed."""
+        shard = self._shards[number]
+        pinned = shard.pinned and start == START
+        try:
             for document in shard.read(start):
+                if document.fault is not None:
+                    self._leave_out(document.fault)
+                    continue
                 if document.text and _is_kept(document, shard.kept, pinned=pinned):
-                    yield index, document
+                    yield document
                 pinned = False
+        except DataError as error:
+            self._leave_out(error)
+
+    def _leave_out(self, error: DataError) -> None:
+        """Tell of data that is left out, or raise `error` where none may be."""
+        if self._on_bad is None:
+            raise error
+        reason = str(error)
+        if reason not in self._faults:
+            if len(self._faults) < MOST_FAULTS:
+                self._faults.add(reason)
+            self._on_bad(reason)
 
 
 def _is_kept(document: Document, kept: frozenset[str], *, pinned: bool) -> bool:
@@ -173,11 +219,18 @@ def _is_kept(document: Document, kept: frozenset[str], *, pinned: bool) -> bool:
 
 
 def open_stream(
-    spec: SourceSpec, *, seed: int, shuffle_documents: int, state: Mapping[str, Any] | None = None, repeat: bool = True
+    spec: SourceSpec,
+    *,
+    seed: int,
+    shuffle_documents: int,
+    state: Mapping[str, Any] | None = None,
+    repeat: bool = True,
+    on_bad: Callable[[str], None] = lambda reason: None,
 ) -> DocumentStream:
     """Open the documents of `spec`, from the beginning or, given a `state` of an equal stream, from there on.
 
-    Raises `DataError` where a source is missing; what is wrong inside a file is raised when reading comes to it.
+    Raises `DataError` where a source is missing; what is wrong inside a file is raised when reading comes to it, or
+    where `spec` says to skip it, told to `on_bad` in the thread that reads.
     """
     if spec.split not in (*SPLITS, ALL):
         raise DataError(f"unknown split {spec.split!r}; choose one of {', '.join((*SPLITS, ALL))}")
@@ -194,6 +247,7 @@ def open_stream(
         shuffle_documents=shuffle_documents,
         state=state,
         repeat=repeat,
+        on_bad=on_bad if spec.on_bad_data == "skip" else None,
     )
 
 

@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
-from zonkey_core.checkpoint import CONFIG, MODEL, TRAINING, TrainingRecord, file_path, read_model_card, read_tensors
+from zonkey_core.checkpoint import (
+    CONFIG,
+    MODEL,
+    OPTIMIZER,
+    TRAINING,
+    TrainingRecord,
+    file_path,
+    read_model_card,
+    read_tensors,
+    require_fit,
+)
 from zonkey_core.config import Config
 from zonkey_core.data import SourceSpec
 from zonkey_core.errors import CheckpointError
+from zonkey_core.kept_checkpoints import kept_checkpoint
+from zonkey_core.safe_files import open_to_append
 from zonkey_core.training.events import (
     CheckpointEvent,
     Event,
     FiguresEvent,
     SampleEvent,
+    SkippedDataEvent,
+    SkippedStepEvent,
     SplitsEvent,
     StageEvent,
     StepEvent,
 )
-from zonkey_core.training.trainer import Trainer, TrainingOptions, TrainingResult
+from zonkey_core.training.run_options import TrainingOptions, TrainingResult
+from zonkey_core.training.trainer import Trainer
 
 METRICS = "metrics.jsonl"
 
@@ -31,6 +46,8 @@ __all__ = [
     "Event",
     "FiguresEvent",
     "SampleEvent",
+    "SkippedDataEvent",
+    "SkippedStepEvent",
     "SplitsEvent",
     "StageEvent",
     "StepEvent",
@@ -62,6 +79,7 @@ def train(
         raise CheckpointError(f"{out}: holds a model already; go on with --resume or choose another --out")
     weights = None
     if start_from is not None:
+        require_fit(config, start_from)
         weights = read_tensors(start_from, MODEL)
     record = TrainingRecord(
         data=msgspec.to_builtins(spec),
@@ -77,20 +95,29 @@ def train(
 def resume(
     directory: Path,
     *,
+    back_to: int | None = None,
+    changes: Mapping[str, Any] | None = None,
     on_event: Callable[[Event], None],
     should_stop: Callable[[], bool],
 ) -> TrainingResult:
-    """Go on with a run exactly where its last checkpoint left it; the folder may have been moved."""
-    card = read_model_card(directory)
+    """Go on with a run exactly where its last checkpoint left it; the folder may have been moved.
+
+    With `back_to`, go on from the kept checkpoint of that step. `changes` are fields of `TrainingOptions` and
+    `SourceSpec` that say how the run goes on and not what comes of it: `save_every`, `keep`, `on_bad_data`.
+    """
+    place = directory if back_to is None else kept_checkpoint(directory, back_to)
+    card = read_model_card(place)
     if card.training is None:
-        raise CheckpointError(f"{directory}: has no training.json to resume from; start anew with --from {directory}")
+        raise CheckpointError(f"{place}: has no training.json to resume from; start anew with --from {place}")
     card.training.options["out"] = str(directory)
+    for name, value in (changes or {}).items():
+        (card.training.data if name in SourceSpec.__struct_fields__ else card.training.options)[name] = value
+    require_fit(card.config, place, OPTIMIZER, prefix="live.")
     try:
         trainer = Trainer(card.config, card.training)
     except msgspec.ValidationError as error:
-        place = directory / TRAINING
-        raise CheckpointError(f"{place}: damaged ({error}); start anew with --from {directory}") from error
-    trainer.restore()
+        raise CheckpointError(f"{place / TRAINING}: damaged ({error}); start anew with --from {place}") from error
+    trainer.restore(place)
     return _run(trainer, on_event, should_stop)
 
 
@@ -103,7 +130,7 @@ def _run(trainer: Trainer, on_event: Callable[[Event], None], should_stop: Calla
         def record(event: Event) -> None:
             if not opened:
                 trainer.out.mkdir(parents=True, exist_ok=True)
-                opened.append(stack.enter_context((trainer.out / METRICS).open("ab")))
+                opened.append(stack.enter_context(open_to_append(trainer.out / METRICS)))
             opened[0].write(encoder.encode(event) + b"\n")
             opened[0].flush()
             on_event(event)

@@ -53,4 +53,20 @@ class CheckpointEvent(msgspec.Struct, tag_field="event", tag="checkpoint", froze
     step: int
 
 
-Event = StageEvent | StepEvent | SplitsEvent | SampleEvent | FiguresEvent | CheckpointEvent
+class SkippedStepEvent(msgspec.Struct, tag_field="event", tag="skipped step", frozen=True):
+    """A step was left out, as it would have done harm."""
+
+    step: int
+    reason: str
+
+
+class SkippedDataEvent(msgspec.Struct, tag_field="event", tag="skipped data", frozen=True):
+    """A damaged line, or the rest of a damaged file, was left out."""
+
+    reason: str
+
+
+Event = (
+    StageEvent | StepEvent | SplitsEvent | SampleEvent | FiguresEvent | CheckpointEvent | SkippedStepEvent
+    | SkippedDataEvent
+)

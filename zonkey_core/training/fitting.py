@@ -72,12 +72,13 @@ def _some_latents(
 def _count_segments(
     level: Level, least: int, sequences: Iterator[PositionSequence], precision: torch.dtype
 ) -> StringCounter:
-    """The segments of at least so many bytes."""
+    """The segments of at least so many bytes, if there are."""
     counter = StringCounter()
-    while least > 0:
-        rows = next(sequences)
+    for rows in sequences:
         with autocast(rows.values.device, precision):
             segmentation = level.choose_starts(rows, level.split(rows).start_prob)
         counter.add(rows.values, segmentation.start_prob > 0.5)
         least -= rows.values.numel()
+        if least <= 0:
+            break
     return counter

@@ -5,7 +5,7 @@ Muon reached the same loss in about a quarter of AdamW's steps here (docs/experi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -86,14 +86,24 @@ def set_learning_rates(optimizers: Iterable[Optimizer], factor: float) -> None:
 
 
 def take_step(
-    loss: Tensor, parameters: Iterable[nn.Parameter], optimizers: Iterable[Optimizer], clip: float
-) -> None:
-    """One step down the gradient of a scalar loss, whose norm over `parameters` is held to at most `clip`."""
+    loss: Tensor,
+    parameters: Iterable[nn.Parameter],
+    optimizers: Iterable[Optimizer],
+    clip: float,
+    fault: Callable[[float, float], str | None] | None = None,
+) -> str | None:
+    """One step down the gradient of a scalar loss, whose norm over `parameters` is held to at most `clip`.
+
+    `fault` is told loss and norm, and where it gives a reason, nothing is moved and the reason returned.
+    """
     torch.autograd.backward(loss)
-    nn.utils.clip_grad_norm_(parameters, clip)
+    norm = nn.utils.clip_grad_norm_(parameters, clip)
+    reason = fault(*torch.stack([loss.detach().float(), norm.float()]).tolist()) if fault else None
     for optimizer in optimizers:
-        optimizer.step()
+        if reason is None:
+            optimizer.step()
         optimizer.zero_grad()
+    return reason
 
 
 def follow_weights(
@@ -135,7 +145,7 @@ def optimizer_tensors(optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
 
 
 def restore_optimizers(optimizers: Iterable[Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave."""
+    """Put back what `optimizer_tensors` gave; raises `CheckpointError` where it is of another model."""
     for which, optimizer in enumerate(optimizers):
         state: dict[int, dict[str, Tensor]] = {}
         try:
@@ -143,6 +153,20 @@ def restore_optimizers(optimizers: Iterable[Optimizer], tensors: dict[str, Tenso
                 owner, index, key = name.split(".", 2)
                 if int(owner) == which:
                     state.setdefault(int(index), {})[key] = tensor
+            _check_state(optimizer, state)
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"the optimizer state does not fit this model ({error})") from error
+
+
+def _check_state(optimizer: Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
+    """Raise `ValueError` where a state lacks a parameter or a key, or is of another shape than its parameter."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    keys = {"momentum_buffer"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
+    for index, found in state.items():
+        if index >= len(parameters) or found.keys() != keys:
+            raise ValueError(f"number {index} holds {sorted(found)}")
+        for key, tensor in found.items():
+            shape = () if key == "step" else parameters[index].shape
+            if tensor.shape != shape or not tensor.is_floating_point():
+                raise ValueError(f"{key} of number {index} has another shape")

@@ -5,89 +5,70 @@ from __future__ import annotations
 import base64
 import itertools
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from zonkey_core.checkpoint import (
-    CONFIG,
-    MODEL,
-    OPTIMIZER,
-    TRAINING,
-    TrainingRecord,
-    describe,
-    fill_model,
-    pack_tensors,
-    read_tensors,
-    write_files,
-)
+from zonkey_core.checkpoint import OPTIMIZER, TRAINING, TrainingRecord, fill_model, read_tensors
 from zonkey_core.config import Config
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import Prefetcher, RowBatch, RowStream
 from zonkey_core.devices import autocast, choose_device, choose_precision
 from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
+from zonkey_core.kept_checkpoints import write_kept
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model_building import require_trainable
 from zonkey_core.training.calibration import calibrate, calibrate_endings
 from zonkey_core.training.curriculum import Stage, plan_stages
-from zonkey_core.training.events import CheckpointEvent, Event, FiguresEvent, StageEvent, StepEvent
+from zonkey_core.training.events import (
+    CheckpointEvent,
+    Event,
+    FiguresEvent,
+    SkippedDataEvent,
+    SkippedStepEvent,
+    StageEvent,
+    StepEvent,
+)
 from zonkey_core.training.fitting import fit_codebooks, fit_vocabularies
 from zonkey_core.training.optimizers import (
     follow_weights,
     learning_rate_factor,
     restore_optimizers,
-    resumable_tensors,
     set_learning_rates,
     split_resumable,
     take_step,
 )
 from zonkey_core.training.preview import Preview
+from zonkey_core.training.run_options import TrainingOptions, TrainingResult
+from zonkey_core.training.saving import SavingRhythm, checkpoint_files
 from zonkey_core.training.stages import stage_losses, stage_optimizers, stage_parameters
+from zonkey_core.training.step_judge import StepJudge
 from zonkey_core.training.validation import held_out_rows, quick_figures
 
 REPORT_SECONDS = 1.0
 CALIBRATION_BATCHES = 8
 ENDING_BATCHES = 96
+FITTING_PASSES = 16
+"""Times that a text is read at most to fit a vocabulary, a codebook or a calibration."""
 FOLLOW_STEPS = 50
 """Joint steps after which vocabularies follow their compressors anew."""
-
-
-class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """One run: where to, for how long and on what."""
-
-    out: str
-    steps: int | None = None
-    minutes: float | None = None
-    """The budget is either steps or minutes; exactly one of them is given."""
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    stage: str | None = None
-    """Only the stages of this name."""
-    checkpoint_minutes: float = 2.0
-
-
-class TrainingResult(NamedTuple):
-    """How a run ended."""
-
-    path: Path
-    stopped: bool
-    """True when it was asked to stop before its end."""
-    steps: int
 
 
 class Trainer:
     """Holds a run's state; `run` goes on until the curriculum ends or it is asked to stop."""
 
     def __init__(self, config: Config, record: TrainingRecord) -> None:
+        require_trainable(config)
         self.config = config
         self.record = record
+        self.judge = StepJudge(record)
         self.options = msgspec.convert(record.options, TrainingOptions)
         if (self.options.steps is None) == (self.options.minutes is None):
             raise ConfigError("give either a number of steps or a number of minutes")
@@ -105,6 +86,11 @@ class Trainer:
         self.model.to(self.device)
         self.average.to(self.device).requires_grad_(False)
         self.optimizers: list[Optimizer] | None = None
+        self.rhythm = SavingRhythm(self.options.save_every, resumed=False)
+        self.saved_step: int | None = None
+        """The step of the checkpoint in the output folder, if this run goes on from it."""
+        self.faults: deque[str] = deque()
+        """What was left out of the data, until it is told."""
 
     def start_from(self, weights: dict[str, Tensor], origin: Path) -> None:
         """Begin with the weights of another model of the same shape."""
@@ -113,50 +99,48 @@ class Trainer:
         self.model.to(self.device)
         self.average.load_state_dict(self.model.state_dict())
 
-    def restore(self) -> None:
-        """Take up the state that `save` left in the output folder."""
-        parts = split_resumable(read_tensors(self.out, OPTIMIZER))
-        fill_model(self.model, parts["live"], origin=self.out / OPTIMIZER)
+    def restore(self, place: Path) -> None:
+        """Take up the state that `save` left in the output folder, or that was kept at `place` in it."""
+        parts = split_resumable(read_tensors(place, OPTIMIZER))
+        fill_model(self.model, parts["live"], origin=place / OPTIMIZER)
         try:
             self.model.load_unsaved(parts["unsaved"])
         except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{self.out / OPTIMIZER}: damaged; start anew with --from {self.out}") from error
-        fill_model(self.average, parts["average"], origin=self.out / OPTIMIZER)
+            raise CheckpointError(f"{place / OPTIMIZER}: damaged; start anew with --from {self.out}") from error
+        fill_model(self.average, parts["average"], origin=place / OPTIMIZER)
         self.model.to(self.device)
         self.average.to(self.device).requires_grad_(False)
         try:
             state = torch.frombuffer(bytearray(base64.b64decode(self.record.random_state)), dtype=torch.uint8)
             self.generator.set_state(state)
-        except (ValueError, RuntimeError) as error:
-            raise self._damaged("random_state") from error
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise self._damaged(place / TRAINING, "random_state") from error
         if not 0 <= self.record.stage <= len(self.stages):
-            raise self._damaged("stage")
+            raise self._damaged(place / TRAINING, "stage")
         if self.record.stage_step and self.record.stage < len(self.stages):
             self.optimizers = stage_optimizers(self.model, self.stages[self.record.stage], self.config.training)
-            restore_optimizers(self.optimizers, parts["state"])
+            try:
+                restore_optimizers(self.optimizers, parts["state"])
+            except CheckpointError as error:
+                raise self._damaged(place / OPTIMIZER, str(error)) from error
+        self.rhythm = SavingRhythm(self.options.save_every, resumed=True)
+        self.saved_step = self.record.steps if place == self.out else None
 
-    def _damaged(self, field: str) -> CheckpointError:
-        return CheckpointError(f"{self.out / TRAINING}: damaged ({field}); start anew with --from {self.out}")
+    def _damaged(self, path: Path, what: str) -> CheckpointError:
+        return CheckpointError(f"{path}: damaged ({what}); start anew with --from {self.out}")
 
     def save(self, data_state: dict[str, object], on_event: Callable[[Event], None]) -> None:
         """Write the checkpoint whole; weights that are no longer numbers end the run instead."""
-        record = self.record
         if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
             raise self._diverged("the weights")
-        record.data_state = data_state
-        record.random_state = base64.b64encode(self.generator.get_state().numpy().tobytes()).decode()
-        record.torch_version = str(torch.__version__)
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        write_files(
-            self.out,
-            {
-                MODEL: pack_tensors(self.average.state_dict(), half=True),
-                OPTIMIZER: pack_tensors(resumable_tensors(self.model, self.average, self.optimizers or [])),
-                CONFIG: describe(self.config, parameters),
-                TRAINING: msgspec.json.format(msgspec.json.encode(record), indent=2),
-            },
-        )
-        on_event(CheckpointEvent(str(self.out), record.steps))
+        self.record.data_state = data_state
+        self.record.random_state = base64.b64encode(self.generator.get_state().numpy().tobytes()).decode()
+        self.record.torch_version = str(torch.__version__)
+        with self.rhythm.measured():
+            files = checkpoint_files(self.config, self.record, self.model, self.average, self.optimizers or [])
+            write_kept(self.out, files, steps=self.record.steps, before=self.saved_step, keep=self.options.keep)
+        self.saved_step = self.record.steps
+        on_event(CheckpointEvent(str(self.out), self.record.steps))
 
     def run(self, on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> TrainingResult:
         """Train to the end of the curriculum, or until `should_stop` says so; either way the state is saved."""
@@ -166,6 +150,7 @@ class Trainer:
             seed=self.options.seed,
             shuffle_documents=training.shuffle_documents,
             state=self.record.data_state.get("documents"),
+            on_bad=self.faults.append,
         )
         rows = RowStream(documents, training.row_bytes, training.batch_rows, self.record.data_state or None)
         stopped = False
@@ -175,6 +160,7 @@ class Trainer:
                 stopped = not self._run_stage(batches, on_event, should_stop, preview)
             if not stopped:
                 self._measure(on_event)
+            self._tell_faults(on_event)
             self.save(batches.state(), on_event)
         return TrainingResult(self.out, stopped, self.record.steps)
 
@@ -209,18 +195,18 @@ class Trainer:
             self.optimizers = stage_optimizers(self.model, stage, self.config.training)
         if not record.stage_step:
             models = self.model, self.average
-            sequences = (self._sequence(batches.next_batch()) for _ in itertools.count())
+            sequences = self._sequences(batches)
             fit_codebooks(models, stage, sequences, self.precision, self.generator)
             fit_vocabularies(models, stage, sequences, self.precision)
             if stage.name in ("autoencoder", "joint"):
                 self._for_vocabularies(Level.anchor_vocabulary)
         self._train_only(parameters)
         on_event(StageEvent(stage.name, stage.level))
-        last = reported = saved = time.monotonic()
+        last = reported = time.monotonic()
         bytes_before, seconds_before = record.bytes_seen, record.stage_seconds
         while self.stage_fraction() < 1:
             batch = batches.next_batch()
-            losses = self._step(batch, stage, parameters)
+            losses = self._step(batch, stage, parameters, on_event)
             now = time.monotonic()
             record.stage_seconds += now - last
             record.seconds += now - last
@@ -229,19 +215,22 @@ class Trainer:
                 speed = (record.bytes_seen - bytes_before) / max(1e-9, record.stage_seconds - seconds_before)
                 self._report(stage, losses, speed, on_event)
                 preview.show(stage)
+                self._tell_faults(on_event)
                 reported = now
             if should_stop():
                 return False
-            if now - saved >= self.options.checkpoint_minutes * 60:
+            if self.rhythm.due():
                 self.save(batches.state(), on_event)
-                saved = time.monotonic()
         self._finish_stage(stage, parameters)
         self._calibrate(stage, batches)
-        self.save(batches.state(), on_event)
+        if self.rhythm.due():
+            self.save(batches.state(), on_event)
         return True
 
-    def _step(self, batch: RowBatch, stage: Stage, parameters: list[nn.Parameter]) -> dict[str, Tensor]:
-        """One update from one batch; returns its losses."""
+    def _step(
+        self, batch: RowBatch, stage: Stage, parameters: list[nn.Parameter], on_event: Callable[[Event], None]
+    ) -> dict[str, Tensor]:
+        """One update from one batch, unless it would do harm; returns its losses."""
         training, record = self.config.training, self.record
         assert self.optimizers is not None
         sequence = self._sequence(batch)
@@ -252,11 +241,18 @@ class Trainer:
         set_learning_rates(self.optimizers, factor * (training.joint_rate if stage.level is None else 1.0))
         with autocast(self.device, self.precision):
             losses = stage_losses(self.model, stage, sequence, self.generator, fraction)
-        take_step(torch.stack(list(losses.values())).sum(), parameters, self.optimizers, training.gradient_clip)
+        total = torch.stack(list(losses.values())).sum()
+        fault = take_step(total, parameters, self.optimizers, training.gradient_clip, self.judge.fault)
         record.stage_step += 1
         record.steps += 1
         record.bytes_seen += batch.bytes.size
-        follow_weights(self._averages_of(parameters), parameters, record.stage_step, training)
+        if fault is None:
+            follow_weights(self._averages_of(parameters), parameters, record.stage_step, training)
+            return losses
+        record.skipped_steps += 1
+        on_event(SkippedStepEvent(record.steps, fault))
+        if self.judge.hopeless:
+            raise self._diverged(fault)
         return losses
 
     def _for_vocabularies(self, bring_up: Callable[[Level], None]) -> None:
@@ -264,6 +260,19 @@ class Trainer:
         with autocast(self.device, self.precision):
             for level in self.model.levels:
                 bring_up(level)
+
+    def _sequences(self, batches: Prefetcher) -> Iterator[PositionSequence]:
+        """Further batches, to fit or to calibrate something: one at least, and no more than a few passes of the text.
+
+        A small text tells nothing new however often it is read.
+        """
+        batch = batches.next_batch()
+        last = batch.epochs + FITTING_PASSES
+        while True:
+            yield self._sequence(batch)
+            batch = batches.next_batch()
+            if batch.epochs >= last:
+                return
 
     def _sequence(self, batch: RowBatch) -> PositionSequence:
         """A batch on the device; pinned memory lets the copy to a GPU overlap with the step before."""
@@ -296,6 +305,7 @@ class Trainer:
         self.optimizers = None
         self.record.stage += 1
         self.record.stage_step, self.record.stage_seconds = 0, 0.0
+        self.record.gradient_norm, self.record.faults_in_row = 0.0, 0
 
     def _calibrate(self, stage: Stage, batches: Prefetcher) -> None:
         """After a stage that moved splitters, let them cut further batches at their target rates; so with lengths."""
@@ -303,7 +313,7 @@ class Trainer:
             self._calibrate_endings(stage, batches)
         if stage.name not in ("splitter", "joint"):
             return
-        rows = [self._sequence(batches.next_batch()) for _ in range(CALIBRATION_BATCHES)]
+        rows = list(itertools.islice(self._sequences(batches), CALIBRATION_BATCHES))
         for index in range(len(self.model.levels)) if stage.level is None else (stage.level,):
             with autocast(self.device, self.precision):
                 calibrate(
@@ -314,7 +324,7 @@ class Trainer:
 
     def _calibrate_endings(self, stage: Stage, batches: Prefetcher) -> None:
         """Let the denoisers that a stage moved expect documents as long as further batches hold."""
-        rows = [self._sequence(batches.next_batch()) for _ in range(ENDING_BATCHES)]
+        rows = list(itertools.islice(self._sequences(batches), ENDING_BATCHES))
         for index in range(len(self.model.levels)) if stage.level is None else (stage.level,):
             level, average = self.model.levels[index], self.average.levels[index]
             with autocast(self.device, self.precision):
@@ -324,11 +334,8 @@ class Trainer:
     def _report(
         self, stage: Stage, losses: dict[str, Tensor], speed: float, on_event: Callable[[Event], None]
     ) -> None:
-        """Send a `StepEvent`; a loss that is no longer a number ends the run."""
+        """Send a `StepEvent`."""
         values = {name: float(loss.detach()) for name, loss in losses.items()}
-        broken = [name for name, value in values.items() if value != value]
-        if broken:
-            raise self._diverged(f"loss {broken[0]}")
         done = self.run_fraction()
         assert self.optimizers is not None
         on_event(
@@ -345,6 +352,11 @@ class Trainer:
                 learning_rate=self.optimizers[0].param_groups[0]["lr"],
             )
         )
+
+    def _tell_faults(self, on_event: Callable[[Event], None]) -> None:
+        """Send an event for everything that was left out of the data since the last call."""
+        while self.faults:
+            on_event(SkippedDataEvent(self.faults.popleft()))
 
     def _diverged(self, what: str) -> ZonkeyError:
         return ZonkeyError(

@@ -53,6 +53,8 @@ def _first_bytes(shard: Shard, limit: int) -> bytes:
     between = b"" if isinstance(shard, TextShard) else b"\n\n"
     text = b""
     for document in shard.read():
+        if document.fault is not None:
+            raise document.fault
         text += (between if text else b"") + document.text
         if len(text) >= limit:
             break
@@ -73,7 +75,7 @@ def read_gold(path: Path) -> list[list[str]]:
                 continue
             try:
                 paragraphs += _paragraphs(decoder.decode(line))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 raise DataError(
                     f"{path}, line {number}: neither a JSON list of sentences nor an object with one in its field "
                     f'"sentences" or with several in "paragraphs" ({error}); correct or delete this line'

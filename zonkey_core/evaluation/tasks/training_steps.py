@@ -58,6 +58,8 @@ class TrainingSteps:
 class _Endless:
     """Documents again and again, for `RowStream`."""
 
+    epochs = 0
+
     def __init__(self, documents: Sequence[bytes]) -> None:
         self.documents = itertools.cycle(documents)
 

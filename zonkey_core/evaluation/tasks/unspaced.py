@@ -23,7 +23,7 @@ from zonkey_core.training import Event, StepEvent, TrainingOptions, resume, trai
 READ_SHARE, MOST_READ = 60, 60_000_000
 """Bytes that are read for each that is scored, and at most."""
 TEXT = "text.jsonl"
-CHECKPOINT_MINUTES = 1.0
+SAVE_SECONDS = 60.0
 
 
 def splitter_alone(level: LevelConfig) -> ModelConfig:
@@ -69,7 +69,7 @@ def unspaced_model(context: EvaluationContext, training_text: Sequence[bytes]) -
                 seed=options.seed,
                 device=str(context.model.device),
                 stage="splitter",
-                checkpoint_minutes=CHECKPOINT_MINUTES,
+                save_every=SAVE_SECONDS,
             ),
             on_event=tell,
             should_stop=never,

@@ -1,0 +1,16 @@
+"""Write the checksums of a model folder whose files were changed by hand, as the bundled model's are.
+
+    python benchmarks/checksums.py zonkey_core/pretrained
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from zonkey_core.checkpoint import CHECKSUMS, CONFIG, MODEL, OPTIMIZER, TRAINING, with_checksums, write_files
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    found = [name for name in (CONFIG, MODEL, TRAINING, OPTIMIZER) if (folder / name).is_file()]
+    write_files(folder, {CHECKSUMS: with_checksums({name: (folder / name).read_bytes() for name in found})[CHECKSUMS]})

@@ -1,0 +1,129 @@
+"""What a safetensors file says of itself, checked before a byte of it is trusted or a model is built for it.
+
+The file is an 8-byte little-endian length, a JSON header of that length, and the tensors one behind the other:
+
+    {"NAME": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]}, ...}
+
+The tensors must cover the rest of the file without gaps or overlaps, each with the bytes that its shape takes.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import zlib
+from collections.abc import Mapping
+from itertools import pairwise
+from math import prod
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from zonkey_core.safe_files import open_regular
+
+HEADER_BYTES = 16 * 1024 * 1024
+LARGEST_TENSOR = 1 << 40
+"""Elements; more than any machine holds, and few enough that products of them are exact."""
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+}
+"""The types of numbers that weights may have, and their sizes."""
+_EXPONENTS: dict[str, tuple[type[np.unsignedinteger], int]] = {
+    "F64": (np.uint64, 0x7FF0_0000_0000_0000), "F32": (np.uint32, 0x7F80_0000),
+    "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80),
+}
+"""The bits of a number that are all set in infinities and in what is no number."""
+_SCANNED_TOGETHER = 1 << 17
+"""Numbers looked at at once; they stay in the cache."""
+
+
+class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor as the header describes it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+    """Where its bytes begin and end, behind the header."""
+
+    @property
+    def floats(self) -> bool:
+        """Whether it holds floating-point numbers."""
+        return self.dtype in _EXPONENTS
+
+
+def float32_bytes(entries: Mapping[str, TensorEntry]) -> int:
+    """Memory that tensors take once their floating-point numbers are float32."""
+    return sum(prod(entry.shape) * (4 if entry.floats else ITEM_BYTES[entry.dtype]) for entry in entries.values())
+
+
+def read_weights_header(path: Path) -> dict[str, TensorEntry]:
+    """The checked header of a safetensors file; raises `OSError`, or `ValueError` where it is damaged."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise ValueError("it ends within its header")
+        if length > HEADER_BYTES:
+            raise ValueError(f"its header of {length:,} bytes is longer than {HEADER_BYTES:,}")
+        entries = _parse_header(file.read(length))
+    _check_layout(entries, size - 8 - length)
+    return entries
+
+
+def scan_weights(path: Path, *, with_checksum: bool, finite: bool) -> int | None:
+    """Read a safetensors file once: its header, with `finite` whether its numbers are numbers, and its CRC-32.
+
+    Raises `OSError`, or `ValueError` where it is damaged.
+    """
+    entries = read_weights_header(path)
+    with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        crc32 = zlib.crc32(content) if with_checksum else None
+        if finite:
+            start = len(content) - max((entry.data_offsets[1] for entry in entries.values()), default=0)
+            for name, entry in entries.items():
+                if entry.floats and not _all_finite(content, entry, start + entry.data_offsets[0]):
+                    raise ValueError(f"{name} holds infinities or what is no number")
+    return crc32
+
+
+def _parse_header(raw: bytes) -> dict[str, TensorEntry]:
+    """The entries of a header, in the order of their bytes."""
+    try:
+        tree = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+        found = {
+            name: msgspec.json.decode(value, type=TensorEntry)
+            for name, value in tree.items() if name != "__metadata__"
+        }
+    except RecursionError as error:
+        raise ValueError("its header is nested too deeply") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"its header is damaged: {error}") from error
+    return dict(sorted(found.items(), key=lambda item: item[1].data_offsets))
+
+
+def _check_layout(entries: dict[str, TensorEntry], size: int) -> None:
+    """Raise `ValueError` unless the tensors take the bytes of their shapes, side by side, from 0 to `size`."""
+    for name, entry in entries.items():
+        if entry.dtype not in ITEM_BYTES:
+            raise ValueError(f"{name} is of the unknown type {entry.dtype[:20]!r}")
+        if len(entry.shape) > 8 or any(not 0 <= length <= LARGEST_TENSOR for length in entry.shape):
+            raise ValueError(f"{name} has an impossible shape")
+        begin, end = entry.data_offsets
+        if end - begin != prod(entry.shape) * ITEM_BYTES[entry.dtype]:
+            raise ValueError(f"{name} has {end - begin:,} bytes, which do not fit its shape {list(entry.shape)}")
+    edges = [(0, 0), *(entry.data_offsets for entry in entries.values()), (size, size)]
+    if any(before[1] != after[0] for before, after in pairwise(edges)):
+        raise ValueError("its tensors overlap, leave gaps or go beyond its end")
+
+
+def _all_finite(content: mmap.mmap, entry: TensorEntry, offset: int) -> bool:
+    """Whether a tensor of floating-point numbers whose bytes begin at `offset` holds numbers alone."""
+    kind, exponent = _EXPONENTS[entry.dtype]
+    bits = np.frombuffer(content, kind, count=prod(entry.shape), offset=offset)
+    mask = kind(exponent)
+    finite = all(
+        not ((bits[at : at + _SCANNED_TOGETHER] & mask) == mask).any() for at in range(0, len(bits), _SCANNED_TOGETHER)
+    )
+    del bits  # it holds on to the mapping
+    return finite
