@@ -72,7 +72,7 @@ class SegmentVocabulary(nn.Module):
         self.bias = nn.Parameter(torch.full((entries,), UNUSED))
         nn.init.normal_(self.table)
         single = {bytes([value]): 1 / BYTE_VALUES for value in range(BYTE_VALUES)}
-        self.fill(single, torch.randn(BYTE_VALUES, channels))
+        self.fill(single, self.table.detach()[0, :BYTE_VALUES].clone())
 
     @property
     def fitted(self) -> bool:
