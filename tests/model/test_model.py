@@ -66,7 +66,7 @@ def parts_reached(losses: dict[str, Tensor], parameters: list[nn.Parameter]) -> 
 @torch.no_grad()
 def test_levels_by_configuration_alone(count: int, fitted: bool) -> None:
     """The slots of each level are the positions of the next, and its segments are encoded as they stand."""
-    model = small_model(count, seed=2)
+    model = small_model(count, seed=4)
     if fitted:
         fit_vocabulary(model)
     rows, _ = cut_rows([[DATA[:90], "über".encode(), DATA[91:140]], [DATA[200:275]]])
@@ -163,11 +163,10 @@ def unread_alone(level: Level) -> list[nn.Parameter]:
     return [part.weight for part in parts if part is not None]
 
 
-IN_BETWEEN = pytest.mark.xfail(strict=True, reason="a level between others does not read the plans of the one above")
 MANY = byte_rows(*(DATA[start : start + 120] for start in range(0, 480, 40)))
 
 
-@pytest.mark.parametrize("count", [1, 2, pytest.param(3, marks=IN_BETWEEN)])
+@pytest.mark.parametrize("count", [1, 2, 3])
 def test_joint_training_reaches_every_parameter(count: int) -> None:
     model = small_model(count)
     fit_vocabulary(model)
@@ -180,7 +179,7 @@ def test_joint_training_reaches_every_parameter(count: int) -> None:
     assert_useful(losses, [parameter for parameter in model.parameters() if id(parameter) not in unread])
 
 
-@pytest.mark.parametrize("index", [1, pytest.param(2, marks=IN_BETWEEN)])
+@pytest.mark.parametrize("index", [1, 2])
 def test_what_is_told_of_slots_teaches_the_levels_above_to_plan(index: int) -> None:
     """Through the plan itself, the draft that is unfolded from it, and existence."""
     model = small_model(3)

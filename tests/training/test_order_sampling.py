@@ -254,7 +254,7 @@ def masks(lengths: list[list[int]], seed: int) -> tuple[Batch, Tensor, Tensor]:
 @given(rows_of_documents, seeds)
 def test_slots_of_a_level_of_blocks_are_held_or_ask_themselves(lengths: list[list[int]], seed: int) -> None:
     batch, held, counted = masks(lengths, seed)
-    rows = known_and_open(batch.slot_mask, batch.document_mask, held, counted)
+    rows = known_and_open(batch.slot_mask, batch.document_mask, held, counted, None)
     for row, number, first, last in batch.documents():
         read = [each for each in readings(rows, row) if each["document"] == number]
         own = [each for each in read if each["kind"] in OWN]

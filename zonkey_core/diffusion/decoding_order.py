@@ -166,7 +166,7 @@ def _block(block: int, first: int, length: int, steps: int, time: int, *, known:
         fields.source[1:], fields.order[:] = first + held, 0
         fields.kinds[0], fields.kinds[1:] = SlotKind.BLOCK, SlotKind.TEXT
         fields.positions[0], fields.positions[1:] = first - 1, first + held
-        fields.blocks[:], fields.left[0], fields.left[1:] = block, length, length - held
+        fields.blocks[:], fields.left[0], fields.left[1:] = block, length, length - held - 1
         return fields
     number = -(-(length - known) // steps)
     cuts = known + np.round(np.arange(number) * (length - known) / number).astype(int)
@@ -227,12 +227,16 @@ class OrderedRows(NamedTuple):
     left: Tensor
 
 
-def with_blocks(order: Order, lengths: Sequence[int]) -> Order:
+def with_blocks(order: Order, lengths: Sequence[int], *, sized: bool = False) -> Order:
     """The same for a text whose blocks have these lengths, whatever its order: each reading belongs to the block of the
-    slot that it asks or else holds."""
+    slot that it asks or else holds. Where blocks are `sized`, it is known how far each goes."""
     block_of = np.repeat(np.arange(len(lengths)), lengths)
+    if not len(block_of):
+        return order
     which = np.where(order.told >= 0, order.told, order.source)
-    return order._replace(blocks=np.where(which < 0, -1, block_of[which]) if len(block_of) else order.blocks)
+    blocks = np.where(which < 0, -1, block_of[which])
+    left = np.where(order.told >= 0, np.cumsum(lengths)[blocks] - order.told, 0)
+    return order._replace(blocks=blocks, left=left if sized else order.left)
 
 
 def lay_out(orders: Sequence[Order], length: int, device: torch.device) -> OrderedRows:

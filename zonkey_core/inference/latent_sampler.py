@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from zonkey_core.devices import choose_precision
-from zonkey_core.diffusion.decoding_order import at_once, lay_out
+from zonkey_core.diffusion.decoding_order import at_once, lay_out, with_blocks
 from zonkey_core.inference.block_decoding import TOGETHER, read_whole
 from zonkey_core.model.level import Level
 from zonkey_core.model.slot_batches import Plans, at_slots, gather_slots, slot_batch
@@ -40,6 +40,8 @@ class OpenText(NamedTuple):
     """Whether a document begins with the first."""
     ends: bool
     """Whether it ends with the last."""
+    blocks: Sequence[int] = ()
+    """Slots of each block, where the level above says what they hold."""
 
 
 @torch.no_grad()
@@ -91,6 +93,7 @@ def form_slots(
     """
     orders = [at_once(len(text.latents), begins=text.begins, ends=text.ends, known=text.known_mask.cpu().numpy())
               for text in texts]  # fmt: skip
+    orders = [with_blocks(order, text.blocks, sized=True) for order, text in zip(orders, texts, strict=True)]
     padding = -len(texts) % TOGETHER
     orders += [at_once(0, begins=True, ends=False)] * padding
     rows = lay_out(orders, length + 2, level.device)

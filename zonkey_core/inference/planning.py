@@ -91,8 +91,8 @@ def plan_texts(
     for number in range(top, 0, -1):
         level = levels[number]
         texts = [
-            _opened(context[number].latents, total, begin, end)
-            for context, total, begin, end in zip(contexts, totals, begins, ends, strict=True)
+            _opened(context[number].latents, total, begin, end, found[row].lengths if found else ())
+            for row, (context, total, begin, end) in enumerate(zip(contexts, totals, begins, ends, strict=True))
         ]
         formed = form_slots(
             level, texts, upper, generators, steps=steps, temperature=temperature,
@@ -115,11 +115,11 @@ def _padded(count: int) -> int:
     return -(-count // KNOWN_STEP) * KNOWN_STEP
 
 
-def _opened(known: Tensor, total: int, begins: bool, ends: bool) -> OpenText:
-    """A text of so many slots, the first of which are known."""
+def _opened(known: Tensor, total: int, begins: bool, ends: bool, blocks: Sequence[int]) -> OpenText:
+    """A text of so many slots, the first of which are known, in blocks of the level above."""
     latents = functional.pad(known, (0, 0, 0, total - len(known)))
     mask = torch.arange(total, device=known.device) < len(known)
-    return OpenText(latents, mask, begins, ends)
+    return OpenText(latents, mask, begins, ends, blocks)
 
 
 @torch.no_grad()
@@ -223,10 +223,12 @@ def plan_gaps(
     planned: list[BlockPlan | None] = [None] * len(lengths)
     for number in range(len(gapped), 0, -1):
         level, blocks = model.levels[number], gapped[number - 1]
+        opened = [
+            OpenText(blocks.latents, blocks.known_mask, begins, ends, each.lengths if each else ()) for each in planned
+        ]
         formed = form_slots(
-            level, [OpenText(blocks.latents, blocks.known_mask, begins, ends)] * len(lengths),
-            _side_by_side(upper) if upper else None, generators, steps=steps, temperature=temperature,
-            length=len(blocks.latents),
+            level, opened, _side_by_side(upper) if upper else None, generators, steps=steps,
+            temperature=temperature, length=len(blocks.latents),
         )  # fmt: skip
         share = torch.ones(len(blocks.latents), device=level.device).where(blocks.known_mask, formed.alpha)
         upper = []

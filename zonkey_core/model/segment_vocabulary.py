@@ -70,8 +70,9 @@ class SegmentVocabulary(nn.Module):
         self.register_buffer("compressed", torch.zeros(entries, channels), persistent=False)
         self.register_buffer("log_shares", torch.full((entries,), UNUSED))
         self.bias = nn.Parameter(torch.full((entries,), UNUSED))
+        nn.init.normal_(self.table)
         single = {bytes([value]): 1 / BYTE_VALUES for value in range(BYTE_VALUES)}
-        self.fill(single, torch.randn(BYTE_VALUES, channels))
+        self.fill(single, self.table.detach()[0, :BYTE_VALUES].clone())
 
     @property
     def fitted(self) -> bool:

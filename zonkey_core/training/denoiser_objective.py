@@ -104,7 +104,9 @@ def _plan(
     counted = alone_mask & mask
     held = mask & torch.where(counted, _prefix(mask, slots.document_mask, generator), alpha == 1)
     asked = mask & ~held & ~counted
-    rows = known_and_open(mask, slots.document_mask, held, counted)
+    rows = known_and_open(
+        mask, slots.document_mask, held, counted, above[0].segmentation.start_mask() if above else None
+    )
     losses: dict[str, Tensor] = {}
     upper = None
     if above:

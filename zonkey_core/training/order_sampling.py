@@ -232,16 +232,18 @@ def draw_gaps(count: int, chance: np.random.Generator, longest: int) -> list[tup
 
 
 def known_and_open(
-    slot_mask: Tensor, document_mask: Tensor, held_mask: Tensor, counted_mask: Tensor
+    slot_mask: Tensor, document_mask: Tensor, held_mask: Tensor, counted_mask: Tensor, block_mask: Tensor | None
 ) -> OrderedRows:
     """Rows of an upper level's slots [B, M]: those of a mask are held, the others ask themselves.
 
     `counted_mask` marks all slots of documents that hold only what is held, from the front: the last of it, or the
-    opening, asks how many there are from there to the document's end.
+    opening, asks how many there are from there to the document's end. `block_mask` marks slots that begin a block,
+    where there is a level above.
     """
     device = slot_mask.device
     counts = slot_mask.sum(1).tolist()
     begins, held, counted = (mask.cpu().numpy() for mask in (document_mask, held_mask, counted_mask))
+    blocks = None if block_mask is None else block_mask.cpu().numpy()
     rows = []
     for row, count in enumerate(counts):
         edges = [0, *(np.flatnonzero(begins[row, 1:count]) + 1).tolist(), count]
@@ -254,6 +256,11 @@ def known_and_open(
                 order.remaining[-1] = last - first - kept
             else:
                 order = at_once(last - first, begins=bool(begins[row, first]), ends=ends, known=held[row, span])
+                if blocks is not None:
+                    starts = np.flatnonzero(blocks[row, span])
+                    order = with_blocks(order, np.diff(np.append(starts, last - first)).tolist(), sized=True)
+                    before = int(blocks[row, :first].sum())
+                    order = order._replace(blocks=np.where(order.blocks < 0, -1, order.blocks + before))
             shifted = order._replace(
                 source=np.where(order.source < 0, -1, order.source + first),
                 told=np.where(order.told < 0, -1, order.told + first),
