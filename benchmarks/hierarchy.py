@@ -23,7 +23,6 @@ from zonkey_core.checkpoint import load_model
 from zonkey_core.data import SourceSpec
 from zonkey_core.evaluation.baselines.judge import get_judge
 from zonkey_core.evaluation.context import EvaluationContext, EvaluationOptions
-from zonkey_core.evaluation.metrics.coherence import coherence_gains
 from zonkey_core.evaluation.metrics.text_metrics import HALVES, METRICS, Remembered, TrainingWords, Yardstick
 from zonkey_core.evaluation.store import Store
 from zonkey_core.evaluation.tasks.generation import real_texts
@@ -103,18 +102,13 @@ def main(given: Sequence[str] | None = None) -> int:
             sys.stdout.buffer.write(msgspec.json.encode(row) + b"\n")
             sys.stdout.flush()
 
-        gain = float(coherence_gains(other, judge.conditional_nats).mean())
-        report({"texts": "real", **figures(other, yardstick), "coherence": gain})
+        report({"texts": "real", **figures(other, yardstick)})
         for steps in map(int, arguments.steps.split(",")):
             both = []
             for name, level in (("all levels", None), ("lowest level alone", 0)):
                 written, seconds = write(context.model, arguments.samples, arguments.sample_bytes, steps, level)
                 both.append(written)
-                gains = coherence_gains(written, judge.conditional_nats)
-                report({
-                    "texts": name, "steps": steps, "seconds": seconds, **figures(written, yardstick),
-                    "coherence": float(gains.mean()) if len(gains) else None,
-                })  # fmt: skip
+                report({"texts": name, "steps": steps, "seconds": seconds, **figures(written, yardstick)})
             for name in FIGURES:
                 report({"difference": name, "steps": steps, "value, low, high": difference(*both, yardstick, name)})
     return 0

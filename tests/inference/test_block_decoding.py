@@ -1,4 +1,4 @@
-"""Telling: entries are drawn as often as their logits say, and nothing else is."""
+"""Block decoding: entries are drawn as often as their logits say, and nothing else is."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from tests.model_helpers import chance, fit_dictionary, law, normal, seeds, small_model
-from zonkey_core.inference.block_decoding import BLOCK, EMPTY, LEAST_SHARE, draw_entries, prepare_row
+from tests.model_helpers import chance, law, normal, seeds
+from zonkey_core.inference.block_decoding import BLOCK, LEAST_SHARE, draw_entries
 
 
 @law
@@ -62,32 +62,3 @@ def test_little_temperature_is_as_good_as_none(kinds: int, seed: int) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_nothing_told_is_nothing_drawn(temperature: float) -> None:
     assert draw_entries(torch.zeros(0, 300), torch.zeros(0), temperature).shape == (0,)
-
-
-# Rows
-
-
-@pytest.mark.parametrize("noise_level", [1e-4, 0.3, 0.9, 1.0])
-def test_hints_are_noised_as_much_as_they_say(noise_level: float) -> None:
-    model = small_model(1, seed=3)
-    dictionary, level = fit_dictionary(model), model.levels[0]
-    guess = torch.randint(280, (2000,), generator=chance(1))
-    entries = torch.full((2100,), EMPTY)
-    row = prepare_row(level, entries, {30: guess}, noise_level, {3: b"t"}, chance(2))
-    assert row.entries is entries and row.prefixes == {3: b"t"}
-    hinted = torch.arange(2100) // 10 * 10
-    inside = (hinted >= 30) & (hinted < 2030)
-    assert not row.hints[~inside].any() and (row.noise_level[~inside] == 1).all()
-    assert torch.equal(row.noise_level[inside], torch.full((2000,), noise_level))
-    left = row.hints[inside] - level.schedule.alpha(torch.tensor(noise_level)) * dictionary.latents().detach()[guess]
-    sigma = level.schedule.sigma(torch.tensor(noise_level))
-    torch.testing.assert_close(left.std(), sigma, atol=1e-3, rtol=0.02)
-    assert left.mean().abs() < 0.02
-
-
-def test_a_row_is_decided_by_its_generator() -> None:
-    level = small_model(1, seed=3).levels[0]
-    rows = [prepare_row(level, torch.full((9,), EMPTY), {}, 1.0, {}, chance(seed)) for seed in (1, 1, 2)]
-    assert torch.equal(rows[0].chances, rows[1].chances) and not torch.equal(rows[0].chances, rows[2].chances)
-    assert (rows[0].chances >= 0).all() and (rows[0].chances < 1).all() and len(rows[0].chances.unique()) == 9
-    assert not rows[0].hints.any() and (rows[0].noise_level == 1).all()

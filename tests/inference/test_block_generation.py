@@ -1,8 +1,7 @@
-"""Writing: what a text depends on, what is kept, when slots are told, how long texts and gaps become."""
+"""Block generation: what a text depends on, what is kept, when slots are told, how long texts and gaps become."""
 
 from __future__ import annotations
 
-import bisect
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
@@ -16,72 +15,55 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.model_helpers import chance, few, fit_dictionary, law, seeds, small_model
-from zonkey_core.diffusion.decoding_order import GAP_WIDTH, Draft, Kind, Layout, in_streams, lay_out, with_gaps
+from tests.inference.model_helpers import NEVER, expect, strings_of
+from tests.model_helpers import chance, few, fit_vocabulary, normal, seeds, small_model
+from zonkey_core.diffusion.decoding_order import (
+    GAP_WIDTH,
+    Order,
+    in_blocks,
+    in_streams,
+    lay_out,
+    with_blocks,
+    with_gaps,
+)
 from zonkey_core.inference import block_decoding, block_generation
-from zonkey_core.inference.block_decoding import EMPTY
+from zonkey_core.inference.block_decoding import EMPTY, TOGETHER, read_whole
 from zonkey_core.inference.block_generation import (
     KNOWN_STEP,
-    TOGETHER,
     GappedText,
     OpenText,
     Written,
     fill_gaps,
+    gap_lengths,
     plan_streams,
     write_texts,
 )
+from zonkey_core.inference.planning import BlockPlan
+from zonkey_core.model.denoiser import DenoisedSlots, Denoiser
 from zonkey_core.model.kv_cache import KVCache
-from zonkey_core.model.length_model import EDGES
+from zonkey_core.model.latents import to_sphere
 from zonkey_core.model.level import Level
-from zonkey_core.model.segment_vocabulary import SegmentVocabulary
-from zonkey_core.model.writer import OrderedSlots, Told, Writer
+from zonkey_core.model.slot_batches import Plans
+from zonkey_core.slots import SlotBatch, SlotKind
 
-SURE = 30.0
-"""Logit of what is certain."""
 CPU = torch.device("cpu")
 
 
 @functools.lru_cache(maxsize=16)
-def teller(remaining: int | None = None) -> Level:
-    """A level 0 of strong opinions on strings of a text.
+def teller(remaining: int | None = None, levels: int = 1) -> Level:
+    """A lowest level of strong opinions on strings of a text.
 
     So many slots remain wherever it is asked; where there is no number, it has opinions on that, too.
     """
-    model = small_model(1, seed=3)
-    dictionary, level = fit_dictionary(model), model.levels[0].eval().requires_grad_(False)
-    nn.init.normal_(dictionary.table)
-    writer = writer_of(level)
-    nn.init.normal_(writer.latent_out.weight, std=2.0)
-    nn.init.normal_(writer.ending_out.weight, std=0.3)
-    nn.init.constant_(writer.ending_out.bias, -2.0)
+    model = small_model(levels, seed=3)
+    vocabulary, level = fit_vocabulary(model), model.bottom.eval().requires_grad_(False)
+    nn.init.normal_(vocabulary.table)
+    nn.init.normal_(level.denoiser.latent_out.weight, std=2.0)
+    nn.init.normal_(level.denoiser.ending_out.weight, std=0.3)
+    nn.init.constant_(level.denoiser.ending_out.bias, -2.0)
     if remaining is not None:
         expect(level, remaining)
     return level
-
-
-def writer_of(level: Level) -> Writer:
-    """The level's writer."""
-    assert level.writer is not None
-    return level.writer
-
-
-def strings_of(level: Level) -> SegmentVocabulary:
-    """The level's dictionary."""
-    assert level.dictionary is not None
-    return level.dictionary
-
-
-def expect(level: Level, remaining: int) -> None:
-    """Make a level sure of how many slots remain, up to what its bins tell apart."""
-    out = writer_of(level).ending_out
-    nn.init.zeros_(out.weight)
-    nn.init.constant_(out.bias, -SURE)
-    if remaining < EDGES[-1]:
-        out.bias[bisect.bisect_right(EDGES, remaining)] = SURE
-
-
-NEVER = EDGES[-1]
-"""Remaining slots of what is sure not to end."""
 
 
 def opened(before: int = 0, room: int = 8, **changes: Any) -> OpenText:
@@ -89,10 +71,19 @@ def opened(before: int = 0, room: int = 8, **changes: Any) -> OpenText:
     return OpenText(40 + torch.arange(before) % 200, room, True)._replace(**changes)
 
 
-def gapped(*lengths: int, share: float = 0.5, **changes: Any) -> GappedText:
-    """Pieces of these lengths with gaps between them."""
-    known = [40 + 20 * number + torch.arange(length) for number, length in enumerate(lengths)]
-    return GappedText(known, True, True, share, [b""] * (len(lengths) - 1))._replace(**changes)
+def gapped(*known: int, lengths: Sequence[int] | None = None, **changes: Any) -> GappedText:
+    """Pieces of so many slots with gaps between them, of three slots each if nothing is said."""
+    pieces = [40 + 20 * number + torch.arange(count) for number, count in enumerate(known)]
+    gaps = [3] * (len(known) - 1) if lengths is None else lengths
+    return GappedText(pieces, True, True, gaps, [b""] * (len(known) - 1))._replace(**changes)
+
+
+def planned(level: Level, *lengths: int, seed: int = 0, ends: bool = True, alpha: float = 0.8) -> BlockPlan:
+    """Blocks of these lengths with any plans and drafts."""
+    assert level.above is not None
+    latents = to_sphere(normal(len(lengths), level.above.channels, seed=seed, dtype=torch.float32))
+    drafts = to_sphere(normal(sum(lengths), level.channels, seed=seed + 1, dtype=torch.float32))
+    return BlockPlan(list(lengths), Plans(latents, torch.full((len(lengths),), alpha), drafts), ends)
 
 
 def write(level: Level, *texts: OpenText, seed: int = 0, **options: Any) -> list[Written]:
@@ -108,61 +99,66 @@ def fill(level: Level, *texts: GappedText, seed: int = 0, **options: Any) -> lis
 
 
 class Reading(NamedTuple):
-    """What a writer was asked with a cache, and what it said."""
+    """What a denoiser was asked with a cache, and what it said."""
 
-    slots: OrderedSlots
+    slots: SlotBatch
     places: Tensor
-    told: Told
+    found: DenoisedSlots
 
 
 @contextmanager
 def watched() -> Iterator[list[Reading]]:
-    """All that any writer reads with a cache meanwhile."""
+    """All that any denoiser reads with a cache meanwhile."""
     seen: list[Reading] = []
-    forward = Writer.forward
+    forward = Denoiser.forward
 
-    def watching(writer: Writer, slots: OrderedSlots, cache: KVCache | None = None) -> Told:
-        told = forward(writer, slots, cache)
+    def watching(denoiser: Denoiser, slots: SlotBatch, cache: KVCache | None = None) -> DenoisedSlots:
+        found = forward(denoiser, slots, cache)
         if cache is not None:
-            seen.append(Reading(slots, cache.places, told))
-        return told
+            seen.append(Reading(slots, cache.places, found))
+        return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Writer, "forward", watching)
+        patch.setattr(Denoiser, "forward", watching)
         yield seen
 
 
 @st.composite
 def open_texts(draw: st.DrawFn) -> OpenText:
-    """A text with anything known, room for anything, and sometimes a prefix or a draft."""
-    level = teller()
+    """A text with anything known, room for anything, and sometimes a prefix or a plan."""
+    level = teller(levels=2)
     strings = st.integers(0, 299).filter(lambda entry: bool(strings_of(level).lengths[entry] > 0))
     before = draw(st.sampled_from([0, 1, 3, KNOWN_STEP, KNOWN_STEP + 1]))
     known = torch.tensor(draw(st.lists(strings, min_size=before, max_size=before)), dtype=torch.long)
     text = OpenText(known, draw(st.integers(1, 14)), draw(st.booleans()))
     if draw(st.booleans()):
         text = text._replace(prefix=strings_of(level).detokenize([draw(strings)]))
-    if draw(st.sampled_from([False, False, True])):
-        expected = torch.tensor(draw(st.lists(strings, max_size=18)), dtype=torch.long)
-        text = text._replace(expected=expected, noise_level=draw(st.sampled_from([0.3, 0.8])))
+    if draw(st.booleans()):
+        lengths = draw(st.lists(st.integers(1, 8), min_size=1, max_size=5))
+        lengths = [8] * (before // 8) + lengths
+        lengths[-1] = max(lengths[-1], before + 1 - sum(lengths[:-1]))
+        over = max(0, sum(lengths) - before - text.room)
+        plan = planned(level, *lengths, seed=draw(seeds), ends=draw(st.booleans()))
+        text = text._replace(room=text.room + over, plan=plan, most_blocks=len(lengths) + draw(st.integers(0, 2)))
     return text
 
 
 @st.composite
 def gapped_texts(draw: st.DrawFn) -> GappedText:
     """A text with one gap or some, which may touch each other and the ends."""
-    lengths = draw(st.lists(st.integers(0, 6), min_size=2, max_size=4))
-    text = gapped(*lengths, share=draw(st.floats(0, 1)))
+    known = draw(st.lists(st.integers(0, 6), min_size=2, max_size=4))
+    gaps = st.lists(st.integers(1, 12), min_size=len(known) - 1, max_size=len(known) - 1)
+    text = gapped(*known, lengths=draw(gaps))
     return text._replace(begins=draw(st.booleans()), ends=draw(st.booleans()))
 
 
 # What a text depends on
 
 
-@law
+@few
 @given(st.lists(open_texts(), min_size=1, max_size=4), seeds, st.integers(1, 9))
 def test_a_text_is_written_alike_alone_and_beside_others(texts: list[OpenText], seed: int, steps: int) -> None:
-    level = teller()
+    level = teller(levels=2)
     beside = [chance(seed + index) for index in range(len(texts))]
     together = write_texts(level, texts, beside, steps=steps, temperature=1.0)
     for index, text in enumerate(texts):
@@ -212,7 +208,7 @@ def test_nothing_global_is_touched() -> None:
         found.append(torch.cat([written.entries, *filled]))
     assert torch.equal(*found)
     assert all(torch.equal(before[name], tensor) for name, tensor in level.state_dict().items())
-    assert writer_of(level).latent_in.weight.dtype == torch.float32, "what is read fast is a copy"
+    assert level.denoiser.latent_in.weight.dtype == torch.float32, "what is read fast is a copy"
 
 
 @few
@@ -228,7 +224,7 @@ def test_what_stands_already_decides_what_follows(before: int, room: int, begins
         others.append(text._replace(known=known))
     with watched() as seen:
         write(level, text, *others, temperature=0.0)
-    said = seen[0].told.latents[:, before]
+    said = seen[0].found.latents[:, before]
     assert all((said[1 + which] != said[0]).any() for which in range(len(others)))
     assert len(base.entries) == room
 
@@ -258,7 +254,7 @@ def test_streams_start_one_after_the_other_where_there_is_time() -> None:
 rooms = st.tuples(st.integers(1, 40), st.integers(1, 20), st.integers(0, 45), st.sampled_from([0, 2, KNOWN_STEP]))
 
 
-@law
+@few
 @given(rooms)
 def test_every_slot_is_read_once_and_in_as_many_evaluations_as_are_given(case: tuple[int, int, int, int]) -> None:
     """Whatever the room is, and however much of it the text takes."""
@@ -277,43 +273,46 @@ def test_every_slot_is_read_once_and_in_as_many_evaluations_as_are_given(case: t
         times = (layout.order[0][real] - before).clamp(min=0)
         assert (times == number).all(), "each when it is known"
     assert len(read) == len(set(read))
-    text = sorted(position for kind, position, _ in read if kind == Kind.TEXT)
+    text = sorted(position for kind, position, _ in read if kind == SlotKind.TEXT)
     assert len(text) == len(set(text)) and set(range(before)) <= set(text) <= set(range(before + len(written.entries)))
-    ends = [(position, order) for kind, position, order in read if kind == Kind.END]
+    ends = [(position, order) for kind, position, order in read if kind == SlotKind.END]
     if len(seen) > 1 and written.ended:
         assert ends == [(before + len(written.entries), before + 1)], "an end is known once it was asked"
     else:
         assert ends == []
 
 
-@law
+@few
 @given(rooms)
 def test_gaps_take_as_many_evaluations_as_are_given(case: tuple[int, int, int, int]) -> None:
     _, steps, remaining, before = case
     with watched() as seen:
-        (filled,) = fill(teller(remaining), gapped(before, 3, 0), steps=steps)
+        (filled,) = fill(teller(remaining), gapped(before, 3, 0, lengths=[1 + remaining, 2]), steps=steps)
     assert 1 <= len(seen) <= steps + 1
     assert all((entries != EMPTY).all() for entries in filled)
 
 
-@law
+@few
 @given(open_texts(), seeds, st.integers(1, 9))
 def test_what_is_shown_only_grows_and_ends_as_the_result(text: OpenText, seed: int, steps: int) -> None:
     shown: list[Tensor] = []
     texts = [text, opened(len(text.known), text.room), opened(5, 3)]
-    written = write(teller(), *texts, seed=seed, steps=steps, on_step=shown.append)[0]
+    written = write(teller(levels=2), *texts, seed=seed, steps=steps, on_step=shown.append)[0]
     assert 1 <= len(shown) <= steps + 1
     for before, after in itertools.pairwise(shown):
         assert torch.equal(before[before != EMPTY], after[before != EMPTY])
     assert torch.equal(shown[-1], written.entries)
-    assert (shown[0] != EMPTY).tolist() == [place == 0 for place in range(len(written.entries))]
+    if text.plan is None:
+        assert (shown[0] != EMPTY).tolist() == [place == 0 for place in range(len(written.entries))]
+    else:
+        assert (shown[0] != EMPTY).any() or not len(written.entries)
 
 
 def test_streams_are_written_from_left_to_right() -> None:
     shown: list[Tensor] = []
     write(teller(NEVER), opened(3, 10), steps=3, on_step=shown.append)
     there = [set((entries != EMPTY).nonzero().flatten().tolist()) for entries in shown]
-    lengths = plan_streams(10, 3).lengths
+    lengths = plan_streams(10, 2).lengths
     firsts = [0, *itertools.accumulate(lengths[:-1])]
     fresh = [sorted(after - before) for before, after in itertools.pairwise([set(), *there])]
     for first, length in zip(firsts, lengths, strict=True):
@@ -325,16 +324,37 @@ def test_streams_are_written_from_left_to_right() -> None:
 # What is told, against the same layouts read at once
 
 
-def asked_at_once(level: Level, draft: Draft, entries: Tensor) -> tuple[Tensor, Tensor]:
-    """The likeliest entry of every slot that a layout tells, given all before it, and which slots these are."""
-    dictionary, writer = strings_of(level), writer_of(level)
-    plan = lay_out([draft], len(draft.source), CPU)
-    latents = dictionary.latents()
-    held = latents[entries[plan.source.clamp(min=0)]] * (plan.source >= 0).unsqueeze(-1)
-    pure = torch.ones(plan.source.shape)
-    told = plan.told[0] >= 0
-    estimate = writer(OrderedSlots(plan.layout, held, torch.zeros_like(held), pure)).latents[0][told]
-    return dictionary.logits(estimate, torch.ones(len(estimate)), latents).argmax(-1), plan.told[0][told]
+def asked_at_once(level: Level, order: Order, entries: Tensor, plan: BlockPlan | None = None) -> tuple[Tensor, Tensor]:
+    """The likeliest entry of every slot that an order asks, given all before it, and which slots these are."""
+    vocabulary = strings_of(level)
+    rows, latents = lay_out([order], len(order.source), CPU), vocabulary.latents()
+    plans = None if plan is None else Plans(*(part.unsqueeze(0) for part in plan.plans))
+    told = rows.told[0] >= 0
+    estimate = read_whole(level, rows, latents[entries].unsqueeze(0), plans).latents[0][told]
+    return vocabulary.logits(estimate, torch.ones(len(estimate)), latents).argmax(-1), rows.told[0][told]
+
+
+@few
+@given(
+    st.lists(st.integers(1, 8), min_size=1, max_size=6), st.data(), st.integers(1, 12), st.booleans(), st.booleans()
+)
+def test_without_temperature_blocks_hold_what_is_likeliest(
+    lengths: list[int], drawn: st.DataObject, steps: int, begins: bool, ends: bool
+) -> None:
+    """Each slot is told as a single pass over the finished text would tell it, with the plans and drafts of all."""
+    level = teller(levels=2)
+    before = drawn.draw(st.integers(0, sum(lengths) - 1))
+    plan = planned(level, *lengths, ends=ends)
+    text = opened(before, sum(lengths), begins=begins, plan=plan, most_blocks=len(lengths))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block_decoding, "choose_precision", lambda *given: torch.float32)
+        (written,) = write(level, text, steps=steps, temperature=0.0)
+    assert len(written.entries) == sum(lengths) - before and written.ended == ends
+    entries = torch.cat([text.known, written.entries])
+    order = in_blocks(lengths, steps, known=before, begins=begins, ends=ends)
+    likeliest, slots = asked_at_once(level, order, entries, plan)
+    assert sorted(slots.tolist()) == list(range(before, sum(lengths)))
+    assert torch.equal(likeliest, entries[slots])
 
 
 @few
@@ -347,25 +367,28 @@ def test_without_temperature_what_is_likeliest_is_written(before: int, room: int
         patch.setattr(block_decoding, "choose_precision", lambda *given: torch.float32)
         (written,) = write(level, text, steps=steps, temperature=0.0)
     count = len(written.entries)
-    lengths, stagger = plan_streams(count, steps)
+    lengths, stagger = plan_streams(count, max(1, steps - 1))
     firsts = [0, *(before + np.cumsum(lengths[:-1])).tolist()]
     openings = [0, *(before + 1 + stagger * index for index in range(len(lengths) - 1))]
-    draft = in_streams(
+    order = in_streams(
         before + count, firsts, openings, begins=True, end_order=before + 1 if written.ended else None
     )
     entries = torch.cat([text.known, written.entries])
-    likeliest, slots = asked_at_once(level, draft, entries)
+    likeliest, slots = asked_at_once(level, order, entries)
     fresh = slots >= before
     assert sorted(slots[fresh].tolist()) == list(range(before, before + count))
     assert torch.equal(likeliest[fresh], entries[slots[fresh]])
 
 
 @few
-@given(gapped_texts(), st.integers(1, 12), st.sampled_from([1, 3, 12]))
+@given(gapped_texts(), st.integers(1, 12), st.booleans())
 def test_without_temperature_gaps_are_filled_with_what_is_likeliest(
-    text: GappedText, steps: int, remaining: int
+    text: GappedText, steps: int, with_plan: bool
 ) -> None:
-    level = teller(remaining)
+    level = teller(levels=2)
+    count = sum(map(len, text.known)) + sum(text.lengths)
+    plan = planned(level, *[5] * (count // 5), *([count % 5] if count % 5 else [])) if with_plan else None
+    text = text._replace(plan=plan)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block_decoding, "choose_precision", lambda *given: torch.float32)
         (filled,) = fill(level, text, steps=steps, temperature=0.0)
@@ -378,8 +401,10 @@ def test_without_temperature_gaps_are_filled_with_what_is_likeliest(
             edges = [len(entries) + len(gap) * part // number for part in range(number + 1)]
             parts += itertools.pairwise(edges)
             entries += gap.tolist()
-    draft = with_gaps(len(entries), parts, begins=text.begins, ends=text.ends, measured=True)
-    likeliest, slots = asked_at_once(level, draft, torch.tensor(entries))
+    order = with_gaps(len(entries), parts, begins=text.begins, ends=text.ends, measured=True)
+    if plan is not None:
+        order = with_blocks(order, plan.lengths)
+    likeliest, slots = asked_at_once(level, order, torch.tensor(entries), plan)
     assert len(slots) == sum(map(len, filled))
     assert torch.equal(likeliest, torch.tensor(entries)[slots])
 
@@ -405,7 +430,7 @@ def boards() -> Iterator[list[Any]]:
 @few
 @given(st.lists(open_texts(), min_size=1, max_size=3), st.lists(gapped_texts(), min_size=1, max_size=3), seeds)
 def test_known_slots_never_change(texts: list[OpenText], gaps: list[GappedText], seed: int) -> None:
-    level = teller()
+    level = teller(levels=2)
     with boards() as made:
         for text in texts:
             (written,) = write(level, text, seed=seed)
@@ -420,17 +445,17 @@ def test_known_slots_never_change(texts: list[OpenText], gaps: list[GappedText],
             assert torch.equal(row[: len(expected)], expected)
 
 
-@law
+@few
 @given(st.lists(open_texts(), min_size=1, max_size=3), seeds, st.sampled_from([0.0, 1.0]))
 def test_what_is_told_spells_something_and_begins_as_it_should(
     texts: list[OpenText], seed: int, temperature: float
 ) -> None:
-    level = teller()
+    level = teller(levels=2)
     for text, (entries, _) in zip(texts, write(level, *texts, seed=seed, temperature=temperature), strict=True):
         assert (strings_of(level).lengths[entries] > 0).all()
         if len(entries):
             assert strings_of(level).detokenize(entries[:1].tolist()).startswith(text.prefix)
-        assert len(entries) or not text.prefix or text.expected is not None, "a string that is begun is told"
+        assert len(entries) or not text.prefix, "a string that is begun is told"
 
 
 @few
@@ -443,67 +468,52 @@ def test_gaps_begin_as_they_should(prefixes: list[bytes], seed: int) -> None:
         assert strings_of(level).detokenize(entries[:1].tolist()).startswith(prefix)
 
 
-@pytest.mark.parametrize("before", [0, 3, KNOWN_STEP])
-@pytest.mark.parametrize("steps", [1, 4, 30])
-def test_what_is_expected_under_little_noise_is_written(before: int, steps: int) -> None:
-    level = teller(2)
-    kinds = torch.arange(60, 80)
-    text = opened(before, 25, expected=kinds, noise_level=0.02)
-    assert torch.equal(write(level, text, steps=steps)[0].entries, kinds)
-    prefix = strings_of(level).detokenize(kinds[:1].tolist())
-    assert torch.equal(write(level, text._replace(prefix=prefix), steps=steps)[0].entries, kinds)
-    assert torch.equal(write(level, text._replace(room=9), steps=steps)[0].entries, kinds[:9])
-    noisy = write(level, text._replace(noise_level=0.95), steps=steps)[0].entries
-    assert len(noisy) == 20 and not torch.equal(noisy, kinds)
-    (filled,) = fill(
-        level, gapped(before, 2, 0, expected=[kinds[:7], kinds[7:]], noise_level=0.02), steps=steps
-    )
-    assert torch.equal(torch.cat(filled), kinds)
+@few
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=5), st.integers(0, 6), seeds, st.integers(1, 8))
+def test_what_is_all_noise_above_is_as_if_nothing_were(lengths: list[int], known: int, seed: int, steps: int) -> None:
+    """Plans of which nothing is left say no more than plans that say nothing else."""
+    level, known = teller(levels=2), min(known, sum(lengths) - 1)
+    text = opened(known, sum(lengths), most_blocks=len(lengths))
+    plans = [planned(level, *lengths, seed=each, alpha=0.0) for each in (seed, seed + 7)]
+    plans.append(planned(level, *lengths, seed=seed, alpha=0.8))
+    first, second, third = (write(level, text._replace(plan=plan), steps=steps)[0].entries for plan in plans)
+    assert torch.equal(first, second)
+    blank = plans[0]._replace(plans=Plans(*(torch.zeros_like(part) for part in plans[0].plans)))
+    assert torch.equal(first, write(level, text._replace(plan=blank), steps=steps)[0].entries)
+    assert sum(lengths) - known < 6 or not torch.equal(first, third)
 
 
-def test_what_is_expected_beyond_the_widest_gap_is_left_out() -> None:
-    long = torch.arange(60, 60 + GAP_WIDTH + 8)
-    (filled,) = fill(teller(2), gapped(1, 2, 0, expected=[long, long.flip(0)], noise_level=0.02))
-    assert torch.equal(filled[0], long[:GAP_WIDTH]) and torch.equal(filled[1], long.flip(0)[:GAP_WIDTH])
+@torch.no_grad()
+@few
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=5), seeds)
+def test_a_denoiser_given_nothing_but_noise_above_says_what_it_says_alone(lengths: list[int], seed: int) -> None:
+    level, count = teller(levels=2), sum(lengths)
+    rows = lay_out([in_blocks(lengths, 3, begins=True, ends=True)], count + 20, CPU)
+    latents = strings_of(level).latents()[torch.randint(280, (1, count), generator=chance(seed))]
+    plans = [
+        Plans(*(part.unsqueeze(0) for part in planned(level, *lengths, seed=seed, alpha=alpha).plans))
+        for alpha in (0.0, 0.8)
+    ]
+    alone, noise, told = (read_whole(level, rows, latents, plan) for plan in (None, *plans))
+    assert torch.equal(alone.latents, noise.latents) and torch.equal(alone.ending_logits, noise.ending_logits)
+    assert not torch.equal(alone.latents, told.latents)
 
 
-def test_what_is_expected_counts_as_much_as_its_noise_leaves_of_it() -> None:
-    level, seen = teller(3), []
-    logits = SegmentVocabulary.logits
-
-    def watching(dictionary: SegmentVocabulary, estimate: Tensor, sigma: Tensor, latents: Tensor) -> Tensor:
-        seen.append(sigma)
-        return logits(dictionary, estimate, sigma, latents)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SegmentVocabulary, "logits", watching)
-        write(level, opened(2, 30, expected=torch.arange(60, 69), noise_level=0.1))
-        fill(level, gapped(2, 2, expected=[torch.arange(60, 69)], noise_level=0.1))
-        hinted = torch.cat(seen)
-        seen.clear()
-        write(level, opened(2, 30))
-    sigma = level.schedule.sigma(torch.tensor(0.1))
-    assert len(hinted) == 18 and torch.equal(hinted, sigma.expand(18)) and sigma < 0.7
-    assert (torch.cat(seen) == 1).all()
-
-
-def test_where_there_is_nothing_but_noise_nothing_is_expected() -> None:
-    level, kinds = teller(9), torch.arange(60, 69)
-    with watched() as seen:
-        write(level, opened(2, 30), opened(2, 30, expected=kinds, noise_level=0.7))
-    for reading in seen:
-        assert not reading.slots.hints[0].any() and (reading.slots.noise_level[0] == 1).all()
-        levels = reading.slots.noise_level[1]
-        assert ((levels == 1) | (levels == torch.tensor(0.7))).all()
-        assert torch.equal(reading.slots.hints[1].any(-1), levels < 1)
-    hinted = sum(int((reading.slots.noise_level[1] < 1).sum()) for reading in seen)
-    assert hinted == len(kinds), "each slot comes with its hint once"
+def test_blocks_are_told_side_by_side_and_each_from_its_start() -> None:
+    level, shown = teller(levels=2), list[Tensor]()
+    plan = planned(level, 4, 4, 4)
+    write(level, opened(0, 12, plan=plan, most_blocks=3), steps=4, on_step=shown.append)
+    there = [(entries != EMPTY).view(3, 4).sum(1).tolist() for entries in shown]
+    assert there == [[1, 1, 1], [2, 2, 2], [3, 3, 3], [4, 4, 4]]
+    shown.clear()
+    write(level, opened(0, 12, plan=plan, most_blocks=3), steps=12, on_step=shown.append)
+    assert [int((entries != EMPTY).sum()) for entries in shown] == list(range(1, 13)), "one by one where there is time"
 
 
 # How long texts become
 
 
-@law
+@few
 @given(st.integers(0, 7), st.integers(1, 9), st.sampled_from([0, 1, 40]), st.integers(1, 9))
 def test_a_text_ends_where_it_says(remaining: int, room: int, before: int, steps: int) -> None:
     (written,) = write(teller(remaining), opened(before, room), steps=steps)
@@ -519,24 +529,23 @@ def test_a_text_that_does_not_end_takes_all_its_room(room: int, before: int) -> 
 
 
 def test_a_count_that_stands_for_any_from_there_on_ends_nothing() -> None:
-    (written,) = write(teller(NEVER), opened(2, EDGES[-1] + 20), steps=128)
-    assert not written.ended and len(written.entries) >= EDGES[-1]
+    (written,) = write(teller(NEVER), opened(2, NEVER + 20), steps=128)
+    assert not written.ended and len(written.entries) >= NEVER
 
 
-@pytest.mark.parametrize("remaining", [0, 3, NEVER])
-@pytest.mark.parametrize("prefix", [b"", b"t"])
-def test_a_draft_says_how_long_a_text_is_and_only_nothing_ends_it(remaining: int, prefix: bytes) -> None:
-    level = teller(remaining)
-    for count in (0, 1, 5, 9, 12):
-        text = opened(3, 9, expected=torch.arange(count), noise_level=0.9, prefix=prefix)
-        (written,) = write(level, text)
-        assert (len(written.entries), written.ended) == (min(count, 9), count == 0)
+@few
+@given(st.lists(st.integers(1, 8), min_size=1, max_size=4), st.integers(1, 6), st.booleans())
+def test_a_plan_says_how_long_a_text_is(lengths: list[int], steps: int, ends: bool) -> None:
+    level = teller(0, levels=2)
+    text = opened(0, sum(lengths) + 3, plan=planned(level, *lengths, ends=ends), most_blocks=len(lengths))
+    (written,) = write(level, text, steps=steps)
+    assert (len(written.entries), written.ended) == (sum(lengths), ends)
 
 
-def test_texts_are_as_long_as_often_as_the_writer_thinks() -> None:
-    level, likely = small_model(1, seed=3).levels[0].eval().requires_grad_(False), (0.3, 0.5, 0.2, 0.6)
+def test_texts_are_as_long_as_often_as_the_level_thinks() -> None:
+    level, likely = small_model(1, seed=3).bottom.eval().requires_grad_(False), (0.3, 0.5, 0.2, 0.6)
     expect(level, NEVER)
-    writer_of(level).ending_out.bias[: len(likely)] = torch.tensor(likely).logit()
+    level.denoiser.ending_out.bias[: len(likely)] = torch.tensor(likely).logit()
     counts = torch.tensor([len(written.entries) for written in write(level, *[opened(2, 6)] * 1600, steps=1)])
     left, expected = 1.0, []
     for share in likely:
@@ -550,35 +559,38 @@ def test_texts_are_as_long_as_often_as_the_writer_thinks() -> None:
 
 
 @few
-@given(st.lists(gapped_texts(), min_size=1, max_size=3), seeds, st.integers(0, 400))
-def test_gaps_hold_at_least_a_slot_and_not_more_than_they_seem_to(
-    texts: list[GappedText], seed: int, remaining: int
-) -> None:
-    for level in (teller(), teller(remaining)):
-        for text, filled in zip(texts, fill(level, *texts, seed=seed), strict=True):
-            assert len(filled) == len(text.known) - 1
-            assert all(1 <= len(entries) <= GAP_WIDTH for entries in filled)
-            if remaining < 8 and level is teller(remaining) and 0 < text.share < 1:
-                assert all(len(entries) == max(1, remaining) for entries in filled)
+@given(st.lists(gapped_texts(), min_size=1, max_size=3), seeds)
+def test_gaps_hold_as_many_slots_as_is_said(texts: list[GappedText], seed: int) -> None:
+    for text, filled in zip(texts, fill(teller(), *texts, seed=seed), strict=True):
+        assert [len(entries) for entries in filled] == list(text.lengths)
 
 
-@law
-@given(gapped_texts(), st.lists(st.floats(0, 1), min_size=2, max_size=5), seeds)
-def test_a_longer_share_never_gives_a_shorter_gap(text: GappedText, shares: list[float], seed: int) -> None:
-    level = teller()
-    rows = [text._replace(share=share) for share in sorted(shares)]
-    lengths = [[len(entries) for entries in filled] for filled in fill(level, *rows, seed=seed)]
-    for shorter, longer in itertools.pairwise(lengths):
+def lengths_of(level: Level, text: GappedText, *shares: float) -> list[list[int]]:
+    """How long the level thinks the gaps of a text are."""
+    return gap_lengths(level, text.known, shares, begins=text.begins, ends=text.ends)
+
+
+@few
+@given(gapped_texts(), st.integers(0, 400))
+def test_a_gap_is_as_long_as_is_sure(text: GappedText, remaining: int) -> None:
+    (found,) = lengths_of(teller(remaining), text, 0.5)
+    assert len(found) == len(text.known) - 1 and all(1 <= count <= GAP_WIDTH for count in found)
+    assert remaining > 7 or set(found) == {max(1, remaining)}
+
+
+@few
+@given(gapped_texts(), st.lists(st.floats(0, 1), min_size=2, max_size=5))
+def test_a_longer_share_never_gives_a_shorter_gap(text: GappedText, shares: list[float]) -> None:
+    for shorter, longer in itertools.pairwise(lengths_of(teller(), text, *sorted(shares))):
         assert all(one <= other for one, other in zip(shorter, longer, strict=True))
 
 
 def test_shares_reach_from_the_shortest_to_the_longest() -> None:
-    level = small_model(1, seed=3).levels[0].eval().requires_grad_(False)
+    level = small_model(1, seed=3).bottom.eval().requires_grad_(False)
     expect(level, NEVER)
-    writer_of(level).ending_out.bias[1:6] = torch.tensor([1 / 5, 1 / 4, 1 / 3, 1 / 2, 0.9999]).logit()
+    level.denoiser.ending_out.bias[1:6] = torch.tensor([1 / 5, 1 / 4, 1 / 3, 1 / 2, 0.9999]).logit()
     shares = [(index + 0.5) / 5 for index in range(5)]
-    filled = fill(level, *[gapped(2, 2, share=share) for share in shares])
-    assert [len(entries) for (entries,) in filled] == [1, 2, 3, 4, 5]
+    assert lengths_of(level, gapped(2, 2), *shares) == [[1], [2], [3], [4], [5]]
 
 
 def test_what_stands_on_both_sides_decides_what_a_gap_holds() -> None:
@@ -590,34 +602,32 @@ def test_what_stands_on_both_sides_decides_what_a_gap_holds() -> None:
             known[side][place] = 7
             fill(level, text, text._replace(known=known), text, temperature=0.0, seed=side)
     for reading in seen[:: len(seen) // 4]:
-        gate = int((reading.slots.layout.kinds[0] == Kind.GAP).nonzero())
-        first, changed, same = reading.told.latents[:, gate]
+        gate = int((reading.slots.layout.kinds[0] == SlotKind.GAP).nonzero())
+        first, changed, same = reading.found.latents[:, gate]
         assert torch.equal(first, same) and (first != changed).any()
 
 
 @few
-@given(gapped_texts(), seeds)
-def test_how_long_a_gap_is_is_asked_of_both_sides_before_it_is_open(text: GappedText, seed: int) -> None:
-    level, asked, told = teller(), [], []
-    forward = Writer.forward
+@given(gapped_texts(), st.integers(1, 40))
+def test_how_long_a_gap_is_is_asked_of_both_sides_before_it_is_open(text: GappedText, other: int) -> None:
+    level, asked = teller(), list[SlotBatch]()
+    forward = Denoiser.forward
 
-    def watching(writer: Writer, slots: OrderedSlots, cache: KVCache | None = None) -> Told:
-        (asked if cache is None else told).append(slots)
-        return forward(writer, slots, cache)
+    def watching(denoiser: Denoiser, slots: SlotBatch, cache: KVCache | None = None) -> DenoisedSlots:
+        asked.append(slots)
+        return forward(denoiser, slots, cache)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Writer, "forward", watching)
-        for share in (0.0, 1.0):
-            fill(level, text._replace(share=share), seed=seed)
-    (first, second) = asked
-    assert all(torch.equal(one, other) for one, other in zip(first.layout, second.layout, strict=True))
-    assert torch.equal(first.latents, second.latents) and (first.layout.order == 0).all()
-    for slots in (first, told[0]):
-        kinds = slots.layout.kinds[0]
-        assert (kinds == Kind.DOCUMENT).sum() == text.begins and (kinds == Kind.END).sum() == text.ends
-    layout: Layout = first.layout
-    assert (layout.kinds[0] == Kind.TEXT).sum() == sum(map(len, text.known))
-    gates = layout.positions[0][layout.kinds[0] == Kind.GAP]
+        patch.setattr(Denoiser, "forward", watching)
+        for count in (1, other):
+            lengths_of(level, text._replace(lengths=[count] * len(text.lengths)), 0.5)
+    first, second = asked
+    assert all(torch.equal(one, two) for one, two in zip(first.layout, second.layout, strict=True))
+    assert torch.equal(first.known, second.known) and (first.layout.order == 0).all()
+    kinds = first.layout.kinds[0]
+    assert (kinds == SlotKind.DOCUMENT).sum() == text.begins and (kinds == SlotKind.END).sum() == text.ends
+    assert (kinds == SlotKind.TEXT).sum() == sum(map(len, text.known))
+    gates = first.layout.positions[0][kinds == SlotKind.GAP]
     assert gates.tolist() == [
         sum(map(len, text.known[: gap + 1])) + GAP_WIDTH * gap - 1 for gap in range(len(text.known) - 1)
     ]

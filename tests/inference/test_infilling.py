@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from typing import Any
@@ -11,18 +10,16 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.model_helpers import TEXT, chance, few, fit_dictionary, law, small_model
+from tests.inference.model_helpers import filler, strings_of
+from tests.model_helpers import TEXT, few, law
 from zonkey_core.diffusion.decoding_order import GAP_WIDTH
 from zonkey_core.errors import ConfigError
-from zonkey_core.inference import infilling
+from zonkey_core.inference import infilling, planning
 from zonkey_core.inference.block_generation import GappedText
 from zonkey_core.inference.generation import open_end, read_entries
 from zonkey_core.inference.infilling import (
-    DRAFTED,
-    HIGH_SHARE,
-    LOW_SHARE,
     Fill,
     Gap,
     InfillingOptions,
@@ -32,37 +29,12 @@ from zonkey_core.inference.infilling import (
     find_gaps,
     infill,
 )
+from zonkey_core.inference.latent_sampler import OpenText as FormedText
 from zonkey_core.inference.scoring import Likelihood, Question, log_likelihoods
+from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
-from zonkey_core.model.segment_vocabulary import SegmentVocabulary
 
 DATA = TEXT.encode()
-SURE = 30.0
-"""Logit of what is certain."""
-
-
-@functools.lru_cache(maxsize=8)
-def filler(levels: int = 2, *, closed: bool = False) -> Zonkey:
-    """An untrained model with strings of a text, for which gaps hold a few slots, or surely none."""
-    model = small_model(levels, seed=levels + 10)
-    nn.init.normal_(fit_dictionary(model).table)
-    for level in model.levels:
-        if level.trunk is not None:
-            nn.init.constant_(level.trunk.existence_out.bias, SURE)
-        nn.init.constant_(level.decoder.starts.bias, -1.5)
-    writer = model.levels[0].writer
-    assert writer is not None
-    nn.init.zeros_(writer.ending_out.weight)
-    nn.init.constant_(writer.ending_out.bias, -1.0)
-    nn.init.constant_(writer.ending_out.bias[:2], SURE if closed else -SURE)
-    return model.eval().requires_grad_(False)
-
-
-def strings_of(model: Zonkey) -> SegmentVocabulary:
-    """The model's dictionary."""
-    dictionary = model.levels[0].dictionary
-    assert dictionary is not None
-    return dictionary
 
 
 def fill(data: bytes, gaps: list[Gap], *, model: Zonkey | None = None, seed: int = 1, **options: Any) -> list[Fill]:
@@ -214,33 +186,35 @@ def test_no_gap_is_no_work() -> None:
 def test_a_gap_of_nothing_holds_at_most_the_rest_of_a_string() -> None:
     """The last string before it is told anew, and where there is none, one slot is."""
     model = filler(1, closed=True)
+    longest = int(strings_of(model.bottom).lengths.max())
     for candidates in (1, 8):
         data, gaps = masked(b"The heron ", b" flew away.")
         (only,) = fill(data, gaps, model=model, candidates=candidates)
-        prefix = open_end(model.levels[0], b"The heron ").prefix
-        assert math.isfinite(only.score) and strings_of(model).begins_with(prefix + only.text).any()
+        prefix = open_end(model.bottom, b"The heron ").prefix
+        assert math.isfinite(only.score) and len(prefix + only.text) <= longest
         (only,) = fill(b"___", [Gap(0, 3)], model=model, candidates=candidates)
-        assert strings_of(model).begins_with(only.text).any() and only.text
+        assert 0 < len(only.text) <= longest
 
 
-@pytest.mark.parametrize("levels", [1, 2])
-def test_candidates_differ_in_length_or_start_from_a_draft(levels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("levels", [1, 2, 3])
+def test_candidates_differ_in_length_and_have_plans_of_their_own(
+    levels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = rows_filled(monkeypatch)
-    monkeypatch.setattr(infilling, "_segment_lengths", lambda piece: [0])  # so that windows always have room
-    model = filler(levels)
     data, gaps = masked(b"The heron ", b" stood in ", b" as ever.")
-    fill(data, gaps, model=model, candidates=9)
-    shares = [row.share for row in found]
-    assert len(shares) == 9 and shares == sorted(set(shares)) and LOW_SHARE < shares[0] < shares[-1] < HIGH_SHARE
-    for which, row in enumerate(found):
-        if row.expected is None:
-            assert row.noise_level == 1
-            continue
-        assert levels > 1 and which % DRAFTED == DRAFTED - 1 and 0 < row.noise_level < 1
-        for prefix, expected in zip(row.prefixes, row.expected, strict=True):
-            assert 1 < len(expected) <= GAP_WIDTH, "what is expected stands behind what is open already"
-            assert strings_of(model).detokenize(expected[:1].tolist()) == prefix
-    assert any(row.expected is not None for row in found) == (levels > 1)
+    fill(data, gaps, model=filler(levels), candidates=9)
+    lengths = [row.lengths for row in found]
+    assert len(lengths) == 9 and len(set(map(tuple, lengths))) > 2
+    for shorter, longer in itertools.pairwise(lengths):
+        assert all(1 <= one <= other <= GAP_WIDTH for one, other in zip(shorter, longer, strict=True))
+    for row in found:
+        assert (row.plan is None) == (levels == 1)
+        if row.plan is not None:
+            assert sum(row.plan.lengths) == sum(map(len, row.known)) + sum(row.lengths)
+            assert 0 < float(row.plan.plans.alpha.min()) < 1 == float(row.plan.plans.alpha.max())
+    if levels > 1:
+        formed = {tuple(row.plan.plans.latents.flatten().tolist()) for row in found if row.plan is not None}
+        assert len(formed) == 9, "each is formed from noise of its own"
 
 
 def test_what_stands_around_gaps_is_known_but_for_the_last_string_before_each(
@@ -251,21 +225,53 @@ def test_what_stands_around_gaps_is_known_but_for_the_last_string_before_each(
     fill(*masked(*words), model=model, candidates=1)
     (row,) = found
     for text, known, prefix in zip(words[:-1], row.known[:-1], row.prefixes, strict=True):
-        entries = read_entries(model.levels[0], text)
-        assert torch.equal(known, entries[:-1]) and prefix == strings_of(model).detokenize(entries[-1:].tolist())
-        assert strings_of(model).detokenize(known.tolist()) + prefix == text
-    assert torch.equal(row.known[-1], read_entries(model.levels[0], words[-1]))
+        entries = read_entries(model.bottom, text)
+        assert torch.equal(known, entries[:-1]) and prefix == strings_of(model.bottom).detokenize(entries[-1:].tolist())
+        assert strings_of(model.bottom).detokenize(known.tolist()) + prefix == text
+    assert torch.equal(row.known[-1], read_entries(model.bottom, words[-1]))
 
 
-def test_a_draft_decides_what_a_gap_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of it, and behind what stands before the gap, whose last string is open."""
-    drafts = iter([b"two th", b"ree"])
-    monkeypatch.setattr(infilling, "DRAFT_RATIO", 0.01)
-    monkeypatch.setattr(infilling, "DRAFTED", 1)
-    monkeypatch.setattr(infilling, "_upper_guess", lambda *given: [torch.zeros(1, 32)] * 2)
-    monkeypatch.setattr(infilling, "read_bytes", lambda *given: next(drafts))
-    data, gaps = masked(b"one, ", b"", b", four")
-    assert apply_fills(data, fill(data, gaps, candidates=1)) == b"one, two three, four"
+@few
+@given(st.lists(st.text(st.sampled_from("aé ,.日"), max_size=40).map(str.encode), min_size=2, max_size=4))
+def test_blocks_of_every_level_lie_around_the_gaps(words: list[bytes]) -> None:
+    """Slots of every level but the top are those of the blocks above, and what is known is known at all levels."""
+    seen: list[tuple[Level, list[FormedText]]] = []
+    sound, model = planning.form_slots, filler(3)
+
+    def noted(level: Level, texts: list[FormedText], *given: Any, **options: Any) -> Any:
+        seen.append((level, texts))
+        return sound(level, texts, *given, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "form_slots", noted)
+        rows = rows_filled(patch)
+        fill(*masked(*words), model=model, candidates=1)
+    (row,) = rows
+    assert row.plan is not None and sum(row.plan.lengths) == sum(map(len, row.known)) + sum(row.lengths)
+    (_, (top,)), (_, (middle,)) = seen
+    assert len(middle.latents) == len(row.plan.lengths) and sum(middle.blocks) == len(middle.latents)
+    assert len(top.latents) == len(middle.blocks)
+    for known, block in zip(top.known_mask.tolist(), torch.split(middle.known_mask, list(middle.blocks)), strict=True):
+        assert not known or block.all(), "a known block holds known slots alone"
+    gap = 0
+    for known, size in zip(middle.known_mask.tolist(), row.plan.lengths, strict=True):
+        assert not known or size > 0
+        gap += not known
+    assert 1 <= gap <= len(row.lengths)
+    for piece in words:
+        closed = [each for each in planning.read_context(model, piece, closed=True)[1].latents[1:-1]]
+        assert all((middle.latents == latent).all(1).any() for latent in closed), "what no gap touches is known"
+
+
+def test_what_stands_on_either_side_decides_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that a gap lies in is unknown; blocks that it does not touch are known as they stand."""
+    found = rows_filled(monkeypatch)
+    fill(*masked(DATA[:60], DATA[60:130]), candidates=1)
+    fill(*masked(DATA[:60], DATA[70:140]), candidates=1)
+    plans = [row.plan for row in found if row.plan is not None]
+    known = [plan.plans.latents[plan.plans.alpha == 1] for plan in plans]
+    assert all(len(each) > 3 for each in known) and torch.equal(known[0][:2], known[1][:2])
+    assert all(int((plan.plans.alpha < 1).sum()) >= 1 for plan in plans)
 
 
 def test_beginnings_and_ends_are_known_to_be_some(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,25 +368,13 @@ def test_far_text_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (first.text, first.score) == (second.text, second.score)
 
 
-def test_an_upper_guess_leaves_out_what_still_stands() -> None:
-    """Where the words on both sides of a gap already fill the window that the upper level decodes, it has no say."""
-    model = filler(2)
-    options = InfillingOptions(steps=1)
-    texts = (b"The heron stood", b"in the shallows")
-    pieces = [infilling._read_piece(model, text) for text in texts]
-    guess = infilling._upper_guess(model, pieces, options, chance(0))
-    assert guess is None or len(guess[0]) <= model.levels[1].config.window
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infilling, "_segment_lengths", lambda piece: [50])
-        assert infilling._upper_guess(model, pieces, options, chance(0)) is None
-        patch.setattr(infilling, "_segment_lengths", lambda piece: [0])
-        whole = infilling._upper_guess(model, pieces, options, chance(0))
-    assert whole is not None and len(whole[0]) > 0
-    with pytest.MonkeyPatch.context() as patch:
-        long = len(whole[0]) + 1
-        patch.setattr(infilling, "_segment_lengths", lambda piece: [long] if piece is pieces[1] else [0])
-        assert infilling._upper_guess(model, pieces, options, chance(0)) is None
-    assert infilling._upper_guess(filler(1), pieces, options, torch.Generator()) is None
+@pytest.mark.parametrize("steps", [1, 2, 5, 32, 128])
+@pytest.mark.parametrize("levels", [1, 2])
+def test_every_number_of_evaluations_fills_gaps(levels: int, steps: int) -> None:
+    data, gaps = masked(b"The heron ", b" stood in the ", b" as ever.")
+    fills = fill(data, gaps, model=filler(levels), steps=steps)
+    assert_kept(data, gaps, fills)
+    assert all(each.text for each in fills)
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from tests.model_helpers import TEXT, few, fit_dictionary, law, small_model
-from zonkey_core.diffusion.decoding_order import Layout, in_streams, lay_out, with_gaps
-from zonkey_core.inference import scoring
+from tests.model_helpers import TEXT, chance, few, fit_vocabulary, law, small_model
+from zonkey_core.diffusion.decoding_order import in_streams, lay_out, with_gaps
+from zonkey_core.inference import block_decoding, scoring
+from zonkey_core.inference.block_generation import OpenText, write_texts
 from zonkey_core.inference.scoring import Likelihood, Question, log_likelihoods
 from zonkey_core.model.kv_cache import KVCache
+from zonkey_core.model.level import Slots
 from zonkey_core.model.model import Zonkey, text_sequence
-from zonkey_core.model.segment_vocabulary import SegmentTokens
-from zonkey_core.model.writer import OrderedSlots
+from zonkey_core.model.slot_batches import at_places, slot_batch
 
 DATA = TEXT.encode()
 WHOLE = Question(DATA, [(0, len(DATA))])
@@ -31,10 +32,8 @@ def judge(*, fitted: bool = True) -> Zonkey:
     """An untrained model of strong opinions, on strings of a text where it is fitted."""
     model = small_model(2, seed=5)
     if fitted:
-        nn.init.normal_(fit_dictionary(model).table)
-    writer = model.levels[0].writer
-    assert writer is not None
-    nn.init.normal_(writer.latent_out.weight)
+        nn.init.normal_(fit_vocabulary(model).table)
+    nn.init.normal_(model.bottom.denoiser.latent_out.weight)
     return model.eval().requires_grad_(False)
 
 
@@ -49,15 +48,22 @@ def score(text: bytes, *spans: tuple[int, int], model: Zonkey | None = None) -> 
     return ask(Question(text, spans), model).total
 
 
-def pieces_of(text: bytes) -> SegmentTokens:
+def slots_of(text: bytes) -> Slots:
     """A text as the model cuts it."""
-    level, sequence = judge().levels[0], text_sequence(text, device=torch.device("cpu"))
-    return level.pieces(sequence, level.split(sequence).start_prob)
+    level, sequence = judge().bottom, text_sequence(text, device=torch.device("cpu"))
+    return level.read_tokens(sequence, level.choose_starts(sequence, level.split(sequence).start_prob))
+
+
+def entries_of(text: bytes) -> Tensor:
+    """[M] its strings."""
+    entries = slots_of(text).entries
+    assert entries is not None
+    return entries[0]
 
 
 def touched(text: bytes, spans: list[tuple[int, int]]) -> list[int]:
     """Which pieces of a text lie in or beside a span."""
-    borders = [*pieces_of(text).starts[0].tolist(), len(text)]
+    borders = [*slots_of(text).starts[0].tolist(), len(text)]
     asked = {place for begin, end in spans for place in range(begin, end + 1)}
     return [
         index for index, (begin, end) in enumerate(itertools.pairwise(borders))
@@ -128,7 +134,7 @@ def test_spans_count_once_and_by_what_they_touch(fitted: bool) -> None:
 def test_pieces_in_or_beside_a_span_are_counted(question: Question) -> None:
     if not question.text:
         return
-    mask = scoring._touched(pieces_of(question.text), len(question.text), question.spans)
+    mask = scoring._touched(slots_of(question.text), len(question.text), question.spans)
     expected = touched(question.text, list(question.spans))
     assert mask.nonzero().flatten().tolist() == expected
     assert ask(question).pieces == len(expected)
@@ -145,29 +151,27 @@ def test_a_score_is_the_chain_rule_slot_by_slot(question: Question) -> None:
     text, spans, begins, ends = question
     if not text:
         return
-    level = judge().levels[0]
-    dictionary, writer = level.dictionary, level.writer
-    assert dictionary is not None and writer is not None
-    entries = pieces_of(text).entries[0]
-    assert dictionary.detokenize(entries.tolist()) == text
+    level = judge().bottom
+    vocabulary = level.vocabulary
+    assert vocabulary is not None
+    entries = entries_of(text)
+    assert vocabulary.detokenize(entries.tolist()) == text
     asked, count = touched(text, list(spans)), len(entries)
     if asked and asked == list(range(asked[0], count)):
-        draft = in_streams(count, [0], [0], begins=begins, end_order=asked[0] + 1 if ends else None)
+        order = in_streams(count, [0], [0], begins=begins, end_order=asked[0] + 1 if ends else None)
     else:
         gaps = [(part[0], part[-1] + 1) for part in _runs(asked)]
-        draft = with_gaps(count, gaps, begins=begins, ends=ends, measured=True)
-    plan = lay_out([draft], len(draft.source), torch.device("cpu"))
-    cache, latents, expected, told_so_far = KVCache(plan.layout), dictionary.latents(), 0.0, 0
-    for time in range(int(draft.order.max()) + 1):
-        places = torch.from_numpy(np.flatnonzero(draft.order == time)).unsqueeze(0)
+        order = with_gaps(count, gaps, begins=begins, ends=ends, measured=True)
+    rows = lay_out([order], len(order.source), torch.device("cpu"))
+    cache, latents, expected, told_so_far = KVCache(rows.layout), vocabulary.latents(), 0.0, 0
+    for time in range(int(order.order.max()) + 1):
+        places = torch.from_numpy(np.flatnonzero(order.order == time)).unsqueeze(0)
         cache.places = places
-        source = plan.source.gather(1, places)
-        held = latents[entries[source.clamp(min=0)]] * (source >= 0).unsqueeze(-1)
-        layout = Layout(*(field.gather(1, places) for field in plan.layout))
-        told = writer(OrderedSlots(layout, held, torch.zeros_like(held), torch.ones(source.shape)), cache).latents
-        for estimate, slot in zip(told[0], plan.told.gather(1, places)[0].tolist(), strict=True):
+        some = at_places(rows, places)
+        told = level.denoiser(slot_batch(latents[entries].unsqueeze(0), some), cache).latents
+        for estimate, slot in zip(told[0], some.told[0].tolist(), strict=True):
             if slot in asked:
-                logits = latents.double() @ estimate.double() + dictionary.bias.double()
+                logits = latents.double() @ estimate.double() + vocabulary.bias.double()
                 expected += float(logits[entries[slot]] - logits.logsumexp(0))
                 told_so_far += 1
     assert told_so_far == len(asked)
@@ -188,14 +192,14 @@ def _runs(places: list[int]) -> list[list[int]]:
 @pytest.mark.parametrize(("old", "new"), [(b"The", b"Two"), (b"by. Then", b"on. They")])
 def test_what_stands_on_both_sides_of_a_gap_matters(old: bytes, new: bytes) -> None:
     changed, span = DATA.replace(old, new), (130, 132)
-    asked = [[pieces_of(text).entries[0, place] for place in touched(text, [span])] for text in (DATA, changed)]
+    asked = [[entries_of(text)[place] for place in touched(text, [span])] for text in (DATA, changed)]
     assert changed != DATA and asked[0] == asked[1], "the same is asked"
     assert score(changed, span) != pytest.approx(score(DATA, span), abs=1e-4)
 
 
 def test_the_end_of_a_text_is_given_only_what_stands_before() -> None:
     """So each piece more that is asked adds a cost of its own."""
-    borders = [*pieces_of(DATA).starts[0].tolist(), len(DATA)]
+    borders = [*slots_of(DATA).starts[0].tolist(), len(DATA)]
     totals = [score(DATA, (border + 1, len(DATA))) for border in borders[:-1]]
     costs = [before - after for before, after in itertools.pairwise(totals)]
     assert len(costs) > 50 and all(cost < 0 for cost in costs)
@@ -207,3 +211,37 @@ def test_the_end_of_a_text_is_given_only_what_stands_before() -> None:
 def test_whether_a_document_begins_and_ends_with_a_text_matters(spans: list[tuple[int, int]]) -> None:
     totals = {ask(Question(DATA, spans, *marks)).total for marks in itertools.product((False, True), repeat=2)}
     assert len(totals) == 4
+
+
+@few
+@given(st.integers(0, 20), st.integers(1, 25), st.booleans(), st.integers(0, 1000))
+def test_a_text_told_slot_by_slot_is_as_likely_as_its_draws_were(
+    before: int, room: int, begins: bool, seed: int
+) -> None:
+    """With nothing above, the score is the sum of the log-probabilities of what was drawn."""
+    level, drawn = judge().bottom, list[Tensor]()
+    sound = block_decoding.draw_entries
+
+    def noted(logits: Tensor, numbers: Tensor, temperature: float) -> Tensor:
+        entries = sound(logits, numbers, temperature)
+        if len(entries):
+            drawn.append(logits.log_softmax(-1)[0, entries[0]])
+        return entries
+
+    known = 40 + torch.arange(before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block_decoding, "draw_entries", noted)
+        patch.setattr(block_decoding, "choose_precision", lambda *given: torch.float32)
+        (written,) = write_texts(
+            level, [OpenText(known, room, begins)], [chance(seed)], steps=room + 2, temperature=1.0
+        )
+    assert len(drawn) == len(written.entries)
+    if not drawn:
+        return
+    count = before + len(written.entries)
+    order = in_streams(count, [0], [0], begins=begins, end_order=before + 1 if written.ended else None)
+    asked = torch.arange(count) >= before
+    with torch.no_grad():
+        (found,) = scoring._row_likelihoods(level, [scoring._Row(torch.cat([known, written.entries]), asked, order)])
+    assert found.pieces == len(drawn)
+    assert found.total == pytest.approx(float(torch.stack(drawn).sum()), rel=1e-4)

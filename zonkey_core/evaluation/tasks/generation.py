@@ -19,10 +19,8 @@ import msgspec
 import numpy as np
 
 from zonkey_core.errors import ConfigError
-from zonkey_core.evaluation.baselines.judge import Judge, get_judge, measure_judge
+from zonkey_core.evaluation.baselines.judge import get_judge, measure_judge
 from zonkey_core.evaluation.context import Contestant, EvaluationContext
-from zonkey_core.evaluation.metrics.bootstrap import bootstrap_mean
-from zonkey_core.evaluation.metrics.coherence import coherence_gains
 from zonkey_core.evaluation.metrics.embeddings import SentenceEmbedder
 from zonkey_core.evaluation.metrics.ngrams import HIGHEST_ORDER, ByteNgramModel
 from zonkey_core.evaluation.metrics.text_metrics import (
@@ -142,32 +140,6 @@ def measure_generation(context: EvaluationContext) -> Iterator[Outcome]:
             outcome = msgspec.structs.replace(outcome, seconds=time.perf_counter() - began)
         yield outcome
         began = time.perf_counter()
-    context.report("comparing: coherence", None)
-    yield _coherence(comparison, find_judge(), seed=options.seed)
-
-
-def _coherence(comparison: Comparison, judge: Judge, *, seed: int) -> Outcome:
-    """How much the second halves of texts owe to their first halves; sentences in any order are the floor."""
-    began = time.perf_counter()
-    gains = coherence_gains(comparison.samples, judge.conditional_nats)
-    if not len(gains):
-        return LeftOut(name="generate.coherence", reason="the model's samples are too short to be parted in two")
-    found = bootstrap_mean(gains, seed=seed)
-    real = coherence_gains(comparison.held_out, judge.conditional_nats)
-    rivals = {name: coherence_gains(texts, judge.conditional_nats) for name, texts in comparison.rivals.items()}
-    return Measure(
-        name="generate.coherence",
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        floor=0.0,
-        ceiling=float(real.mean()) if len(real) else None,
-        rivals={name: float(each.mean()) for name, each in rivals.items() if len(each)},
-        n=len(gains),
-        seconds=time.perf_counter() - began,
-        better="higher",
-        unit="nats/byte",
-    )
 
 
 def real_texts(documents: Sequence[bytes], count: int, size: int) -> tuple[list[bytes], list[bytes]]:
