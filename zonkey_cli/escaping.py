@@ -48,6 +48,6 @@ def _meaning(match: re.Match[bytes]) -> bytes:
     if escaped is None:
         return b""
     if escaped not in _MEANINGS:
-        shown = escaped.decode("ascii", "backslashreplace")
+        shown = escaped.decode("latin-1").encode("unicode_escape").decode()  # a line end would split the message
         raise BadEscapeError(f"'\\{shown}' is no escape that segment writes")
     return _MEANINGS[escaped]

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import pytest
 
 from tests.conftest import QUICK_TRAINING, Zonkey
@@ -139,3 +140,46 @@ def test_names_are_those_of_the_core() -> None:
     assert devices.DEVICES == DEVICES
     assert devices.PRECISIONS == train.PRECISIONS
     assert curriculum.STAGES == train.STAGES
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("30s", 30), ("2m", 120), ("1.5h", 5400), ("7", 7), ("0.5 s", 0.5)]
+)
+def test_times(text: str, seconds: float) -> None:
+    assert options.Duration().convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "-1s", "1d", "s", "1e3", "9999999h", "inf", "nan"])
+def test_what_is_no_time(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="no time above 0"):
+        options.Duration().convert(text, None, None)
+
+
+def test_going_back_to_an_earlier_checkpoint(zonkey: Zonkey) -> None:
+    done = zonkey.run("train", *SHORT, "--back-to", "3")
+    assert done.returncode == 2 and b"--back-to needs --resume" in done.stderr
+    done = zonkey.run("train", *SHORT, "--steps", "4", "--stage", "splitter", "--save-every", "0.001s", "--keep", "3")
+    assert done.returncode == 0, done.stderr
+    weights = zonkey.folder / "zonkey-model/optimizer.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 1
+    weights.write_bytes(content)
+    done = zonkey.run("train", "--resume")
+    (line,) = done.stderr.decode().splitlines()
+    assert done.returncode == 1 and "optimizer.safetensors" in line
+    command = line.partition("'zonkey ")[2].partition("'")[0].split()
+    assert command[-2:] == ["--back-to", "3"]
+    done = zonkey.run(*command, "--save-every", "1h")
+    assert (done.returncode, done.stdout) == (0, b"zonkey-model\n"), done.stderr
+
+
+def test_bad_data_is_left_out_when_told_so(zonkey: Zonkey) -> None:
+    lines = [b'{"text": "The town of number %d lies by the river."}' % index for index in range(300)]
+    (zonkey.folder / "data.jsonl").write_bytes(b"\n".join([*lines, b"\x1b[2J no JSON", *lines]))
+    sizes = ("--steps", "40", "--stage", "splitter")
+    short = ("train", "--data", "data.jsonl", "--device", "cpu", *QUICK_TRAINING, *sizes)
+    done = zonkey.run(*short)
+    assert done.returncode == 1 and b"data.jsonl, line 301" in done.stderr
+    done = zonkey.run(*short, "--out", "other", "--on-bad-data", "skip")
+    assert (done.returncode, done.stdout) == (0, b"other\n")
+    assert b"left out: data.jsonl, line 301" in done.stderr and b"places of the data left out in all: 1" in done.stderr

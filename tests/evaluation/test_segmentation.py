@@ -183,7 +183,7 @@ def parameters(model: Zonkey) -> Iterator[torch.Tensor]:
 def test_the_splitter_without_spaces_goes_on_where_it_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unspaced, "CHECKPOINT_MINUTES", 0.0)
+    monkeypatch.setattr(unspaced, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr("zonkey_core.training.trainer.REPORT_SECONDS", 0.0)
     unspaced_text = ["".join(document.decode().split()).encode() for document in texts().training]
     whole = unspaced_model(context_in(tmp_path / "whole"), unspaced_text)

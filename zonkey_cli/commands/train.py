@@ -189,16 +189,10 @@ def command(
     from zonkey_core.data import SourceSpec
     from zonkey_core.training import TrainingOptions
 
+    budget = {"steps": steps} if limit == "steps" else {"minutes": minutes if limit == "minutes" else DEFAULT_MINUTES}
     options = TrainingOptions(
-        out=out,
-        steps=steps if limit == "steps" else None,
-        minutes=(minutes if limit == "minutes" else DEFAULT_MINUTES) if limit != "steps" else None,
-        seed=seed or 0,
-        device=device,
-        precision=precision,
-        stage=stage,
-        save_every=save_every,
-        keep=keep,
+        out=out, seed=seed or 0, device=device, precision=precision, stage=stage, save_every=save_every, keep=keep,
+        **budget,
     )
     spec = SourceSpec(sources=data, wiki_config=data_config, wiki_dir=data_dir, on_bad_data=on_bad_data)
     return _train(streams, config, spec, options, source, tensorboard=tensorboard)
