@@ -261,7 +261,7 @@ def test_a_plan_that_tells_all_is_learned_from() -> None:
     def costs() -> tuple[Tensor, Tensor]:
         which = torch.randint(12, (16, 6), generator=generator)
         mask, begins = torch.ones_like(which, dtype=torch.bool), torch.arange(6).expand(16, 6) == 0
-        rows = known_and_open(mask, begins, mask & False, mask & False)
+        rows = known_and_open(mask, begins, mask & False, mask & False, None)
         batch = slot_batch(torch.zeros(16, 6, level.channels), rows)
         given = gather_slots(plans(which), rows.told)
         share = torch.where(rows.told >= 0, 1.0, 0.0)
@@ -354,7 +354,7 @@ def passes(source: Sentences, *, ratio: float) -> tuple[float, float]:
     level, view = source.level, source.view(chance(9), rows=200)
     slots = view.slots
     nothing = torch.zeros_like(slots.slot_mask)
-    rows = known_and_open(slots.slot_mask, slots.document_mask, nothing, nothing)
+    rows = known_and_open(slots.slot_mask, slots.document_mask, nothing, nothing, None)
     alpha = torch.full(slots.slot_mask.shape, (1 + ratio**2) ** -0.5)
     noise = torch.randn(slots.latents.shape, generator=chance(10))
     noisy = alpha.unsqueeze(-1) * slots.latents + (1 - alpha.square()).sqrt().unsqueeze(-1) * noise

@@ -12,18 +12,15 @@ from torch.nn.functional import one_hot
 
 from tests.model_helpers import TEXT, byte_rows, small_model
 from zonkey_core.data import SourceSpec
-from zonkey_core.model.denoiser import DecodedWindows
-from zonkey_core.model.level import Segmentation
+from zonkey_core.model.decoder import DecodedWindows
+from zonkey_core.model.level import Segmentation, Slots
 from zonkey_core.model.model import Ascent
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.segment_splitter import Splits
 from zonkey_core.training.validation import (
-    Rebuilt,
     Scores,
     forecast_ends,
     held_out_rows,
     quick_figures,
-    rebuild,
     rebuild_segments,
     whitespace_scores,
 )
@@ -70,75 +67,6 @@ def test_padding_is_no_cut_and_rows_add_up() -> None:
     assert (found.precision, found.recall) == pytest.approx((2 / 3, 2 / 6))
 
 
-class Scripted:
-    """A level whose cuts are given, and which rebuilds all bytes, except those and the lengths that are spoilt."""
-
-    def __init__(self, cuts: list[int], text: bytes, *, wrong: tuple[int, ...] = (), longer: int = 0) -> None:
-        self.level = small_model(1, window=12).levels[0]
-        self.cuts, self.text, self.wrong, self.longer = cuts, text, wrong, longer
-
-    def run(self, monkeypatch: pytest.MonkeyPatch, start_prob: float = 0.0) -> Rebuilt:
-        rows = byte_rows(self.text)
-        probs = torch.full((1, len(self.text)), start_prob)
-        probs[0, [0, *self.cuts]] = 1.0
-        ends = [*self.cuts, len(self.text)]
-        starts = [0, *self.cuts]
-
-        def split(sequence: PositionSequence) -> Splits:
-            return Splits(probs.clone(), torch.zeros_like(probs))
-
-        def compress(values: Tensor, log_existence: Tensor) -> Tensor:
-            """Where the window stands in the text, found from its first bytes, is its latent."""
-            firsts = [self.text.index(bytes(row[:2].tolist())) for row in values]
-            return torch.tensor(firsts, dtype=torch.float32).unsqueeze(1)
-
-        def decode(latents: Tensor) -> DecodedWindows:
-            window = self.level.config.window
-            states = torch.zeros(len(latents), window, 256)
-            log_existence = torch.full((len(latents), window), -50.0)
-            for row, start in enumerate(latents[:, 0].long().tolist()):
-                length = ends[starts.index(start)] - start + self.longer
-                log_existence[row, :length] = 0
-                for offset in range(min(window, len(self.text) - start)):
-                    place = start + offset
-                    states[row, offset, self.text[place] ^ (place in self.wrong)] = 1
-            return DecodedWindows(states, torch.zeros_like(log_existence), log_existence)
-
-        monkeypatch.setattr(self.level, "split", split)
-        monkeypatch.setattr(self.level, "compress", compress)
-        monkeypatch.setattr(self.level, "decode", decode)
-        monkeypatch.setattr(self.level.readout, "forward", lambda states: states)
-        monkeypatch.setattr(self.level, "channels", 1)
-        return rebuild(self.level, rows)
-
-
-LETTERS = b"abcdefghijklmnopqrst"
-
-
-@pytest.mark.parametrize(
-    ("spoilt", "accuracy", "exact"),
-    [
-        ({}, 1.0, 1.0),
-        ({"wrong": (0,)}, 0.95, 0.75),
-        ({"wrong": (5, 6, 19)}, 0.85, 0.5),
-        ({"longer": 1}, 1.0, 0.0),
-        ({"longer": -1}, 0.8, 0.0),
-    ],
-)
-def test_what_comes_back_is_counted(
-    monkeypatch: pytest.MonkeyPatch, spoilt: dict[str, Any], accuracy: float, exact: float
-) -> None:
-    found = Scripted([4, 9, 15], LETTERS, **spoilt).run(monkeypatch)
-    assert found.position_accuracy == pytest.approx(accuracy)
-    assert found.exact_segments == pytest.approx(exact)
-    assert found.positions_per_segment == 5
-
-
-def test_positions_that_nothing_compressed_are_not_exact(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where many cuts are nearly as likely as not, existence fades long before the segment ends."""
-    found = Scripted([10], LETTERS, wrong=(9, 19)).run(monkeypatch, start_prob=0.49)
-    assert found.exact_segments == 0
-
 class Unfolding:
     """A level whose segment number n, written as its latent, decodes to the positions given for it."""
 
@@ -154,6 +82,9 @@ class Unfolding:
             log_existence[row, : len(values)] = 0
         return DecodedWindows(states, torch.zeros_like(log_existence), log_existence)
 
+    def settle(self, latents: Tensor) -> Tensor:
+        return latents.round()
+
     def readout(self, states: Tensor) -> Tensor:
         return one_hot(states[..., 0].long(), 256).float() if self.bytes_below else states
 
@@ -164,7 +95,10 @@ def view(sequence: PositionSequence, *rows: list[int]) -> Ascent:
     starts = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
     mask = torch.tensor([[place < len(row) for place in range(longest)] for row in rows])
     segmentation = Segmentation(starts, mask, torch.zeros_like(mask), torch.zeros(sequence.exists_mask.shape))
-    return Ascent(sequence, segmentation, torch.arange(int(mask.sum()), dtype=torch.float32).unsqueeze(1))
+    numbers = torch.arange(int(mask.sum()), dtype=torch.float32).unsqueeze(1)
+    table = torch.zeros(*mask.shape, 1).masked_scatter(mask.unsqueeze(-1), numbers)
+    order = torch.arange(longest).expand_as(mask)
+    return Ascent(sequence, segmentation, numbers, Slots(table, None, mask, mask & False, starts, order, mask))
 
 
 WORDS = [b"ab", b"cde", b"f", b"gh", b"ij"]
@@ -204,16 +138,6 @@ def test_segments_are_decoded_through_every_level(
     assert found.exact.tolist() == exact
 
 
-def test_a_level_alone_is_rebuilt_as_within_the_stack() -> None:
-    model = small_model(2)
-    rows = byte_rows((TEXT * 2).encode()[:200], (TEXT * 2).encode()[20:220])
-    counts = rebuild_segments(model.levels[:1], model.ascend(rows, 1)[:1])
-    alone = rebuild(model.levels[0], rows)
-    assert alone.position_accuracy == pytest.approx(int(counts.right.sum()) / 400)
-    assert alone.exact_segments == pytest.approx(float(counts.exact.float().mean()))
-    assert alone.positions_per_segment == pytest.approx(400 / len(counts.sizes))
-
-
 def test_held_out_rows_are_always_the_same() -> None:
     first, second = held_out_rows(SAMPLE, 64, 7), held_out_rows(SAMPLE, 64, 7)
     assert first is not None and second is not None
@@ -247,12 +171,15 @@ def test_every_level_is_measured(levels: int) -> None:
 
 
 def test_ends_are_forecast_at_every_place_up_to_the_one_behind_a_segment(monkeypatch: pytest.MonkeyPatch) -> None:
-    level = small_model(1, window=6).levels[0]
+    level = small_model(1, window=6).bottom
     sequence = byte_rows(b"abcdefgh", b"ijklmnop")
     mask = torch.tensor([[1, 0, 0, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 1]], dtype=torch.bool)
     starts = torch.tensor([[0, 3, 0], [0, 1, 7]])
     slot_mask = torch.tensor([[True, True, False], [True, True, True]])
-    view = Ascent(sequence, Segmentation(starts, slot_mask, slot_mask & (starts == 0), mask.float()), torch.eye(5))
+    segmentation = Segmentation(starts, slot_mask, slot_mask & (starts == 0), mask.float())
+    order = torch.arange(3).expand_as(slot_mask)
+    slots = Slots(torch.zeros(2, 3, 5), None, slot_mask, slot_mask & False, starts, order, slot_mask)
+    view = Ascent(sequence, segmentation, torch.eye(5), slots)
 
     def decode(latents: Tensor) -> DecodedWindows:
         """The logit names the segment and the place."""

@@ -155,8 +155,8 @@ class Level(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.readout.linear.weight.device
+        """Where the parameters are; those of the splitter, which is always there."""
+        return self.splitter.head.weight.device
 
     def stack(self) -> Iterator[Level]:
         """This level and those above it, from the lowest to the highest."""

@@ -48,7 +48,7 @@ class Zonkey(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(self.parameters()).device
+        return self.bottom.device
 
     def unsaved(self) -> dict[str, Tensor]:
         """What training goes on with and a saved model does without: the buffers that are not in `state_dict`."""
