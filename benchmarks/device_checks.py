@@ -25,6 +25,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from zonkey_core.model.writer import OrderedSlots
 
 from zonkey_core.config import Config
 from zonkey_core.devices import autocast
@@ -39,13 +40,13 @@ from zonkey_core.model.denoiser import NoisySlots
 from zonkey_core.model.existence import cumulative_log_continue, decoded_log_existence
 from zonkey_core.model.latents import to_sphere
 from zonkey_core.model.length_model import draw_counts
-from zonkey_core.model.level import Level, Segmentation
+from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, Zonkey
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segment_splitter import SegmentReader
 from zonkey_core.model.segment_vocabulary import StringCounter
+from zonkey_core.model.segmentation import Segmentation
 from zonkey_core.model.stitcher import stitch
-from zonkey_core.model.writer import OrderedSlots
 from zonkey_core.training import stages
 from zonkey_core.training.denoiser_objective import choosing_objective, denoiser_objective
 from zonkey_core.training.objectives import autoencoder_objective, splitter_objective

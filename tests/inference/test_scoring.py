@@ -18,8 +18,8 @@ from zonkey_core.inference import block_decoding, scoring
 from zonkey_core.inference.block_generation import OpenText, write_texts
 from zonkey_core.inference.scoring import Likelihood, Question, log_likelihoods
 from zonkey_core.model.kv_cache import KVCache
-from zonkey_core.model.level import Slots
 from zonkey_core.model.model import Zonkey, text_sequence
+from zonkey_core.model.segmentation import Slots
 from zonkey_core.model.slot_batches import at_places, slot_batch
 
 DATA = TEXT.encode()

@@ -24,10 +24,11 @@ from tests.model_helpers import (
     small_model,
 )
 from zonkey_core.model.latents import to_sphere
-from zonkey_core.model.level import Level, Segmentation, Slots
+from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segment_vocabulary import SegmentVocabulary
+from zonkey_core.model.segmentation import Segmentation, Slots
 
 COMMON, RARE = [b"heron ", b"the ", b"stood", b"."], [b"qwx", b"zz", b"the x", b"\0"]
 

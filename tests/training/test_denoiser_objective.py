@@ -18,9 +18,10 @@ from zonkey_core.model.denoiser import DenoisedSlots, Denoiser
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.latents import to_sphere
 from zonkey_core.model.length_model import ending_losses
-from zonkey_core.model.level import Level, Segmentation
+from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, Zonkey
 from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segmentation import Segmentation
 from zonkey_core.model.slot_batches import at_slots, gather_slots, slot_batch
 from zonkey_core.slots import SlotBatch, SlotKind
 from zonkey_core.training import denoiser_objective, order_sampling

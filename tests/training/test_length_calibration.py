@@ -10,7 +10,7 @@ import torch
 from tests.model_helpers import chance, small_model
 from zonkey_core.diffusion.decoding_order import in_streams, lay_out
 from zonkey_core.model.length_model import EDGES, log_survival, usual_logits
-from zonkey_core.model.level import Slots
+from zonkey_core.model.segmentation import Slots
 from zonkey_core.model.slot_batches import slot_batch
 from zonkey_core.training.calibration import calibrate_endings
 

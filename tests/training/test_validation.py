@@ -13,9 +13,9 @@ from torch.nn.functional import one_hot
 from tests.model_helpers import TEXT, byte_rows, small_model
 from zonkey_core.data import SourceSpec
 from zonkey_core.model.decoder import DecodedWindows
-from zonkey_core.model.level import Segmentation, Slots
 from zonkey_core.model.model import Ascent
 from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segmentation import Segmentation, Slots
 from zonkey_core.training.validation import (
     Scores,
     forecast_ends,

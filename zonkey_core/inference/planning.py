@@ -75,11 +75,34 @@ def plan_texts(
 ) -> list[BlockPlan]:
     """Plans of the lowest level's blocks for texts that go on; `rooms` are the slots of each level that may follow.
 
-    All texts are planned side by side, in rows as long as the longest may become, so that what becomes of one does not
-    depend on the others.
+    `contexts` are those of the levels that form the texts, lowest first. Texts of which about as much is known are
+    planned side by side, in rows of one length, so that what becomes of one does not depend on the others.
     """
+    shapes = [tuple(_padded(len(each.latents)) for each in context) for context in contexts]
+    plans: dict[int, BlockPlan] = {}
+    for shape in sorted(set(shapes)):
+        alike = [index for index, each in enumerate(shapes) if each == shape]
+        found = _plan_alike(
+            model, [contexts[index] for index in alike], [begins[index] for index in alike],
+            [generators[index] for index in alike], shape, rooms, steps, temperature,
+        )  # fmt: skip
+        plans.update(zip(alike, found, strict=True))
+    return [plans[index] for index in range(len(contexts))]
+
+
+def _plan_alike(
+    model: Zonkey,
+    contexts: Sequence[Sequence[LevelContext]],
+    begins: Sequence[bool],
+    generators: Sequence[torch.Generator],
+    shape: Sequence[int],
+    rooms: Sequence[int],
+    steps: int,
+    temperature: float,
+) -> list[BlockPlan]:
+    """Plans for texts of which each level knows at most as many slots as `shape` says."""
     levels = model.levels
-    top = len(levels) - 1
+    top = len(shape) - 1
     known = [len(context[top].latents) for context in contexts]
     chances = torch.cat([torch.rand(1, generator=generator) for generator in generators])
     logits = ending_logits(levels[top], [context[top].latents for context in contexts], begins)
@@ -96,7 +119,7 @@ def plan_texts(
         ]
         formed = form_slots(
             level, texts, upper, generators, steps=steps, temperature=temperature,
-            length=_padded(max(len(context[number].latents) for context in contexts)) + rooms[number],
+            length=shape[number] + rooms[number],
         )  # fmt: skip
         found = []
         for row, (context, latents) in enumerate(zip(contexts, formed.latents, strict=True)):
@@ -233,8 +256,9 @@ def plan_gaps(
         share = torch.ones(len(blocks.latents), device=level.device).where(blocks.known_mask, formed.alpha)
         upper = []
         for row, latents in enumerate(formed.latents):
-            # Above the lowest level, gaps in one block of it are one open slot.
-            new = [int(block not in blocks.gaps[:which]) for which, block in enumerate(blocks.gaps)]
+            # Above the lowest level, gaps in one block of the level below are one open slot.
+            below = gapped[number - 2].gaps
+            new = [int(block not in below[:which]) for which, block in enumerate(below)]
             sizes = blocks.lengths(lengths[row] if number == 1 else new)
             upper.append(Plans(latents, share, _drafts(level, latents, blocks.known_mask, sizes)))
             planned[row] = BlockPlan(sizes, upper[row], ends)
@@ -262,29 +286,31 @@ def _gapped_blocks(model: Zonkey, texts: Sequence[bytes], known: Sequence[int]) 
         sizes: list[int] = []
         latents: list[Tensor | None] = []
         gaps: list[int] = []
+        owners: list[int] = []
         for piece, contexts in enumerate(read):
             context, left = contexts[number], counts[piece]
             for index, length in enumerate(context.starts.diff().tolist()[: len(context.latents)]):
-                length = min(length, left)
+                # Above the level of blocks, the first slot of a piece is one with the gap before it.
+                length = min(length - int(number > 1 and piece > 0 and index == 0), left)
                 left -= length
                 if index == 0 and piece:
                     sizes[-1] += length
-                elif length:
+                elif length or (piece < len(read) - 1 and index == len(context.latents) - 1):
+                    # What is open at the end of a piece may begin a block of its own, of which nothing is known yet.
                     sizes.append(length)
                     latents.append(context.latents[index])
+                    owners.append(piece)
             if piece < len(read) - 1:
                 if not sizes:
                     sizes.append(0)
                     latents.append(None)
+                    owners.append(piece)
                 latents[-1] = None
                 gaps.append(len(sizes) - 1)
         unknown = torch.zeros(model.levels[number].channels, device=model.device)
         table = torch.stack([unknown if latent is None else latent for latent in latents])
         mask = torch.tensor([latent is not None for latent in latents], device=model.device)
         result.append(GappedBlocks(table, mask, sizes, gaps))
-        last = len(read) - 1
-        counts = [
-            max(0, len(contexts[number].latents) - int(piece > 0) - int(piece < last))
-            for piece, contexts in enumerate(read)
-        ]
+        kept = [owner for owner, latent in zip(owners, latents, strict=True) if latent is not None]
+        counts = [kept.count(piece) for piece in range(len(read))]
     return result

@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.diffusion.decoding_order import Order, in_streams, lay_out, with_gaps
 from zonkey_core.inference.block_decoding import read_whole
-from zonkey_core.model.level import Level, Slots
+from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, text_sequence
+from zonkey_core.model.segmentation import Slots
 
 ROWS_TOGETHER = 16
 """Texts that are read at once."""

@@ -26,9 +26,10 @@ from zonkey_core.errors import ConfigError
 from zonkey_core.inference.segments import Segment, Segments, Starts
 from zonkey_core.model.bytes import LONGEST_CODE_POINT
 from zonkey_core.model.existence import forced_starts
-from zonkey_core.model.level import Level, Segmentation
+from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segmentation import Segmentation
 
 BYTE_BLOCK = (32, 1024)
 """Most rows, and positions per row, of level 0's blocks. The first block is one row and each is twice the last, up to

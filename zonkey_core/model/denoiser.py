@@ -108,7 +108,7 @@ class Denoiser(nn.Module):
         hinted = (alpha > 0).float()
         states = states + self.noise_in(torch.cat([hinted, hinted * sigma, alpha], -1).to(dtype))
         states = states + functional.embedding(layout.kinds, self.kinds).to(states.dtype)
-        states = states + functional.embedding(slots.left, self.left).to(states.dtype)
+        states = states + functional.embedding(slots.left.clamp(max=len(self.left) - 1), self.left).to(states.dtype)
         if self.plan_in is not None and self.plan_noise_in is not None and slots.plan is not None:
             assert slots.plan_alpha is not None
             left_of_plan = slots.plan_alpha.float().unsqueeze(-1)

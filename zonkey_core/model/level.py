@@ -9,7 +9,6 @@ short ones are handled apart from long ones so that little work is spent on posi
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +31,7 @@ from zonkey_core.model.hash_embeddings import ngram_keys
 from zonkey_core.model.positions import PositionEmbedding, PositionReadout, PositionSequence
 from zonkey_core.model.segment_splitter import ContextReader, SegmentReader, SegmentSplitter, Splits
 from zonkey_core.model.segment_vocabulary import SegmentVocabulary, StringCounter
+from zonkey_core.model.segmentation import Segmentation, Slots, Windows
 
 NEGLIGIBLE_EXISTENCE = 0.05
 """Positions of a window that exist with less than this are neither compressed nor decoded in training."""
@@ -39,65 +39,6 @@ COMPRESSED_TOGETHER = 1024
 """Strings of a vocabulary that are compressed at once."""
 WINDOW_STEPS = (7, 10, 14, 19)
 """Window lengths, below the level's own, at which segments are handled together."""
-
-
-class Segmentation(NamedTuple):
-    """A segmentation of a batch of rows."""
-
-    starts: Tensor
-    """[B, M] position of each segment's start; 0 in padding."""
-    slot_mask: Tensor
-    """[B, M] false in padding."""
-    document_mask: Tensor
-    """[B, M] true where the segment begins a document."""
-    start_prob: Tensor
-    """[B, L] the splitter's probabilities."""
-
-    def start_mask(self) -> Tensor:
-        """[B, L] true where a segment begins."""
-        mask = torch.zeros(self.start_prob.shape, dtype=torch.bool, device=self.starts.device)
-        rows, which = self.slot_mask.nonzero(as_tuple=True)
-        return mask.index_put((rows, self.starts[rows, which]), self.slot_mask.new_ones(()))
-
-
-class Slots(NamedTuple):
-    """What a level's denoiser tells and the level above compresses into blocks, in the order of the text."""
-
-    latents: Tensor
-    """[B, M, C] zeros in padding."""
-    entries: Tensor | None
-    """[B, M] which strings of the vocabulary, where there is one."""
-    slot_mask: Tensor
-    """[B, M] false in padding."""
-    document_mask: Tensor
-    """[B, M] true where a slot begins a document."""
-    starts: Tensor
-    """[B, M] the level's position that each begins at; 0 in padding."""
-    segments: Tensor
-    """[B, M] which of the row's segments each spells, or a part of which."""
-    first_mask: Tensor
-    """[B, M] true where a segment begins with the slot."""
-
-    def as_positions(self) -> PositionSequence:
-        """The positions of the level above."""
-        return PositionSequence(self.latents, self.slot_mask, self.document_mask)
-
-    def share_out(self, of_segments: Tensor) -> Tensor:
-        """[B, M] start probabilities of slots from those [B, M'] of the segments that begin with them."""
-        return of_segments.gather(1, self.segments) * self.first_mask
-
-
-class Windows(NamedTuple):
-    """Windows of K segments, all of one length S."""
-
-    segments: Tensor
-    """[K] which of the batch's existing segments these are."""
-    values: Tensor
-    """[K, S] or [K, S, C]."""
-    log_existence: Tensor
-    """[K, S]."""
-    start_prob: Tensor
-    """[K, S] probability that a segment begins at each position."""
 
 
 class Level(nn.Module):

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from zonkey_core.config import ModelConfig
-from zonkey_core.model.level import Level, Segmentation, Slots
+from zonkey_core.model.level import Level
 from zonkey_core.model.positions import LocatedPositions, PositionSequence
+from zonkey_core.model.segmentation import Segmentation, Slots
 
 
 class Ascent(NamedTuple):

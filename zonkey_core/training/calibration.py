@@ -5,15 +5,17 @@ A splitter's cuts come at the rate that is asked for, and a denoiser expects doc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from zonkey_core.diffusion.decoding_order import in_streams, lay_out
 from zonkey_core.inference.block_decoding import read_whole
 from zonkey_core.model.length_model import usual_logits
-from zonkey_core.model.level import Level, Slots
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segmentation import Slots
 from zonkey_core.slots import SlotKind
 
 LEAST_DOCUMENTS = 30
@@ -50,3 +52,19 @@ def calibrate_endings(level: Level, batches: Iterable[Slots]) -> None:
     nothing = lay_out([in_streams(0, [0], [0], begins=True, end_order=None)], 1, wanted.device)
     said = read_whole(level, nothing, torch.zeros(1, 0, level.channels, device=wanted.device))
     level.denoiser.ending_bias[SlotKind.DOCUMENT] += (wanted - said.ending_logits[0, 0]).nan_to_num()
+
+
+def calibrate_cuts(models: tuple[Zonkey, Zonkey], indices: Iterable[int], rows: Sequence[PositionSequence]) -> None:
+    """Calibrate the splitters of some levels on rows of bytes; the live model is asked, the averaged one is told."""
+    for index in indices:
+        level, average = (model.levels[index] for model in models)
+        calibrate(level, (models[0].located_positions(row, index).sequence for row in rows))
+        average.splitter.load_state_dict(level.splitter.state_dict())
+
+
+def calibrate_lengths(models: tuple[Zonkey, Zonkey], indices: Iterable[int], rows: Sequence[PositionSequence]) -> None:
+    """The same with the lengths that denoisers expect of documents."""
+    for index in indices:
+        level, average = (model.levels[index] for model in models)
+        calibrate_endings(level, (models[0].ascend(row, index)[-1].slots for row in rows))
+        average.denoiser.load_state_dict(level.denoiser.state_dict())

@@ -21,8 +21,9 @@ from zonkey_core.diffusion.decoding_order import OrderedRows
 from zonkey_core.model.decoder import DecodedWindows
 from zonkey_core.model.existence import LOG_FLOOR
 from zonkey_core.model.length_model import ending_losses
-from zonkey_core.model.level import Level, Windows
+from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent
+from zonkey_core.model.segmentation import Windows
 from zonkey_core.model.slot_batches import Plans, at_slots, gather_slots, slot_batch
 from zonkey_core.slots import SlotKind
 from zonkey_core.training.losses import expected_segment_loss, latent_regression, spread_penalty

@@ -12,9 +12,10 @@ from torch.nn import functional
 from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.decoder import DecodedWindows
 from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue
-from zonkey_core.model.level import Level, Segmentation, Windows
+from zonkey_core.model.level import Level
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segment_splitter import draw_relaxed, hide_positions
+from zonkey_core.model.segmentation import Segmentation, Windows
 from zonkey_core.training.augmentation import noise_rows, noised_start_prob
 from zonkey_core.training.losses import (
     existence_loss,

@@ -25,7 +25,7 @@ from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model_building import require_trainable
-from zonkey_core.training.calibration import calibrate, calibrate_endings
+from zonkey_core.training.calibration import calibrate_cuts, calibrate_lengths
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.events import (
     CheckpointEvent,
@@ -308,28 +308,14 @@ class Trainer:
         self.record.gradient_norm, self.record.faults_in_row = 0.0, 0
 
     def _calibrate(self, stage: Stage, batches: Prefetcher) -> None:
-        """After a stage that moved splitters, let them cut further batches at their target rates; so with lengths."""
-        if stage.name in ("denoiser", "joint"):
-            self._calibrate_endings(stage, batches)
-        if stage.name not in ("splitter", "joint"):
-            return
-        rows = list(itertools.islice(self._sequences(batches), CALIBRATION_BATCHES))
-        for index in range(len(self.model.levels)) if stage.level is None else (stage.level,):
-            with autocast(self.device, self.precision):
-                calibrate(
-                    self.model.levels[index],
-                    (self.model.located_positions(row, index).sequence for row in rows),
-                )
-            self.average.levels[index].splitter.load_state_dict(self.model.levels[index].splitter.state_dict())
-
-    def _calibrate_endings(self, stage: Stage, batches: Prefetcher) -> None:
-        """Let the denoisers that a stage moved expect documents as long as further batches hold."""
-        rows = list(itertools.islice(self._sequences(batches), ENDING_BATCHES))
-        for index in range(len(self.model.levels)) if stage.level is None else (stage.level,):
-            level, average = self.model.levels[index], self.average.levels[index]
-            with autocast(self.device, self.precision):
-                calibrate_endings(level, (self.model.ascend(row, index)[-1].slots for row in rows))
-            average.denoiser.load_state_dict(level.denoiser.state_dict())
+        """After a stage that moved splitters or denoisers, let cuts and lengths be as in further batches."""
+        indices = range(len(self.model.levels)) if stage.level is None else (stage.level,)
+        models = self.model, self.average
+        with autocast(self.device, self.precision):
+            if stage.name in ("denoiser", "joint"):
+                calibrate_lengths(models, indices, list(itertools.islice(self._sequences(batches), ENDING_BATCHES)))
+            if stage.name in ("splitter", "joint"):
+                calibrate_cuts(models, indices, list(itertools.islice(self._sequences(batches), CALIBRATION_BATCHES)))
 
     def _report(
         self, stage: Stage, losses: dict[str, Tensor], speed: float, on_event: Callable[[Event], None]
