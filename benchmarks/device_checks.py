@@ -25,18 +25,15 @@ import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from zonkey_core.model.writer import OrderedSlots
 
 from zonkey_core.config import Config
 from zonkey_core.devices import autocast
-from zonkey_core.diffusion.decoding_order import draw_plan
-from zonkey_core.inference import block_decoding, block_generation
+from zonkey_core.inference import block_decoding, block_generation, generation, infilling, latent_sampler, planning
 from zonkey_core.inference.generation import SamplingOptions, generate
 from zonkey_core.inference.infilling import Gap, InfillingOptions, infill
-from zonkey_core.inference.latent_sampler import Slots, denoise
+from zonkey_core.inference.latent_sampler import OpenText, form_slots
 from zonkey_core.model.attention import FLEX_LENGTH, PLAIN_LENGTH, DocumentBias, attend, prepare_bias, window_bias
 from zonkey_core.model.codebook import Codebook
-from zonkey_core.model.denoiser import NoisySlots
 from zonkey_core.model.existence import cumulative_log_continue, decoded_log_existence
 from zonkey_core.model.latents import to_sphere
 from zonkey_core.model.length_model import draw_counts
@@ -46,11 +43,14 @@ from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segment_splitter import SegmentReader
 from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.model.segmentation import Segmentation
+from zonkey_core.model.slot_batches import Plans, slot_batch
 from zonkey_core.model.stitcher import stitch
+from zonkey_core.slots import SlotBatch
 from zonkey_core.training import stages
-from zonkey_core.training.denoiser_objective import choosing_objective, denoiser_objective
-from zonkey_core.training.objectives import autoencoder_objective, splitter_objective
+from zonkey_core.training.denoiser_objective import denoising_losses
+from zonkey_core.training.objectives import autoencoder_losses, splitter_objective
 from zonkey_core.training.optimizers import build_optimizers
+from zonkey_core.training.order_sampling import draw_orders, known_and_open
 from zonkey_core.training.splitter_distillation import telling_values
 from zonkey_core.training.stages import guide_parameters, guided_loss, joint_losses
 
@@ -168,12 +168,14 @@ class Choices:
 
     @contextlib.contextmanager
     def written(self, side: Side) -> Iterator[list[Tensor]]:
-        """Within, open slots are as many and are filled as in the first run, by a writer of the side's precision.
+        """Within, open slots are as many and are filled as in the first run, by denoisers of the side's precision.
 
         Gives the probabilities that strings [n, K] and numbers of slots [n, E] were drawn by, step by step.
         """
-        draw = block_decoding.draw_entries
+        draw, size = block_decoding.draw_entries, planning._draw_sizes
         keep_entries, keep_counts = self.keeper("entries", side), self.keeper("counts", side)
+        keep_sizes, keep_texts = self.keeper("sizes", side), self.keeper("texts", side)
+        unfold = generation.unfold_entries
         probs: list[Tensor] = []
 
         def hold_entries(logits: Tensor, chance: Tensor, temperature: float) -> Tensor:
@@ -185,12 +187,25 @@ class Choices:
             probs.append(logits.sigmoid())
             return keep_counts(draw_counts(logits, chance))
 
-        with (
-            mock.patch.object(block_decoding, "draw_entries", hold_entries),
-            mock.patch.object(block_generation, "draw_counts", hold_counts),
-            mock.patch.object(block_decoding, "choose_precision", lambda _name, _device: side.precision),
-            torch.autocast(side.device.type, enabled=False),
-        ):
+        def hold_sizes(*given: Any) -> list[int]:
+            return keep_sizes(size(*given))
+
+        def hold_texts(level: Level, texts: Sequence[Tensor]) -> list[bytes]:
+            return keep_texts(unfold(level, texts))
+
+        with contextlib.ExitStack() as patches:
+            for module, name, held in (
+                (block_decoding, "draw_entries", hold_entries),
+                (block_generation, "draw_counts", hold_counts),
+                (planning, "draw_counts", hold_counts),
+                (planning, "_draw_sizes", hold_sizes),
+                (generation, "unfold_entries", hold_texts),
+                (infilling, "unfold_entries", hold_texts),
+                (block_decoding, "choose_precision", lambda _name, _device: side.precision),
+                (latent_sampler, "choose_precision", lambda _name, _device: side.precision),
+            ):
+                patches.enter_context(mock.patch.object(module, name, held))
+            patches.enter_context(torch.autocast(side.device.type, enabled=False))
             yield probs
 
 
@@ -212,8 +227,9 @@ def attention_probe(length: int, *, window: bool, generator: torch.Generator) ->
     return probe
 
 
-def component_probes(index: int, level: Level, view: Ascent, generator: torch.Generator) -> dict[str, Probe]:
-    """The parts of one level, each on inputs of its own."""
+def component_probes(index: int, level: Level, views: Sequence[Ascent], generator: torch.Generator) -> dict[str, Probe]:
+    """The parts of one level, whose view is the first, each on inputs of its own."""
+    view = views[0]
     config, channels = level.config, level.channels
     below = level.readout.channels
     hidden = torch.rand(view.sequence.exists_mask.shape, generator=generator) < config.mask_rate
@@ -226,11 +242,8 @@ def component_probes(index: int, level: Level, view: Ascent, generator: torch.Ge
     contents = contents.mul(3).softmax(-1) if below is None else to_sphere(contents)
     kept = torch.rand(shape[0], generator=generator) + 0.1
     latents = to_sphere(torch.randn(2, 96, channels, generator=generator))
-    noise_level = (1.5 * torch.rand(2, 96, generator=generator) - 0.25).clamp(0, 1)
-    documents = torch.rand(2, 96, generator=generator) < 0.05
-    present = torch.arange(96) < torch.tensor([[96], [70]])
-    slots = NoisySlots(latents, noise_level, 0.5 * latents.flip(1), documents, present)
-    row = Slots(latents[0], noise_level[0] < 0.3, True, 1.0)
+    slots = noisy_slots(level, views, generator)
+    known = torch.rand(96, generator=generator) < 0.3
 
     def of(side: Side) -> Level:
         return side.model.levels[index]
@@ -251,10 +264,8 @@ def component_probes(index: int, level: Level, view: Ascent, generator: torch.Ge
         assert cutter is not None
         return cast("Sequence[Tensor]", cutter(side.put(view.sequence)))
 
-    def denoise_once(side: Side) -> Sequence[Tensor]:
-        trunk = of(side).trunk
-        assert trunk is not None
-        return cast("Sequence[Tensor]", trunk(side.put(slots)))
+    def denoise(side: Side) -> Sequence[Tensor]:
+        return cast("Sequence[Tensor]", of(side).denoiser(side.put(slots)))
 
     def nearness(side: Side) -> Sequence[Tensor]:
         reader, put = of(side).reader, side.put(view.sequence.values)
@@ -262,8 +273,10 @@ def component_probes(index: int, level: Level, view: Ascent, generator: torch.Ge
         return [functional.cosine_similarity(put, reader.codebook.centres[reader.codebook(put)], dim=-1)]
 
     def sample(side: Side) -> Sequence[Tensor]:
-        put = Slots(side.put(row.latents), side.put(row.known_mask), row.starts_document, row.noise_level)
-        return denoise(of(side), put, steps=STEPS, temperature=1.0, generator=torch.Generator().manual_seed(index))
+        text = OpenText(side.put(latents[0]), side.put(known), True, True)
+        draws = [torch.Generator().manual_seed(index)]
+        with choices.written(side):
+            return form_slots(of(side), [text], None, draws, steps=STEPS, temperature=1.0, length=96).latents
 
     parts: dict[str, Part] = {
         "splitter": lambda side: of(side).split(side.put(view.sequence)),
@@ -273,11 +286,12 @@ def component_probes(index: int, level: Level, view: Ascent, generator: torch.Ge
         "stitcher": lambda side: stitch(
             side.put(contents), side.put(existence), side.put(kept), symbols=below is None
         ),
+        "denoiser": denoise,
     }
-    if level.dictionary is not None:
+    if level.vocabulary is not None:
         parts |= writing_parts(index, level, view, generator)
     else:
-        parts |= {"guide": guide, "codes": nearness, "trunk": denoise_once, f"sampler, {STEPS} steps": sample}
+        parts |= {"guide": guide, "codes": nearness, f"sampler, {STEPS} steps": sample}
 
     def probing(part: Part) -> Probe:
         def probe(side: Side) -> dict[str, Sequence[Tensor]]:
@@ -289,18 +303,36 @@ def component_probes(index: int, level: Level, view: Ascent, generator: torch.Ge
     return {f"level {index}: {name}": probing(part) for name, part in parts.items()}
 
 
+def noisy_slots(level: Level, views: Sequence[Ascent], generator: torch.Generator) -> SlotBatch:
+    """What a denoiser reads in training: slots in some order, under noise, with any plans from above."""
+    slots, plans, block_mask = views[0].slots, None, None
+    shape = slots.slot_mask.shape
+    if level.above is not None:
+        cuts = views[1].segmentation
+        block_mask = cuts.start_mask()
+        plans = Plans(
+            to_sphere(torch.randn(*cuts.slot_mask.shape, level.above.channels, generator=generator)),
+            torch.rand(cuts.slot_mask.shape, generator=generator),
+            to_sphere(torch.randn(*shape, level.channels, generator=generator)),
+        )
+    if level.vocabulary is not None:
+        rows = draw_orders(slots.slot_mask, slots.document_mask, block_mask, generator).rows
+    else:
+        held = (torch.rand(shape, generator=generator) < 0.3) & slots.slot_mask
+        rows = known_and_open(slots.slot_mask, slots.document_mask, held, torch.zeros_like(held), block_mask)
+    noisy = to_sphere(torch.randn(*shape, level.channels, generator=generator))
+    alpha = (1.5 * torch.rand(shape, generator=generator) - 0.25).clamp(0, 1)
+    return slot_batch(slots.latents, rows, noisy=noisy, alpha=alpha, plans=plans)
+
+
 def writing_parts(index: int, level: Level, view: Ascent, generator: torch.Generator) -> dict[str, Part]:
     """How the lowest level denoises: it takes text apart, tells strings from what is known, and writes them."""
-    assert level.dictionary is not None
-    pieces = level.pieces(view.sequence, view.segmentation.start_prob)
-    plan = draw_plan(pieces.slot_mask, pieces.document_mask, generator)
-    shape = plan.source.shape
-    content, hints = to_sphere(torch.randn(2, *shape, level.channels, generator=generator))
+    assert level.vocabulary is not None
+    shape = (2, 96)
     noise_level = (1.5 * torch.rand(shape, generator=generator) - 0.25).clamp(0.1, 1)
-    hinted, held = (noise_level < 1).unsqueeze(-1), (plan.source >= 0).unsqueeze(-1)
-    slots = OrderedSlots(plan.layout, content * held, hints * hinted, noise_level)
-    strings = torch.randint(int((level.dictionary.lengths > 0).sum()), shape, generator=generator)
-    noisy = level.schedule.add_noise(level.dictionary.latents()[strings].detach(), content, noise_level)
+    strings = torch.randint(int((level.vocabulary.lengths > 0).sum()), shape, generator=generator)
+    content = to_sphere(torch.randn(*shape, level.channels, generator=generator))
+    noisy = level.schedule.add_noise(level.vocabulary.latents()[strings].detach(), content, noise_level)
     estimate, sigma = level.schedule.alpha(noise_level).unsqueeze(-1) * noisy, level.schedule.sigma(noise_level)
     text, gaps = bytes(view.sequence.values[0, :96].tolist()), [Gap(32, 40), Gap(64, 72)]
     choices = Choices()
@@ -309,19 +341,15 @@ def writing_parts(index: int, level: Level, view: Ascent, generator: torch.Gener
         return side.model.levels[index]
 
     def tokenize(side: Side) -> Sequence[Tensor]:
-        found = of(side).pieces(side.put(view.sequence), side.put(view.segmentation.start_prob))
+        found = of(side).read_tokens(side.put(view.sequence), side.put(view.segmentation))
+        assert found.entries is not None
         return [found.entries, found.starts]
 
-    def tell(side: Side) -> Sequence[Tensor]:
-        writer = of(side).writer
-        assert writer is not None
-        return cast("Sequence[Tensor]", writer(side.put(slots)))
-
     def choose(side: Side) -> Sequence[Tensor]:
-        dictionary = of(side).dictionary
-        assert dictionary is not None
-        latents = dictionary.latents()
-        return [dictionary.logits(side.put(estimate), side.put(sigma), latents).softmax(-1) @ latents]
+        vocabulary = of(side).vocabulary
+        assert vocabulary is not None
+        latents = vocabulary.latents()
+        return [vocabulary.logits(side.put(estimate), side.put(sigma), latents).softmax(-1) @ latents]
 
     def write(side: Side) -> Sequence[Tensor]:
         writing = SamplingOptions(steps=STEPS, max_bytes=2 * len(text))
@@ -330,7 +358,7 @@ def writing_parts(index: int, level: Level, view: Ascent, generator: torch.Gener
             infill(side.model, text, gaps, seed=1, options=InfillingOptions(steps=STEPS, candidates=1))
         return probs
 
-    return {"pieces": tokenize, "writer": tell, "dictionary": choose, f"sampler, {STEPS} steps": write}
+    return {"tokens": tokenize, "vocabulary": choose, f"sampler, {STEPS} steps": write}
 
 
 def objective_probe(objective: Objective, seed: int) -> Probe:
@@ -354,21 +382,19 @@ def objective_probe(objective: Objective, seed: int) -> Probe:
     return probe
 
 
-def objective_probes(index: int, rows: PositionSequence, view: Ascent, seed: int) -> dict[str, Probe]:
-    """The objectives of one level, on the reference's positions, segmentation and latents."""
+def objective_probes(index: int, rows: PositionSequence, views: Sequence[Ascent], seed: int) -> dict[str, Probe]:
+    """The objectives of one level, whose view is the first, on the reference's positions, cuts and latents."""
+    view = views[0]
 
     def splitter(side: Side, generator: torch.Generator) -> dict[str, Tensor]:
         return splitter_objective(side.model.levels[index], side.put(view.sequence), generator)
 
     def autoencoder(side: Side, generator: torch.Generator) -> dict[str, Tensor]:
-        level, (sequence, segmentation, _) = side.model.levels[index], side.put(view)
-        return autoencoder_objective(level, sequence, segmentation, generator).losses
+        put = side.put(view)
+        return autoencoder_losses(side.model.levels[index], put.sequence, put.segmentation, generator)
 
     def denoiser(side: Side, generator: torch.Generator) -> dict[str, Tensor]:
-        level, (sequence, segmentation, latents) = side.model.levels[index], side.put(view)
-        if level.dictionary is None:
-            return denoiser_objective(level, sequence, segmentation, latents, generator)
-        return choosing_objective(level, level.pieces(sequence, segmentation.start_prob), generator)
+        return denoising_losses(side.model.levels[index], [side.put(each) for each in views], generator)
 
     def following(side: Side, generator: torch.Generator) -> dict[str, Tensor]:
         put = side.put(rows)
@@ -426,9 +452,9 @@ def all_probes(model: Zonkey, config: Config, rows: PositionSequence, seed: int)
         "attention, long document": attention_probe(FLEX_LENGTH + 64, window=False, generator=generator),
     }
     views = model.ascend(rows, len(model.levels) - 1)
-    for index, (level, view) in enumerate(zip(model.levels, views, strict=True)):
-        probes |= component_probes(index, level, view, generator)
-        probes |= objective_probes(index, rows, view, seed + index)
+    for index, level in enumerate(model.levels):
+        probes |= component_probes(index, level, views[index:], generator)
+        probes |= objective_probes(index, rows, views[index:], seed + index)
 
     def joint(side: Side, draws: torch.Generator) -> dict[str, Tensor]:
         return joint_losses(side.model, side.put(rows), draws, upper_gradient=0.5)
@@ -472,7 +498,7 @@ def run_checks(probes: dict[str, Probe], reference: Side, sides: Sequence[Side])
 def untrained_model(config: Config, rows: PositionSequence, seed: int, *, frequency: float = 1.0) -> Zonkey:
     """A model on the CPU whose splitters are unsure and cut these rows unevenly, as often as configured.
 
-    So do its guides, and codebooks are fitted to these rows. The dictionary knows the first half of each row, so that
+    So do its guides, and codebooks are fitted to these rows. The vocabulary knows the first half of each row, so that
     the other has strings to spell out. Latents differ as a trained model's do; pointing in nearly one direction, they
     are more than bfloat16 can tell apart. A `frequency` above 1 cuts that much more often: then the rate's loss is no
     difference of equals, which no precision tells apart.
@@ -482,8 +508,7 @@ def untrained_model(config: Config, rows: PositionSequence, seed: int, *, freque
         model = Zonkey(config.model)
         for level in model.levels:
             level.compressor.queries.mul_(FAINT)
-            if level.writer is not None:
-                nn.init.constant_(level.writer.ending_out.bias, RARE)
+            nn.init.constant_(level.denoiser.ending_out.bias, RARE)
             for cutter in (level.splitter, level.guide):
                 if cutter is not None:
                     nn.init.normal_(cutter.head.weight, std=0.5 / level.config.splitter_width**0.5)
@@ -495,11 +520,11 @@ def untrained_model(config: Config, rows: PositionSequence, seed: int, *, freque
                 cutter.shift(float(logits.quantile(max(0.0, 1 - frequency / level.config.segment_length))))
         if isinstance(level.reader, SegmentReader):
             level.reader.codebook.fit(sequence.values[sequence.exists_mask], torch.Generator().manual_seed(seed))
-        if level.dictionary is not None:
+        if level.vocabulary is not None:
             half, counter = sequence.values.shape[1] // 2, StringCounter()
             starts = level.choose_starts(sequence, level.split(sequence).start_prob).start_prob > 0.5
             counter.add(sequence.values[:, :half], starts[:, :half])
-            shares = counter.shares(len(level.dictionary.lengths))
+            shares = counter.shares(len(level.vocabulary.lengths))
             generator = torch.Generator().manual_seed(seed)
-            level.dictionary.fill(shares, torch.randn(len(shares), level.channels, generator=generator))
+            level.vocabulary.fill(shares, torch.randn(len(shares), level.channels, generator=generator))
     return model

@@ -177,10 +177,7 @@ def talkative(model: Zonkey) -> Zonkey:
     Then texts run their course. A window ends where the chance of having gone on falls to one half.
     """
     for level in model.levels:
-        if level.trunk is not None:
-            nn.init.constant_(level.trunk.existence_out.bias, SURE)
-        if level.writer is not None:
-            nn.init.constant_(level.writer.ending_out.bias, -SURE)
+        nn.init.constant_(level.denoiser.ending_out.bias, -SURE)
         start_prob = 1 - 0.5 ** (1 / level.config.segment_length)
         nn.init.constant_(level.decoder.starts.bias, math.log(start_prob / (1 - start_prob)))
     return model.requires_grad_(False).eval()

@@ -34,7 +34,7 @@ ROUNDS = 4
 @torch.no_grad()
 def masked_losses(model_path: Path, spec: SourceSpec) -> dict[str, float]:
     """Mean loss of each way to choose `p`."""
-    level = load_model(model_path).levels[0]
+    level = load_model(model_path).bottom
     sequence = held_out_rows(spec, ROW_BYTES, ROWS)
     if sequence is None:
         raise SystemExit("the data has no validation text to fill a row")

@@ -43,7 +43,7 @@ def test_the_cpu_in_bfloat16_agrees_with_itself_and_is_timed(tmp_path: Path) -> 
     names = {check["name"] for check in report["checks"]}
     for part in ("splitter", "reader", "compressor", "decoder", "stitcher", "sampler, 4 steps"):
         assert {f"level 0: {part}: output", f"level 1: {part}: output"} <= names
-    for part in ("level 0: pieces", "level 0: writer", "level 0: dictionary", "level 1: guide", "level 1: trunk"):
+    for part in ("level 0: tokens", "level 0: denoiser", "level 0: vocabulary", "level 1: guide", "level 1: denoiser"):
         assert f"{part}: output" in names
     for level in (0, 1):
         assert {f"level {level}: denoiser objective: losses", f"level {level}: denoiser objective: gradient"} <= names
@@ -68,9 +68,9 @@ def test_a_wrong_weight_and_a_broken_part_fail(device_checks: ModuleType, monkey
     rows = gpu.rows_of(gpu.draw_batches(config, 2, 1)[0], gpu.CPU)
     model, other = (device_checks.untrained_model(config, rows, 1, frequency=2.0) for _ in range(2))
     with torch.no_grad():
-        other.levels[0].compressor.out.weight.mul_(-1)
-        other.levels[0].writer.ending_out.weight.mul_(-1)
-        other.levels[1].trunk.latent_out.bias.fill_(math.nan)
+        other.bottom.compressor.out.weight.mul_(-1)
+        other.bottom.denoiser.ending_out.weight.mul_(-1)
+        other.levels[1].denoiser.latent_out.bias.fill_(math.nan)
     del other.levels[1].decoder.widen
     sides = [device_checks.Side(each, gpu.CPU, torch.float32) for each in (model, other)]
     checks = {
@@ -79,9 +79,9 @@ def test_a_wrong_weight_and_a_broken_part_fail(device_checks: ModuleType, monkey
     }
     assert checks["level 0: splitter: output"].passed and checks["level 0: decoder: output"].passed
     assert not checks["level 0: compressor: output"].passed
-    for wrong in ("writer: output", "sampler, 4 steps: output", "denoiser objective: losses"):
+    for wrong in ("denoiser: output", "sampler, 4 steps: output", "denoiser objective: losses"):
         assert not checks[f"level 0: {wrong}"].passed, "though what is drawn is held"
-    assert not checks["level 1: trunk: output"].passed and math.isnan(checks["level 1: trunk: output"].error)
+    assert not checks["level 1: denoiser: output"].passed and math.isnan(checks["level 1: denoiser: output"].error)
     assert not checks["level 1: decoder: output"].passed
     assert "AttributeError" in checks["level 1: decoder: output"].note
 

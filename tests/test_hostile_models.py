@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.model_helpers import fit_dictionary, small_model
+from tests.model_helpers import fit_vocabulary, small_model
 from tests.training_helpers import Run, seal, small_config
 from zonkey_core import config as configuration
 from zonkey_core.checkpoint import (
@@ -34,7 +34,6 @@ from zonkey_core.checkpoint import (
 )
 from zonkey_core.config import PRESETS, LevelConfig, load_preset, override_keys, parse_toml
 from zonkey_core.errors import CheckpointError, ConfigError
-from zonkey_core.model.model import Zonkey
 from zonkey_core.weights_file import read_weights_header, scan_weights
 
 PRETRAINED = Path(configuration.__file__).parent / "pretrained"
@@ -68,7 +67,7 @@ def refusal(action: Callable[[], object]) -> str:
 
 def every_use(folder: Path) -> list[Callable[[], object]]:
     """The ways in which the core reads a model folder whole."""
-    return [lambda: load_model(folder), lambda: load_model(folder, prefixes=("stack.0.splitter.",))]
+    return [lambda: load_model(folder), lambda: load_model(folder, prefixes=("bottom.splitter.",))]
 
 
 def tensors_of(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -99,7 +98,7 @@ def test_huge_values_are_refused_by_key(copy: Path, key: str) -> None:
 
 def test_values_up_to_their_limits_meet_the_weights_header(copy: Path) -> None:
     """The largest model that the limits allow is refused for its weights, before anything is made for it."""
-    for key in ("width", "denoiser_width", "denoiser_layers", "dictionary", "splitter_ngrams", "decoder_layers"):
+    for key in ("width", "denoiser_width", "denoiser_layers", "vocabulary", "splitter_ngrams", "decoder_layers"):
         largest = configuration.LARGEST.get(key.rpartition("_")[2], configuration.LARGEST_COUNT)
         folder = copy.with_name(key)
         shutil.copytree(copy, folder)
@@ -280,7 +279,7 @@ def test_headers_that_lie_are_refused(copy: Path, kind: str, name: str) -> None:
 
 def test_a_file_with_holes_is_not_read_into_memory(copy: Path) -> None:
     """A header may promise a tensor of a terabyte, and a file system a file of that size."""
-    header = json.dumps({"stack.0.x": entry([1 << 39], 0, 1 << 40)}).encode()
+    header = json.dumps({"bottom.x": entry([1 << 39], 0, 1 << 40)}).encode()
     with (copy / MODEL).open("wb") as file:
         file.write(with_header(header))
         file.truncate(8 + len(header) + (1 << 40))
@@ -288,7 +287,7 @@ def test_a_file_with_holes_is_not_read_into_memory(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("name", ["stack.0.splitter.head.weight", "stack.0.compressor"])
+@pytest.mark.parametrize("name", ["bottom.splitter.head.weight", "bottom.compressor"])
 @pytest.mark.parametrize("half", [True, False])
 def test_weights_that_are_no_numbers_are_refused_whatever_is_read(
     copy: Path, value: float, name: str, half: bool
@@ -304,7 +303,7 @@ def test_weights_that_are_no_numbers_are_refused_whatever_is_read(
 
 def test_other_kinds_of_numbers_are_refused(copy: Path) -> None:
     tensors = tensors_of(copy, MODEL)
-    for name, kind in (("stack.0.splitter.head.weight", torch.int32), ("stack.0.dictionary.strings", torch.float16)):
+    for name, kind in (("bottom.splitter.head.weight", torch.int32), ("bottom.vocabulary.strings", torch.float16)):
         (copy / MODEL).write_bytes(pack_tensors({**tensors, name: tensors[name].to(kind)}))
         seal(copy)
         assert "do not fit" in refusal(lambda: load_model(copy))
@@ -313,7 +312,7 @@ def test_other_kinds_of_numbers_are_refused(copy: Path) -> None:
 @pytest.mark.parametrize("length", [-1, 9, 32000])
 def test_strings_of_impossible_lengths_are_refused(copy: Path, length: int) -> None:
     tensors = tensors_of(copy, MODEL)
-    tensors["stack.0.dictionary.lengths"][-1] = length
+    tensors["bottom.vocabulary.lengths"][-1] = length
     (copy / MODEL).write_bytes(pack_tensors(tensors))
     seal(copy)
     assert "lengths" in refusal(lambda: load_model(copy))
@@ -350,16 +349,16 @@ def test_every_number_is_looked_at(tmp_path: Path) -> None:
 
 def test_a_header_is_read_as_torch_reads_it(tmp_path: Path) -> None:
     model = small_model(2)
-    fit_dictionary(model)
+    fit_vocabulary(model)
     (tmp_path / MODEL).write_bytes(pack_tensors(model.state_dict(), half=True))
     found = {name: found.shape for name, found in read_weights_header(tmp_path / MODEL).items()}
     assert found == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def test_all_that_a_model_holds_is_saved() -> None:
-    """A buffer that is not would be left without content when a model is loaded."""
-    model = Zonkey(small_config().model)
-    assert {name for name, _ in model.named_buffers()} <= model.state_dict().keys()
+def test_what_a_model_holds_and_does_not_save_is_empty(copy: Path) -> None:
+    """A buffer that is not saved has no content of its own when a model is loaded: training fills it."""
+    unsaved = load_model(copy).unsaved()
+    assert list(unsaved) == ["bottom.vocabulary.compressed"] and not any(bool(each.any()) for each in unsaved.values())
 
 
 # What is written

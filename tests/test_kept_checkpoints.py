@@ -46,7 +46,7 @@ def flip_bit(path: Path, place: int) -> None:
 def test_one_flipped_bit_is_noticed(whole: Run, tmp_path: Path, name: str, place: int) -> None:
     folder = Path(shutil.copytree(whole.out, tmp_path / "model"))
     flip_bit(folder / name, place)
-    for prefixes in (("",), ("stack.0.splitter.",)):
+    for prefixes in (("",), ("bottom.splitter.",)):
         with pytest.raises(CheckpointError) as caught:
             load_model(folder, prefixes=prefixes)
         assert str(folder / name) in str(caught.value) and "\n" not in str(caught.value)

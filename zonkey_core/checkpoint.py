@@ -323,6 +323,8 @@ def load_model(
     for name, tensor in found.items():
         tensors[name] = tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype)
     fill_model(model, tensors, origin=directory / MODEL)
+    for buffer in model.unsaved().values():
+        buffer.zero_()
     return model.eval().requires_grad_(False)
 
 

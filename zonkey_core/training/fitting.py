@@ -55,6 +55,23 @@ def fit_vocabularies(
         average.vocabulary.load_state_dict(live.vocabulary.state_dict())
 
 
+def anchor_vocabularies(model: Zonkey, precision: torch.dtype) -> None:
+    """Note what all compressors make of their vocabularies, before they learn."""
+    with autocast(model.device, precision):
+        for level in model.levels:
+            level.anchor_vocabulary()
+
+
+def follow_compressors(model: Zonkey, precision: torch.dtype, *, told: Zonkey | None = None) -> None:
+    """Let all vocabularies follow what compressors have learned since; another model may be told."""
+    with autocast(model.device, precision):
+        for level in model.levels:
+            level.follow_compressor()
+    for level, follower in zip(model.levels, [] if told is None else told.levels, strict=False):
+        if level.vocabulary is not None and follower.vocabulary is not None:
+            follower.vocabulary.load_state_dict(level.vocabulary.state_dict())
+
+
 @torch.no_grad()
 def _some_latents(
     model: Zonkey, index: int, sequences: Iterator[PositionSequence], precision: torch.dtype

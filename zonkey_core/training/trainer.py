@@ -21,7 +21,6 @@ from zonkey_core.data.rows import Prefetcher, RowBatch, RowStream
 from zonkey_core.devices import autocast, choose_device, choose_precision
 from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
 from zonkey_core.kept_checkpoints import write_kept
-from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model_building import require_trainable
@@ -36,7 +35,7 @@ from zonkey_core.training.events import (
     StageEvent,
     StepEvent,
 )
-from zonkey_core.training.fitting import fit_codebooks, fit_vocabularies
+from zonkey_core.training.fitting import anchor_vocabularies, fit_codebooks, fit_vocabularies, follow_compressors
 from zonkey_core.training.optimizers import (
     follow_weights,
     learning_rate_factor,
@@ -199,7 +198,7 @@ class Trainer:
             fit_codebooks(models, stage, sequences, self.precision, self.generator)
             fit_vocabularies(models, stage, sequences, self.precision)
             if stage.name in ("autoencoder", "joint"):
-                self._for_vocabularies(Level.anchor_vocabulary)
+                anchor_vocabularies(self.model, self.precision)
         self._train_only(parameters)
         on_event(StageEvent(stage.name, stage.level))
         last = reported = time.monotonic()
@@ -236,7 +235,7 @@ class Trainer:
         sequence = self._sequence(batch)
         fraction = self.stage_fraction()
         if stage.level is None and record.stage_step and record.stage_step % FOLLOW_STEPS == 0:
-            self._for_vocabularies(Level.follow_compressor)
+            follow_compressors(self.model, self.precision)
         factor = learning_rate_factor(fraction, record.stage_step, training)
         set_learning_rates(self.optimizers, factor * (training.joint_rate if stage.level is None else 1.0))
         with autocast(self.device, self.precision):
@@ -254,12 +253,6 @@ class Trainer:
         if self.judge.hopeless:
             raise self._diverged(fault)
         return losses
-
-    def _for_vocabularies(self, bring_up: Callable[[Level], None]) -> None:
-        """Bring the vocabularies of all levels up to what their compressors have learned."""
-        with autocast(self.device, self.precision):
-            for level in self.model.levels:
-                bring_up(level)
 
     def _sequences(self, batches: Prefetcher) -> Iterator[PositionSequence]:
         """Further batches, to fit or to calibrate something: one at least, and no more than a few passes of the text.
@@ -298,10 +291,7 @@ class Trainer:
             for parameter, average in zip(parameters, self._averages_of(parameters), strict=True):
                 parameter.copy_(average)
         if stage.name == "autoencoder":
-            self._for_vocabularies(Level.follow_compressor)
-            for level, follower in zip(self.model.levels, self.average.levels, strict=True):
-                if level.vocabulary is not None and follower.vocabulary is not None:
-                    follower.vocabulary.load_state_dict(level.vocabulary.state_dict())
+            follow_compressors(self.model, self.precision, told=self.average)
         self.optimizers = None
         self.record.stage += 1
         self.record.stage_step, self.record.stage_seconds = 0, 0.0
