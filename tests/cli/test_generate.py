@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from tests.conftest import Zonkey
+from zonkey_core.checkpoint import load_model
 
 QUICK = ("--steps", "2", "--max-bytes", "60")
 
@@ -70,3 +71,14 @@ def test_too_many_steps_are_refused_in_one_line(zonkey: Zonkey, tiny_model: Path
     done = zonkey.run("generate", "-m", tiny_model, "--steps", "129")
     assert done.returncode == 2 and done.stdout == b""
     assert b"--steps" in done.stderr and b"128" in done.stderr
+
+
+def test_all_levels_form_the_text_by_default(zonkey: Zonkey, tiny_model: Path) -> None:
+    arguments = ("generate", "-m", tiny_model, *QUICK, "--seed", "5", "-n", "3", "--prompt", "The town of ", "-0")
+    top = len(load_model(tiny_model).levels) - 1
+    default = zonkey.run(*arguments)
+    assert (default.returncode, default.stderr) == (0, b"") and top > 0
+    assert default.stdout == zonkey.run(*arguments, "--level", str(top)).stdout
+    assert default.stdout != zonkey.run(*arguments, "--level", "0").stdout
+    beyond = zonkey.run(*arguments, "--level", str(top + 1))
+    assert beyond.returncode == 2 and b"level" in beyond.stderr
