@@ -303,7 +303,7 @@ def component_probes(index: int, level: Level, views: Sequence[Ascent], generato
 
 
 def noisy_slots(level: Level, views: Sequence[Ascent], generator: torch.Generator) -> SlotBatch:
-    """What a denoiser reads in training: slots in some order, under noise, with any plans where there is a level above."""
+    """What a denoiser reads in training: slots in some order, under noise, with any plans of a level above."""
     slots, plans, block_mask = views[0].slots, None, None
     shape = slots.slot_mask.shape
     if level.above is not None:

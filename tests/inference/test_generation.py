@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.inference.model_helpers import NEVER, expect, strings_of, talker
+from tests.inference.model_helpers import expect, strings_of, talker
 from tests.model_helpers import TEXT, chance, few, law
 from zonkey_core.errors import ConfigError
 from zonkey_core.inference import generation
