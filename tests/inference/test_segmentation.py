@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
@@ -16,7 +17,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from tests.model_helpers import TEXT, small_model
+from tests.model_helpers import TEXT, few, fit_vocabulary, small_model
 from zonkey_core.checkpoint import CONFIG, MODEL, describe, load_model, pack_tensors, write_files
 from zonkey_core.config import Config
 from zonkey_core.errors import ConfigError
@@ -146,17 +147,31 @@ def test_blocks_give_the_cuts_of_the_whole_text(
 ) -> None:
     """In float32, where only rounding could tell a block from the whole; a cut that hangs on it is left out."""
     assume(data)
-    views = model.ascend(text_sequence(data, device=model.device), 1)
-    offsets = np.arange(len(data))
-    for index, view in enumerate(views):
-        probs = model.levels[index].split(view.sequence).start_prob[0]
+    whole = text_sequence(data, device=model.device)
+    for index, level in enumerate(model.levels):
+        located = model.located_positions(whole, index)
+        probs = level.split(located.sequence).start_prob
         assume((probs - 0.5).abs().min() > 1e-4)
-        starts = view.segmentation.starts[0].numpy()
-        offsets = offsets[starts]
+        starts = level.choose_starts(located.sequence, probs).starts[0]
         with reading(blocks, exact=True):
             segments = segments_of(model, [data], index)
-        assert [segment.start for segment in segments] == offsets.tolist()
-        np.testing.assert_allclose([segment.prob for segment in segments], probs[starts].numpy(), atol=1e-5)
+        assert [segment.start for segment in segments] == located.offsets[0, starts].tolist()
+        np.testing.assert_allclose([segment.prob for segment in segments], probs[0, starts].numpy(), atol=1e-5)
+
+
+@few
+@given(st.integers(0, 5), biases)
+@torch.no_grad()
+def test_blocks_that_are_denoised_are_the_segments_that_are_shown(seed: int, bias: float) -> None:
+    """Where strings spell whole segments, which is the rule, both cut alike."""
+    model = copy.deepcopy(model_with(seed, bias))
+    fit_vocabulary(model)
+    data = TEXT.encode()
+    lower, upper = model.ascend(text_sequence(data, device=model.device), 1)
+    assume(bool(lower.slots.first_mask.all()))
+    begins = lower.slots.starts[0, upper.segmentation.starts[0]].tolist()
+    with reading(BLOCKS[3], exact=True):
+        assert begins == [segment.start for segment in segments_of(model, [data], 1)]
 
 
 @runs
@@ -202,7 +217,7 @@ def test_upper_borders_are_lower_borders(
 
 
 def test_three_levels_are_nested() -> None:
-    model = model_with(1, -0.7, levels=3)
+    model = model_with(4, -1.5, levels=3)
     data = (TEXT * 6).encode()
     with reading(BLOCKS[0]):
         starts = [{segment.start for segment in segments_of(model, [data], level)} for level in range(3)]
@@ -267,7 +282,7 @@ def test_trees_hold_the_segments_of_every_level_however_the_input_arrives(
 
 
 def test_trees_of_three_levels_and_of_one() -> None:
-    model = model_with(1, -0.7, levels=3)
+    model = model_with(4, -1.5, levels=3)
     data = (TEXT * 6).encode()
     with reading(BLOCKS[0]):
         trees = trees_of(model, [data], 2)

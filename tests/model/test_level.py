@@ -165,7 +165,7 @@ def test_a_segmentation_marks_its_starts(seed: int, length: int) -> None:
     level = small_model(1).bottom
     text = TEXT.encode()
     rows = byte_rows(text[seed % 50 :][:length], text[60:][:length])
-    segmentation = level.choose_starts(rows, level.split(rows).start_prob, generator=chance(seed))
+    segmentation = level.choose_starts(rows, level.split(rows).start_prob, certain=False)
     mask = segmentation.start_mask()
     for row in range(2):
         assert mask[row].nonzero().flatten().tolist() == segmentation.starts[row][segmentation.slot_mask[row]].tolist()
@@ -288,7 +288,7 @@ def test_latents_teach_the_splitter_through_existence() -> None:
         start_prob = level.split(split_on).start_prob
         if slots is not None:
             sequence, start_prob = slots.as_positions(), slots.share_out(start_prob)
-        segmentation = level.choose_starts(sequence, start_prob, generator=chance(1))
+        segmentation = level.choose_starts(sequence, start_prob, certain=False)
         latents = level.encode(sequence, segmentation)
         slots = level.read_slots(sequence, segmentation, latents)
         loss = (latents * normal(*latents.shape, seed=2, dtype=torch.float32)).sum()

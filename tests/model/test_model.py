@@ -170,7 +170,7 @@ MANY = byte_rows(*(DATA[start : start + 120] for start in range(0, 480, 40)))
 def test_joint_training_reaches_every_parameter(count: int) -> None:
     model = small_model(count)
     fit_vocabulary(model)
-    losses = joint_losses(model, MANY, chance(6), upper_gradient=1.0)
+    losses = joint_losses(model, MANY, chance(7), upper_gradient=1.0)
     shared = {"masked", "rate", "overlong", "uncertainty", "positions", "existence", "endings"}
     own = [{"stability", "drift", "choice", "cuts", "spelled"}]
     own += [{"following", "latents", "spread", "decoded", "lengths"}] * (count - 1)
@@ -211,7 +211,7 @@ def test_expected_losses_teach_the_splitter_where_cuts_are_drawn() -> None:
     level = small_model(1).levels[0]
     probs = level.split(ROWS).start_prob
     leaf = probs.detach().clone().requires_grad_()
-    segmentation = level.choose_starts(ROWS, leaf, generator=chance(6))
+    segmentation = level.choose_starts(ROWS, leaf, certain=False)
     loss = autoencoder_losses(level, ROWS, segmentation, chance(7))["positions"]
     (gradient,) = torch.autograd.grad(loss, leaf)
     assert gradient.isfinite().all()
@@ -299,7 +299,7 @@ def test_segments_that_only_begin_alike_are_compressed_each(index: int) -> None:
     probs = 0.1 + 0.8 * torch.rand(2, rows.values.shape[1], generator=chance(1))
     probs[:, ::4] = 1
     probs[:, 1::4] = 0
-    segmentation = level.choose_starts(rows, probs, generator=chance(2))
+    segmentation = level.choose_starts(rows, probs, certain=False)
     latents = level.encode(rows, segmentation)
     for windows in level.windows(rows, segmentation):
         for place, segment in enumerate(windows.segments.tolist()):
@@ -331,7 +331,7 @@ def test_chosen_cuts_are_certain_and_drawn_ones_as_likely_as_before() -> None:
     starts = torch.zeros_like(probs).scatter(1, chosen.starts, chosen.slot_mask.float())
     starts[:, 0] = 1
     assert torch.equal(chosen.start_prob, starts)
-    assert torch.equal(level.choose_starts(ROWS, probs, generator=chance(1)).start_prob, probs)
+    assert torch.equal(level.choose_starts(ROWS, probs, certain=False).start_prob, probs)
     for windows in level.windows(ROWS, chosen):
         assert ((windows.log_existence == 0) | (windows.log_existence == LOG_FLOOR)).all()
 
@@ -372,7 +372,7 @@ def test_positions_are_located_where_their_bytes_begin(seed: int, noised: bool) 
 @torch.no_grad()
 def test_windows_hold_what_stands_in_the_row() -> None:
     level = small_model(1).levels[0]
-    segmentation = level.choose_starts(ROWS, level.split(ROWS).start_prob, generator=chance(8))
+    segmentation = level.choose_starts(ROWS, level.split(ROWS).start_prob, certain=False)
     flat = [(row, int(start)) for row in range(3) for start, real in
             zip(segmentation.starts[row], segmentation.slot_mask[row], strict=True) if real]
     seen: list[int] = []

@@ -217,8 +217,8 @@ def test_segments_never_split_a_character(bias: float, data: bytes, seed: int) -
     probs = level.split(rows).start_prob
     inside = inside_code_points(data)
     assert all(probs[0, place] == 0 for place in inside)
-    for generator in (None, chance(seed)):
-        starts = level.choose_starts(rows, probs, generator=generator).starts[0].tolist()
+    for certain in (True, False):
+        starts = level.choose_starts(rows, probs, certain=certain).starts[0].tolist()
         assert not inside & set(starts)
     lengths = torch.tensor([*level.choose_starts(rows, probs).starts[0].tolist(), len(data)]).diff()
     assert lengths.max() <= level.config.window
@@ -244,8 +244,8 @@ def test_padding_belongs_to_no_segment() -> None:
     rows = latent_rows(level, [5, 12], seed=3)
     splits = level.split(rows)
     assert (splits.start_prob[0, 5:] == 1).all()
-    for generator in (None, chance(1)):
-        segmentation = level.choose_starts(rows, splits.start_prob, generator=generator)
+    for certain in (True, False):
+        segmentation = level.choose_starts(rows, splits.start_prob, certain=certain)
         assert segmentation.starts[0][segmentation.slot_mask[0]].max() < 5
     unaware = level.choose_starts(latent_rows(level, [7, 30], seed=4), torch.zeros(2, 30))
     assert unaware.starts.tolist() == [[0, 0, 0, 0], [0, 8, 16, 24]]

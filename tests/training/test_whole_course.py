@@ -100,4 +100,4 @@ def test_gaps_are_filled(model: Zonkey, gap: bytes) -> None:
     fills = infill(model, data, find_gaps(data), seed=1, options=InfillingOptions(steps=4, candidates=2))
     filled = apply_fills(data, fills)
     assert filled.startswith(before) and filled.endswith(after[48:]) and after[:40] in filled
-    assert len(fills) == 2 and all(fill.text for fill in fills)
+    assert len(fills) == 2

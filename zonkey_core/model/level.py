@@ -24,7 +24,6 @@ from zonkey_core.model.existence import (
     LOG_FLOOR,
     cumulative_log_continue,
     limit_segment_length,
-    sample_starts,
     window_log_existence,
 )
 from zonkey_core.model.hash_embeddings import ngram_keys
@@ -133,18 +132,17 @@ class Level(nn.Module):
         return functional.cross_entropy(self.reader_readout(states).float(), kinds, reduction="none")
 
     def choose_starts(
-        self, sequence: PositionSequence, start_prob: Tensor, *, generator: torch.Generator | None = None
+        self, sequence: PositionSequence, start_prob: Tensor, *, certain: bool = True
     ) -> Segmentation:
-        """A segmentation: drawn from `start_prob` with a generator, else its starts above one half.
+        """The segmentation that a model is used with: starts above one half, no segment longer than the window.
 
-        The latter is the one that a model is used with, and every cut of it is certain. No segment is longer than the
-        window.
+        With `certain`, every cut of it is certain; otherwise `start_prob` is kept, so that existence fades as the
+        splitter says, and gradients reach it.
         """
-        likely = start_prob > 0.5 if generator is None else sample_starts(start_prob.detach(), generator)
-        likely = likely | ~sequence.exists_mask
+        likely = (start_prob > 0.5) | ~sequence.exists_mask
         likely[:, 0] = True
         mask = limit_segment_length(likely, sequence.cut_allowed(), self.config.window)
-        if generator is None:
+        if certain:
             start_prob = mask.to(start_prob.dtype)
         mask = mask & sequence.exists_mask
         length = mask.shape[1]

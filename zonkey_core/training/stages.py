@@ -1,8 +1,9 @@
 """What a stage trains and what it minimises.
 
-In the stages of a single level everything below is fixed, and segments are those that the model is used with. In the
-joint stage all objectives of all levels are added up in one graph: segmentations are drawn from the splitters, so that
-the expected loss reaches them, and latents carry the upper levels' gradients down, scaled by how far the stage is.
+Segments are those that the model is used with, and in the stages of a single level everything below is fixed. In the
+joint stage all objectives of all levels are added up in one graph: the probabilities of cuts are kept, so that losses
+reach the splitters through existence, and latents carry the upper levels' gradients down, scaled by how far the stage
+is.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def joint_losses(
         start_prob = level.split(split_on).start_prob
         if views:
             sequence, start_prob = views[-1].slots.as_positions(), views[-1].slots.share_out(start_prob)
-        segmentation = level.choose_starts(sequence, start_prob, generator=generator)
+        segmentation = level.choose_starts(sequence, start_prob, certain=False)
         latents = level.encode(sequence, segmentation)
         slots = level.read_slots(sequence, segmentation, latents)
         losses |= {f"{index}/{name}": loss for name, loss in splits.items()}
