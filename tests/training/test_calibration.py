@@ -15,7 +15,7 @@ from tests.training_helpers import Run, small_config
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.training import trainer
+from zonkey_core.training import calibration, trainer
 from zonkey_core.training.calibration import calibrate
 from zonkey_core.training.stages import stage_losses
 
@@ -104,7 +104,7 @@ class Calibrations:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.batches: list[list[PositionSequence]] = []
-        monkeypatch.setattr(trainer, "calibrate", self)
+        monkeypatch.setattr(calibration, "calibrate", self)
 
     def __call__(self, level: Level, sequences: Iterable[PositionSequence]) -> None:
         self.batches.append(list(sequences))

@@ -35,6 +35,7 @@ from zonkey_core.training import (
     SplitsEvent,
     StageEvent,
     StepEvent,
+    calibration,
     fitting,
     resume,
     trainer,
@@ -308,7 +309,7 @@ def test_a_codebook_is_of_latents_of_text_that_is_not_trained_on(
         trained.extend(bytes(row) for row in given[2].values.tolist())
         return stage_losses(*given)
 
-    monkeypatch.setattr(trainer, "calibrate", lambda _level, _sequences: None)
+    monkeypatch.setattr(calibration, "calibrate", lambda _level, _sequences: None)
     monkeypatch.setattr(Zonkey, "located_positions", reading)
     monkeypatch.setattr(trainer, "stage_losses", training)
     Run(tmp_path / "model").train(small_config(), steps=4, stage="splitter")

@@ -126,7 +126,10 @@ def _write(
         opened = _open(model, [texts[index] for index in going], options, [generators[index] for index in going])
         shown = None
         if watch is not None and going[0] == 0:
-            shown = _show(level, watch, texts[0].removesuffix(opened[0].prefix))
+            before = texts[0].removesuffix(opened[0].prefix)
+            shown = _show(level, watch, before)
+            if opened[0].plan is not None:
+                watch(Forming(_top(model, options), before, _drafted(level, opened[0])))
         written = write_texts(
             level, opened, [generators[index] for index in going],
             steps=options.steps, temperature=options.temperature, on_step=shown,
@@ -139,6 +142,19 @@ def _write(
                 left.append(index)
         going = left
     return [_trim(text, options.max_bytes, kept=len(prompt)) for text in texts]
+
+
+def _top(model: Zonkey, options: SamplingOptions) -> int:
+    """The highest level that forms the text."""
+    return len(model.levels) - 1 if options.level is None else options.level
+
+
+@torch.no_grad()
+def _drafted(level: Level, text: OpenText) -> list[bytes | None]:
+    """What the level above drafts for the open slots of a text: the strings that its drafts are nearest to."""
+    assert level.vocabulary is not None and text.plan is not None
+    drafts = text.plan.plans.drafts[len(text.known) :]
+    return [level.vocabulary.detokenize([each]) for each in level.nearest_entries(drafts).tolist()]
 
 
 def _show(level: Level, watch: Callable[[Forming], None], before: bytes) -> Callable[[Tensor], None]:
@@ -185,7 +201,7 @@ def _open(
     room = min(GROUP_BYTES, options.max_bytes)
     slots = math.ceil(room / level.vocabulary.mean_length() * SPARE_SLOTS)
     begins = [len(context) == len(text) for context, text in zip(contexts, texts, strict=True)]
-    top = len(model.levels) - 1 if options.level is None else options.level
+    top = _top(model, options)
     plans: list[BlockPlan | None] = [None] * len(texts)
     rooms = [slots + 1]
     for upper in model.levels[1 : top + 1]:

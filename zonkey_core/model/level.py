@@ -212,9 +212,14 @@ class Level(nn.Module):
         """Latents [n, C] of slots that a level above unfolded, each moved to the nearest of the vocabulary, if any."""
         if self.vocabulary is None:
             return latents
+        return self.vocabulary.latents()[self.nearest_entries(latents)]
+
+    def nearest_entries(self, latents: Tensor) -> Tensor:
+        """[n] the entries of the vocabulary whose latents are nearest to some [n, C]."""
+        assert self.vocabulary is not None
         table = self.vocabulary.latents()
         nearest = [(part.float() @ table.T).argmax(-1) for part in torch.split(latents, COMPRESSED_TOGETHER)]
-        return table[torch.cat(nearest)] if nearest else latents
+        return torch.cat(nearest)
 
     def drift_penalty(self, slots: Slots) -> Tensor:
         """`2 (1 - cos)` between what the strings of slots compress to and what they did when the vocabulary last

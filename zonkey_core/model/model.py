@@ -52,9 +52,8 @@ class Zonkey(nn.Module):
         return self.bottom.device
 
     def unsaved(self) -> dict[str, Tensor]:
-        """What training goes on with and a saved model does without: the buffers that are not in `state_dict`."""
-        saved = self.state_dict()
-        return {name: buffer for name, buffer in self.named_buffers() if name not in saved}
+        """What training goes on with and a saved model does without."""
+        return unsaved_buffers(self)
 
     @torch.no_grad()
     def load_unsaved(self, tensors: Mapping[str, Tensor]) -> None:
@@ -93,6 +92,12 @@ class Zonkey(nn.Module):
             located = LocatedPositions(level.upper_sequence(view.latents, view.segmentation), begins)
             offsets = offsets.gather(1, view.slots.starts)
         return located
+
+
+def unsaved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a module that are not in its `state_dict`."""
+    saved = module.state_dict()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
 
 
 def byte_sequence(values: Tensor, document_mask: Tensor) -> PositionSequence:

@@ -16,7 +16,7 @@ from zonkey_core.config import TrainingConfig
 from zonkey_core.errors import CheckpointError
 from zonkey_core.model.bytes import BYTE_VALUES, SYMBOLS
 from zonkey_core.model.hash_embeddings import is_lookup_table
-from zonkey_core.model.model import Zonkey
+from zonkey_core.model.model import unsaved_buffers
 
 SMALLEST_MATRIX = 16
 """Narrower matrices have too few directions for orthogonal updates."""
@@ -114,11 +114,11 @@ def follow_weights(
     torch._foreach_lerp_(list(averages), [parameter.detach() for parameter in parameters], 1 - decay)
 
 
-def resumable_tensors(live: Zonkey, average: Zonkey, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
+def resumable_tensors(live: nn.Module, average: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """All tensors that a run goes on from, by names that `split_resumable` takes apart."""
     parts = {
         "live": live.state_dict(),
-        "unsaved": live.unsaved(),
+        "unsaved": unsaved_buffers(live),
         "average": average.state_dict(),
         "state": optimizer_tensors(optimizers),
     }
