@@ -20,7 +20,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch r
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "zonkey_cli")
-QUICK_TRAINING = ("--preset", "tiny", "--set", "training.batch_rows=2", "--set", "training.row_bytes=512")
+QUICK_TRAINING = (
+    "--preset", "tiny", "--set", "training.batch_rows=2", "--set", "training.row_bytes=512",
+    "--set", "level.0.vocabulary=1024",
+)
 """Options of a run that learns next to nothing in seconds."""
 
 
