@@ -145,9 +145,9 @@ class Choices:
         self.own = []
 
         def hold(
-            level: Level, sequence: PositionSequence, start_prob: Tensor, *, generator: torch.Generator | None = None
+            level: Level, sequence: PositionSequence, start_prob: Tensor, *, certain: bool = True
         ) -> Segmentation:
-            found = choose(level, sequence, start_prob, generator=generator)
+            found = choose(level, sequence, start_prob, certain=certain)
             mask = torch.zeros_like(sequence.exists_mask)
             self.own.append(mask.scatter(1, found.starts, found.slot_mask) | mask.scatter(1, found.starts[:, :1], True))
             kept = keep_segmentation(found._replace(start_prob=found.start_prob.detach()))

@@ -145,7 +145,7 @@ class ParquetShard:
                     for row, text in enumerate(_column(file, group)):
                         if row >= skipped and text is not None:
                             yield Document(text=text.encode(), key=text.encode(), end=(group, row + 1))
-        except (OSError, pyarrow.ArrowException) as error:
+        except (OSError, pyarrow.ArrowException, UnicodeDecodeError) as error:
             raise DataError(f"{self.path}: not a readable Parquet file ({first_line(error)})") from error
 
 

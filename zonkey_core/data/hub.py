@@ -105,7 +105,7 @@ def _check_columns(path: Path) -> None:
     """Report a file of another kind before a long training run meets it."""
     try:
         schema = pyarrow.parquet.read_schema(path)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise DataError(f"{path}: not a readable Parquet file ({first_line(error)})") from error
     check_text_column(schema, path)
     if "id" not in schema.names:
