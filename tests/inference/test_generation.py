@@ -347,14 +347,16 @@ def test_the_first_text_is_shown_as_it_forms(
     done = [forming for forming in shown if None not in forming.pieces]
     assert len({forming.before for forming in done}) > 1, "one stretch after the other"
     assert shown[0].before == prompt.removesuffix(open_end(model.bottom, prompt).prefix)
+    assert any(forming.level for forming in shown) == (level is None)
     for before, after in itertools.pairwise(shown):
-        if None in before.pieces:
-            assert after.before == before.before
+        if after.before != before.before:
+            assert len(after.before) > len(before.before) and None not in before.pieces
+            continue
+        assert after.level <= before.level, "plans come first"
+        if after.level == before.level:
             pairs = list(zip(before.pieces, after.pieces, strict=True))
             assert all(late == early for early, late in pairs if early is not None)
             assert before.pieces.count(None) > after.pieces.count(None)
-        else:
-            assert len(after.before) > len(before.before)
 
 
 def test_the_first_text_of_every_group_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
