@@ -161,7 +161,7 @@ device_option = click.option(
     shell_complete=lambda context, parameter, incomplete: [name for name in DEVICES if name.startswith(incomplete)],
 )
 steps_option = click.option(
-    "--steps", type=click.IntRange(min=1, max=128), metavar="N", default=32, show_default=True,
+    "--steps", type=click.IntRange(min=1, max=128), metavar="N", default=8, show_default=True,
     help="Evaluations in which open slots are written, at most 128: fewer are faster, and write more side by side.",
 )
 temperature_option = click.option(

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import nn
+from torch.func import functional_call
 
 from zonkey_core.errors import DeviceError
 
@@ -38,3 +43,9 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
     """The context in which a model runs."""
     return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+
+def in_precision(module: nn.Module, precision: torch.dtype) -> Callable[..., Any]:
+    """A module as a function that computes with its weights in some precision; the module stays as it is."""
+    weights = {name: parameter.detach().to(precision) for name, parameter in module.named_parameters()}
+    return lambda *inputs: functional_call(module, weights, inputs)

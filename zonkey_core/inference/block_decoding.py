@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, cast
 
@@ -12,17 +11,21 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from zonkey_core.devices import choose_precision
+from zonkey_core.devices import choose_precision, in_precision
 from zonkey_core.diffusion.decoding_order import Order, OrderedRows, in_streams, lay_out
 from zonkey_core.model.denoiser import DenoisedSlots
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.level import Level
 from zonkey_core.model.slot_batches import Plans, at_places, slot_batch
 
+DRAWN_TOGETHER = 32
+"""Slots that are drawn at once: what their logits take stays in the cache."""
 BLOCK = 128
 """Entries whose probabilities are added up first when one is drawn."""
 LEAST_SHARE = 0.005
 """Entries less likely than the likeliest by this factor are not drawn (Nguyen et al. 2024, "min-p")."""
+LEAST_PLANNED_SHARE = 0.02
+"""The same where a plan is given, which makes unlikely entries likelier than they are in text."""
 SMALLEST = 1e-9
 """Stands for a chance of 0, which would draw what has no weight."""
 TOGETHER = 16
@@ -60,13 +63,14 @@ class Board:
         self.vocabulary = level.vocabulary
         self.table = level.vocabulary.latents()
         self.device = self.table.device
-        self.denoiser = copy.deepcopy(level.denoiser).to(choose_precision("auto", self.device))
+        self.denoiser = in_precision(level.denoiser, choose_precision("auto", self.device))
         self.length, self.temperature = length, temperature
         blank = Row(torch.full((1,), EMPTY), torch.zeros(1), {})
         filled = [*rows, *[blank] * (batch - len(rows))]
         self.entries = _stacked([row.entries for row in filled], EMPTY).to(self.device)
         self.chances = _stacked([row.chances for row in filled], 0.0).to(self.device)
         self.plans = self._plans(level, filled)
+        self.least_share = LEAST_SHARE if self.plans is None else LEAST_PLANNED_SHARE
         self.allowed = {
             (row, slot): level.vocabulary.begins_with(prefix)
             for row, each in enumerate(rows)
@@ -115,11 +119,20 @@ class Board:
         row, column = ((told >= 0) & (self.entries.gather(1, told.clamp(min=0)) == EMPTY)).nonzero(as_tuple=True)
         slot = told[row, column]
         estimate = reading.found.latents[row, column]
-        logits = self.vocabulary.logits(estimate, torch.ones(len(estimate), device=self.device), self.table)
-        for index, place in enumerate(zip(row.tolist(), slot.tolist(), strict=True)):
-            if place in self.allowed:
-                logits[index].masked_fill_(~self.allowed[place], -torch.inf)
-        self.entries[row, slot] = draw_entries(logits, self.chances[row, slot], self.temperature)
+        places = list(zip(row.tolist(), slot.tolist(), strict=True))
+        drawn = []
+        for first in range(0, len(places), DRAWN_TOGETHER):
+            part = slice(first, first + DRAWN_TOGETHER)
+            padding = max(0, first + DRAWN_TOGETHER - len(places))
+            queries = functional.pad(estimate[part], (0, 0, 0, padding))
+            logits = self.vocabulary.logits(queries, torch.ones(DRAWN_TOGETHER, device=self.device), self.table)
+            for index, place in enumerate(places[part]):
+                if place in self.allowed:
+                    logits[index].masked_fill_(~self.allowed[place], -torch.inf)
+            chances = functional.pad(self.chances[row[part], slot[part]], (0, padding))
+            drawn.append(draw_entries(logits, chances, self.temperature, self.least_share))
+        if drawn:
+            self.entries[row, slot] = torch.cat(drawn)[: len(places)]
 
     def run(self, first: int, later: int, on_step: Callable[[], None]) -> None:
         """Tell all that is open: `first` readings of each row are made in the first evaluation, then `later` in each.
@@ -142,12 +155,17 @@ def read_whole(level: Level, rows: OrderedRows, latents: Tensor, plans: Plans | 
     return cast(DenoisedSlots, level.denoiser(slot_batch(latents, rows, plans=plans)))
 
 
-def draw_entries(logits: Tensor, chance: Tensor, temperature: float) -> Tensor:
-    """[n] entries drawn from logits [n, K] with numbers [n] between 0 and 1; the likeliest at temperature 0."""
+def draw_entries(
+    logits: Tensor, chance: Tensor, temperature: float, least_share: float = LEAST_SHARE
+) -> Tensor:
+    """[n] entries drawn from logits [n, K] with numbers [n] between 0 and 1; the likeliest at temperature 0.
+
+    Those less likely than the likeliest by the factor `least_share` are not drawn.
+    """
     if temperature == 0:
         return logits.argmax(-1)
     weights = ((logits - logits.amax(-1, keepdim=True)) / temperature).exp_()
-    weights = weights.masked_fill_(weights < LEAST_SHARE, 0.0)
+    weights = weights.masked_fill_(weights < least_share, 0.0)
     number = -(-weights.shape[1] // BLOCK)
     blocks = functional.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), number, BLOCK)
     # First the block that the chance falls into, then the entry within it: a cumulative sum over all takes longer.

@@ -21,16 +21,20 @@ from zonkey_core.inference.block_decoding import EMPTY, TOGETHER
 from zonkey_core.inference.block_generation import OpenText, write_texts
 from zonkey_core.inference.planning import BlockPlan, plan_texts, read_context
 from zonkey_core.inference.scoring import Question, log_likelihoods
+from zonkey_core.inference.windows import read_windows
 from zonkey_core.model.bytes import BYTE_VALUES
-from zonkey_core.model.level import Level
+from zonkey_core.model.existence import LOG_FLOOR
+from zonkey_core.model.level import WINDOW_STEPS, Level
 from zonkey_core.model.model import Zonkey, text_sequence
 from zonkey_core.model.stitcher import stitch
 
 GROUP_BYTES = 512
 """Text that is formed at once."""
+ROOM_STEP = 128
+"""The bytes of a text that are still to be formed are rounded up to a multiple of so many."""
 CONTEXT_BYTES = 384
 """Text before it that is read."""
-SPARE_SLOTS = 1.15
+SPARE_SLOTS = 1.3
 """Slots opened for each one that is expected to be needed."""
 SPARE_BLOCKS = 1.5
 """The same of blocks, which vary more."""
@@ -42,8 +46,9 @@ MOST_STEPS = 128
 class SamplingOptions(msgspec.Struct, frozen=True):
     """How text is sampled."""
 
-    steps: int = 32
-    """Evaluations of each level's denoiser, or as many as there are slots to tell where that is fewer."""
+    steps: int = 8
+    """Evaluations of each level's denoiser, or as many as there are slots to tell where that is fewer; above the lowest
+    level at most `planning.MOST_STEPS`."""
     temperature: float = 1.0
     """How far draws stray from what is likeliest: it divides the logits of what is chosen, and scales the noise that
     is drawn anew at each step."""
@@ -180,14 +185,29 @@ def unfold_entries(level: Level, texts: Sequence[Tensor]) -> list[bytes]:
     if not len(distinct):
         return [b""] * len(texts)
     distinct = distinct.to(level.device)
-    decoded = level.decode(level.vocabulary.latents()[distinct])
-    symbols = functional.one_hot(level.readout(decoded.states).argmax(-1), BYTE_VALUES).float().cpu()
-    log_existence, sizes = decoded.log_existence.cpu(), level.vocabulary.lengths[distinct].long().cpu()
+    sizes = level.vocabulary.lengths[distinct].long()
+    symbols, log_existence = _spelled(level, level.vocabulary.latents()[distinct], sizes)
+    sizes = sizes.cpu()
     unfolded = []
     for slots in torch.split(which, [len(text) for text in texts]):
         joined = stitch(symbols[slots], log_existence[slots], torch.ones(len(slots)), symbols=True, sizes=sizes[slots])
         unfolded.append(bytes(joined.contents.argmax(-1).tolist()))
     return unfolded
+
+
+def _spelled(level: Level, latents: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """One-hot bytes [n, S, 256] and log existence [n, S] of windows, short ones decoded apart from long ones."""
+    steps = sorted({min(step, level.config.window) for step in (*WINDOW_STEPS, level.config.window)})
+    which = torch.bucketize(sizes, torch.tensor(steps, device=sizes.device))
+    longest = steps[int(which.max())]
+    symbols = torch.zeros(len(latents), longest, BYTE_VALUES)
+    log_existence = torch.full((len(latents), longest), LOG_FLOOR)
+    for number in sorted(set(which.tolist())):
+        index, length = (which == number).nonzero().flatten(), steps[number]
+        windows = read_windows(level, latents[index], length)
+        symbols[index.cpu(), :length] = functional.one_hot(windows.contents.argmax(-1), BYTE_VALUES).float().cpu()
+        log_existence[index.cpu(), :length] = windows.log_existence.cpu()
+    return symbols, log_existence
 
 
 def _open(
@@ -198,14 +218,10 @@ def _open(
     assert level.vocabulary is not None
     contexts = [text[-CONTEXT_BYTES:] for text in texts]
     ends = [open_end(level, context) for context in contexts]
-    room = min(GROUP_BYTES, options.max_bytes)
-    slots = math.ceil(room / level.vocabulary.mean_length() * SPARE_SLOTS)
     begins = [len(context) == len(text) for context, text in zip(contexts, texts, strict=True)]
     top = _top(model, options)
+    rooms = [_rooms(model, options.max_bytes - len(text), top) for text in texts]
     plans: list[BlockPlan | None] = [None] * len(texts)
-    rooms = [slots + 1]
-    for upper in model.levels[1 : top + 1]:
-        rooms.append(math.ceil(rooms[-1] / upper.config.segment_length * SPARE_BLOCKS) + 1)
     if top:
         read = [read_context(model, context)[: top + 1] for context in contexts]
         plans = list(
@@ -213,9 +229,19 @@ def _open(
                        temperature=options.temperature)
         )  # fmt: skip
     return [
-        OpenText(end.known, rooms[0], begin, end.prefix, plan, rooms[1] if top else 0)
-        for end, begin, plan in zip(ends, begins, plans, strict=True)
+        OpenText(end.known, room[0], begin, end.prefix, plan, room[1] if top else 0)
+        for end, begin, plan, room in zip(ends, begins, plans, rooms, strict=True)
     ]
+
+
+def _rooms(model: Zonkey, left: int, top: int) -> list[int]:
+    """Slots of each level up to `top` that may be opened at once, where so many bytes may follow."""
+    assert model.bottom.vocabulary is not None
+    size = min(GROUP_BYTES, -(-left // ROOM_STEP) * ROOM_STEP)
+    rooms = [math.ceil(size / model.bottom.vocabulary.mean_length() * SPARE_SLOTS) + 1]
+    for upper in model.levels[1 : top + 1]:
+        rooms.append(math.ceil(rooms[-1] / upper.config.segment_length * SPARE_BLOCKS) + 1)
+    return rooms
 
 
 class OpenEnd(NamedTuple):

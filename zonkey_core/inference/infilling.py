@@ -49,7 +49,7 @@ class Fill(msgspec.Struct, frozen=True):
 class InfillingOptions(msgspec.Struct, frozen=True):
     """How gaps are filled."""
 
-    steps: int = 32
+    steps: int = 8
     temperature: float = 1.0
     candidates: int = 8
 

@@ -5,7 +5,6 @@ Shapes: texts side by side, [B, M] slots of each, latents of width C.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,15 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zonkey_core.devices import choose_precision
+from zonkey_core.devices import choose_precision, in_precision
 from zonkey_core.diffusion.decoding_order import at_once, lay_out, with_blocks
 from zonkey_core.inference.block_decoding import TOGETHER, read_whole
+from zonkey_core.inference.windows import rebuild_latents
 from zonkey_core.model.level import Level
 from zonkey_core.model.slot_batches import Plans, at_slots, gather_slots, slot_batch
 
 HIGHEST_RATIO = 12.0
 """Noise-to-signal ratio of the first step below pure noise."""
-LOWEST_RATIO = 3.0
+LOWEST_RATIO = 1.0
 """That of the last, at which the level below takes up what was formed."""
 
 KNOWN_STEP = 16
@@ -106,7 +106,7 @@ def form_slots(
         open_mask[row, : len(text.latents)] = ~text.known_mask
     ratios = HIGHEST_RATIO * (LOWEST_RATIO / HIGHEST_RATIO) ** torch.linspace(0, 1, max(1, steps - 1))
     left = torch.cat([torch.zeros(1), (1 + ratios.square()).rsqrt()])[: max(1, steps)].tolist()
-    denoiser = copy.deepcopy(level.denoiser).to(choose_precision("auto", level.device))
+    denoiser = in_precision(level.denoiser, choose_precision("auto", level.device))
     noisy = torch.zeros_like(clean)
     estimate = torch.zeros_like(clean)
     found = clean
@@ -119,8 +119,9 @@ def form_slots(
         sigma, next_sigma = (1 - alpha * alpha) ** 0.5, (1 - following * following) ** 0.5
         estimate = found
         if step == len(left) - 2:
-            rebuilt = level.recompress(level.decode(found.flatten(0, 1))).view_as(found)
-            estimate = rebuilt * open_mask.unsqueeze(-1)
+            estimate = torch.zeros_like(found).masked_scatter(
+                open_mask.unsqueeze(-1), rebuild_latents(level, found[open_mask])
+            )
         fresh = torch.stack([torch.randn(length, level.channels, generator=each) for each in generators])
         fresh = functional.pad(fresh, (0, 0, 0, 0, 0, padding)).to(level.device)
         variance = (next_sigma / sigma) ** 2 * (1 - (alpha / following) ** 2) if following else next_sigma**2

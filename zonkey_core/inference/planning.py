@@ -14,13 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zonkey_core.inference.latent_sampler import KNOWN_STEP, OpenText, ending_logits, form_slots
+from zonkey_core.inference.latent_sampler import KNOWN_STEP, Formed, OpenText, ending_logits, form_slots
+from zonkey_core.inference.windows import read_windows
 from zonkey_core.model.existence import LOG_FLOOR
 from zonkey_core.model.length_model import EDGES, draw_counts
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, Zonkey, text_sequence
 from zonkey_core.model.slot_batches import Plans
 from zonkey_core.model.stitcher import start_scores, stitch
+
+MOST_STEPS = 4
+"""The most evaluations in which the slots of a level of plans are formed; more of them told stranger things, no better
+ones (docs/experiments.md)."""
 
 
 class LevelContext(NamedTuple):
@@ -69,22 +74,26 @@ def plan_texts(
     begins: Sequence[bool],
     generators: Sequence[torch.Generator],
     *,
-    rooms: Sequence[int],
+    rooms: Sequence[Sequence[int]],
     steps: int,
     temperature: float,
 ) -> list[BlockPlan]:
     """Plans of the lowest level's blocks for texts that go on; `rooms` are the slots of each level that may follow.
 
-    `contexts` are those of the levels that form the texts, lowest first. Texts of which about as much is known are
-    planned side by side, in rows of one length, so that what becomes of one does not depend on the others.
+    `contexts` are those of the levels that form the texts, lowest first. Texts of which about as much is known, and
+    that have the same room, are planned side by side, in rows of one length, so that what becomes of one does not
+    depend on the others.
     """
-    shapes = [tuple(_padded(len(each.latents)) for each in context) for context in contexts]
+    shapes = [
+        (tuple(_padded(len(each.latents)) for each in context), tuple(room))
+        for context, room in zip(contexts, rooms, strict=True)
+    ]
     plans: dict[int, BlockPlan] = {}
     for shape in sorted(set(shapes)):
         alike = [index for index, each in enumerate(shapes) if each == shape]
         found = _plan_alike(
             model, [contexts[index] for index in alike], [begins[index] for index in alike],
-            [generators[index] for index in alike], shape, rooms, steps, temperature,
+            [generators[index] for index in alike], *shape, steps, temperature,
         )  # fmt: skip
         plans.update(zip(alike, found, strict=True))
     return [plans[index] for index in range(len(contexts))]
@@ -118,17 +127,14 @@ def _plan_alike(
             for row, (context, total, begin, end) in enumerate(zip(contexts, totals, begins, ends, strict=True))
         ]
         formed = form_slots(
-            level, texts, upper, generators, steps=steps, temperature=temperature,
+            level, texts, upper, generators, steps=min(steps, MOST_STEPS), temperature=temperature,
             length=shape[number] + rooms[number],
         )  # fmt: skip
-        found = []
-        for row, (context, latents) in enumerate(zip(contexts, formed.latents, strict=True)):
-            lower = context[number - 1]
-            planned = unfold_blocks(
-                level, latents, context[number], lower, formed.alpha, generators[row],
-                most=len(lower.latents) + rooms[number - 1],
-            )  # fmt: skip
-            found.append(planned._replace(ends=ends[row] and planned.ends))
+        unfolded = unfold_blocks(
+            level, formed, [(context[number], context[number - 1]) for context in contexts], generators,
+            room=rooms[number - 1],
+        )  # fmt: skip
+        found = [each._replace(ends=end and each.ends) for each, end in zip(unfolded, ends, strict=True)]
         totals, ends = [sum(each.lengths) for each in found], [each.ends for each in found]
         upper = _side_by_side([each.plans for each in found])
     return found
@@ -148,54 +154,67 @@ def _opened(known: Tensor, total: int, begins: bool, ends: bool, blocks: Sequenc
 @torch.no_grad()
 def unfold_blocks(
     level: Level,
-    latents: Tensor,
-    context: LevelContext,
-    below: LevelContext,
-    alpha: float,
-    generator: torch.Generator,
+    formed: Formed,
+    contexts: Sequence[tuple[LevelContext, LevelContext]],
+    generators: Sequence[torch.Generator],
     *,
-    most: int,
-) -> BlockPlan:
-    """Blocks [K, C'] of a text, the first of them known, as plans of at most `most` slots of the level below.
+    room: int,
+) -> list[BlockPlan]:
+    """Blocks of texts, the first of them known, as plans of at most `room` slots more of the level below.
 
-    Known blocks have the slots that they have; the first open one has at least those that are known of it.
+    `contexts` are those of this level and of the one below. Known blocks have the slots that they have; the first open
+    one has at least those that are known of it.
     """
-    closed = len(context.latents)
-    lengths = context.starts.diff().tolist()[:closed]
-    written = len(below.latents) - sum(lengths)
-    decoded = level.decode(latents[closed:])
-    contents = level.readout(decoded.states)
-    sizes = _draw_sizes(contents, decoded.log_existence, max(0, written), generator)
-    stitched = stitch(
-        contents, decoded.log_existence, torch.ones(len(sizes), device=contents.device), symbols=False,
-        sizes=torch.tensor(sizes, device=contents.device),
-    ).contents  # fmt: skip
-    lengths += sizes
-    known = torch.zeros(sum(lengths[:closed]), contents.shape[-1], device=contents.device)
-    drafts = torch.cat([known, stitched])
-    ends = sum(lengths) <= most
+    opened = [latents[len(context.latents) :] for latents, (context, _) in zip(formed.latents, contexts, strict=True)]
+    contents, every_existence = read_windows(level, torch.cat(opened))
+    existence = functional.pad(every_existence.exp(), (0, 1))
+    alone = (existence[:, :-1] - existence[:, 1:]).clamp(min=1e-30).log()
+    together = start_scores(contents, every_existence, symbols=False)
+    counts = [len(latents) for latents in opened]
+    parts = zip(*(torch.split(each, counts) for each in (contents, every_existence, alone)), strict=True)
+    plans, first = [], 0
+    for latents, (context, below), generator, (content, log_existence, last) in zip(
+        formed.latents, contexts, generators, parts, strict=True
+    ):
+        at_end = functional.pad(last[-1:], (1, 0), value=-torch.inf)
+        scores = torch.cat([together[first : first + len(content) - 1], at_end])
+        first += len(content)
+        lengths = context.starts.diff().tolist()[: len(context.latents)]
+        sizes = _draw_sizes(scores, max(0, len(below.latents) - sum(lengths)), generator)
+        drafts = stitch(
+            content, log_existence, torch.ones(len(sizes), device=content.device), symbols=False,
+            sizes=torch.tensor(sizes, device=content.device),
+        ).contents  # fmt: skip
+        known = torch.zeros(sum(lengths), content.shape[-1], device=content.device)
+        most = len(below.latents) + room
+        plans.append(_bounded(latents, formed.alpha, lengths, sizes, torch.cat([known, drafts]), most))
+    return plans
+
+
+def _bounded(
+    latents: Tensor, alpha: float, known: Sequence[int], sizes: Sequence[int], drafts: Tensor, most: int
+) -> BlockPlan:
+    """The plan of a text whose `known` blocks and open ones have so many slots, cut off after `most` of them."""
+    lengths = [*known, *sizes]
     kept: list[int] = []
     for length in lengths:
         kept.append(min(length, most - sum(kept)))
     kept = [length for length in kept if length > 0]
     share = torch.full((len(kept),), alpha, device=latents.device)
-    share[:closed] = 1.0
-    return BlockPlan(kept, Plans(latents[: len(kept)], share, drafts[: sum(kept)]), ends)
+    share[: len(known)] = 1.0
+    return BlockPlan(kept, Plans(latents[: len(kept)], share, drafts[: sum(kept)]), sum(lengths) <= most)
 
 
-def _draw_sizes(contents: Tensor, log_existence: Tensor, least: int, generator: torch.Generator) -> list[int]:
-    """How long each window is: where the next one starts, by existence and agreement; the last by existence alone.
+def _draw_sizes(scores: Tensor, least: int, generator: torch.Generator) -> list[int]:
+    """How long each window is, from log-probabilities [M, S + 1] of where the next one starts, up to a constant.
 
     The first is longer than `least` positions, where its window has room for that.
     """
-    existence = functional.pad(log_existence.exp(), (0, 1))
-    alone = (existence[-1:, :-1] - existence[-1:, 1:]).clamp(min=1e-30).log()
-    last = functional.pad(alone, (1, 0), value=-torch.inf)
-    scores = torch.cat([start_scores(contents, log_existence, symbols=False), last])
+    scores = scores.clone()
     scores[0, 1 : min(least + 1, scores.shape[1] - 1)] = -torch.inf
     upto = scores.softmax(-1).cumsum(-1)
     chance = torch.rand(len(scores), 1, generator=generator).to(upto.device) * upto[:, -1:]
-    return (upto < chance.clamp(min=1e-9)).sum(1).clamp(1, contents.shape[1]).tolist()
+    return (upto < chance.clamp(min=1e-9)).sum(1).clamp(1, scores.shape[1] - 1).tolist()
 
 
 def _side_by_side(plans: Sequence[Plans]) -> Plans:
@@ -250,7 +269,7 @@ def plan_gaps(
             OpenText(blocks.latents, blocks.known_mask, begins, ends, each.lengths if each else ()) for each in planned
         ]
         formed = form_slots(
-            level, opened, _side_by_side(upper) if upper else None, generators, steps=steps,
+            level, opened, _side_by_side(upper) if upper else None, generators, steps=min(steps, MOST_STEPS),
             temperature=temperature, length=len(blocks.latents),
         )  # fmt: skip
         share = torch.ones(len(blocks.latents), device=level.device).where(blocks.known_mask, formed.alpha)
@@ -268,11 +287,11 @@ def plan_gaps(
 @torch.no_grad()
 def _drafts(level: Level, latents: Tensor, known_mask: Tensor, sizes: Sequence[int]) -> Tensor:
     """[M, C] the slots of blocks of these sizes, as their windows say; zeros in known blocks."""
-    decoded = level.decode(latents)
-    contents = level.readout(decoded.states) * ~known_mask[:, None, None]
+    windows = read_windows(level, latents)
+    contents = windows.contents * ~known_mask[:, None, None]
     longest = contents.shape[1]
     contents = functional.pad(contents, (0, 0, 0, max(0, max(sizes) - longest)))
-    log_existence = functional.pad(decoded.log_existence, (0, contents.shape[1] - longest), value=LOG_FLOOR)
+    log_existence = functional.pad(windows.log_existence, (0, contents.shape[1] - longest), value=LOG_FLOOR)
     some = torch.tensor(sizes, device=latents.device)
     return stitch(contents, log_existence, (some > 0).float(), symbols=False, sizes=some).contents
 
