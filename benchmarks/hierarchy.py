@@ -110,7 +110,8 @@ def main(given: Sequence[str] | None = None) -> int:
                 both.append(written)
                 report({"texts": name, "steps": steps, "seconds": seconds, **figures(written, yardstick)})
             for name in FIGURES:
-                report({"difference": name, "steps": steps, "value, low, high": difference(*both, yardstick, name)})
+                found = difference(both[0], both[1], yardstick, name)
+                report({"difference": name, "steps": steps, "value, low, high": found})
     return 0
 
 

@@ -34,8 +34,8 @@ from zonkey_core.training.stages import (
 )
 
 CURRICULUM = [
-    ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("denoiser", 1),
-    ("joint", None),
+    ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("joint", None),
+    ("denoiser", 1),
 ]
 
 
@@ -50,16 +50,18 @@ def part_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_the_plan_goes_level_by_level_and_ends_jointly(levels: int) -> None:
+def test_the_plan_goes_level_by_level_then_jointly_and_ends_with_what_text_begins_from(levels: int) -> None:
     model = ModelConfig(levels=tuple(level_config() for _ in range(levels)))
     shares = StageShares(splitter=(1.0, 0.5), autoencoder=(2.0,), denoiser=(3.0, 2.0, 1.0), joint=4.0)
     stages = plan_stages(model, shares)
-    assert [(stage.name, stage.level) for stage in stages] == [
-        *((name, level) for level in range(levels) for name in ("splitter", "autoencoder", "denoiser")),
-        ("joint", None),
-    ]
+    below = [(name, level) for level in range(levels) for name in ("splitter", "autoencoder", "denoiser")]
+    joint, top = ("joint", None), below.pop()
+    asked = [*(1.0, 2.0, 3.0, 0.5, 2.0, 2.0, 0.5, 2.0, 1.0)[: 3 * levels]]
+    share_of_top = asked.pop()
+    last = [(joint, 4.0), (top, share_of_top)] if levels > 1 else [(top, share_of_top), (joint, 4.0)]
+    assert [(stage.name, stage.level) for stage in stages] == [*below, *(stage for stage, _ in last)]
     assert sum(stage.share for stage in stages) == pytest.approx(1)
-    asked = [*(1.0, 2.0, 3.0, 0.5, 2.0, 2.0, 0.5, 2.0, 1.0)[: 3 * levels], 4.0]
+    asked += [share for _, share in last]
     assert [stage.share for stage in stages] == pytest.approx([share / sum(asked) for share in asked])
 
 

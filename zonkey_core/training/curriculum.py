@@ -1,7 +1,8 @@
 """The order in which a model learns.
 
 Level by level: its splitter, its autoencoder, its denoiser (which also adapts the decoder to what is told);
-then one joint phase from end to end. A naive joint start gives a poor model.
+then one joint phase from end to end. A naive joint start gives a poor model. The denoiser of the top level, from which
+text begins, comes after that phase: what it has to form has settled then.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def plan_stages(model: ModelConfig, shares: StageShares, only: str | None = None
         for level in range(len(model.levels))
         for name in STAGES[:3]
     ]
-    stages.append(Stage("joint", None, shares.joint))
+    joint = Stage("joint", None, shares.joint)
+    stages = [*stages[:-1], joint, stages[-1]] if len(model.levels) > 1 else [*stages, joint]
     stages = [stage for stage in stages if stage.share > 0 and only in (None, stage.name)]
     total = sum(stage.share for stage in stages)
     if not total:
