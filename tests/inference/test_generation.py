@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.inference.model_helpers import expect, strings_of, talker
 from tests.model_helpers import TEXT, chance, few, law
 from zonkey_core.errors import ConfigError
-from zonkey_core.inference import generation
+from zonkey_core.inference import generation, planning
 from zonkey_core.inference.block_generation import OpenText, Written
 from zonkey_core.inference.generation import (
     OTHER_DRAWS,
@@ -270,7 +270,8 @@ def test_a_text_takes_no_more_evaluations_than_are_given(
         assert 1 + max(2, steps - 2) <= read[0] <= len(stretches) * (1 + max(2, steps))
         return
     assert len(stretches) <= read[0] <= len(stretches) * steps
-    assert read[1] == len(stretches) * steps and read[2] == len(stretches) * (steps + 1)
+    above = min(steps, planning.MOST_STEPS)
+    assert read[1] == len(stretches) * above and read[2] == len(stretches) * (above + 1)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -342,8 +343,8 @@ def test_the_first_text_is_shown_as_it_forms(
 ) -> None:
     monkeypatch.setattr(generation, "GROUP_BYTES", 48)
     model = talker(2)
-    made, shown = watched(model, [3, 4, 5], prompt, level=level, max_bytes=120, steps=steps)
-    assert made == texts(model, [3, 4, 5], prompt, level=level, max_bytes=120, steps=steps)
+    made, shown = watched(model, [3, 4, 5], prompt, level=level, max_bytes=240, steps=steps)
+    assert made == texts(model, [3, 4, 5], prompt, level=level, max_bytes=240, steps=steps)
     done = [forming for forming in shown if None not in forming.pieces]
     assert len({forming.before for forming in done}) > 1, "one stretch after the other"
     assert shown[0].before == prompt.removesuffix(open_end(model.bottom, prompt).prefix)
@@ -356,7 +357,7 @@ def test_the_first_text_is_shown_as_it_forms(
         if after.level == before.level:
             pairs = list(zip(before.pieces, after.pieces, strict=True))
             assert all(late == early for early, late in pairs if early is not None)
-            assert before.pieces.count(None) > after.pieces.count(None)
+            assert before.pieces.count(None) > after.pieces.count(None) or None not in before.pieces
 
 
 def test_the_first_text_of_every_group_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,8 +222,8 @@ def test_a_text_told_slot_by_slot_is_as_likely_as_its_draws_were(
     level, drawn = judge().bottom, list[Tensor]()
     sound = block_decoding.draw_entries
 
-    def noted(logits: Tensor, numbers: Tensor, temperature: float) -> Tensor:
-        entries = sound(logits, numbers, temperature)
+    def noted(logits: Tensor, numbers: Tensor, temperature: float, least_share: float) -> Tensor:
+        entries = sound(logits, numbers, temperature, least_share)
         if len(entries):
             drawn.append(logits.log_softmax(-1)[0, entries[0]])
         return entries
