@@ -467,3 +467,14 @@ def test_the_reader_of_latents_knows_the_codes_of_what_it_sees() -> None:
     assert torch.equal(reader(values, hidden, torch.zeros(1, 8).double()), before)
     reader.code_embedding.weight[codes[~hidden][0]] += normal(16, seed=5)
     assert not torch.allclose(reader(values, hidden, torch.zeros(1, 8).double()), before)
+
+
+def test_a_shift_is_seen_within_a_context_of_autocast() -> None:
+    """A cast of the old weights, which autocast keeps while they may learn, is not used any more."""
+    level = copy.deepcopy(MODEL.levels[0]).requires_grad_(True)
+    rows = byte_rows(b"the sea is deep, and the sky is wide.")
+    with torch.autocast("cpu", torch.bfloat16):
+        before = level.split(rows).start_logits
+        level.splitter.shift(4.0)
+        after = level.split(rows).start_logits
+    assert float((before - after - 4.0).abs().max().detach()) < 0.1

@@ -96,8 +96,9 @@ class SegmentSplitter(nn.Module):
 
     @torch.no_grad()
     def shift(self, logit: float) -> None:
-        """Lower every start logit by `logit`."""
+        """Lower every start logit by `logit`, also within a context of autocast, which keeps what it has cast."""
         self.head.bias.sub_(logit)
+        torch.clear_autocast_cache()
 
 
 class ContextReader(nn.Module):
