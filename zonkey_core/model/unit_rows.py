@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zonkey_core.model.hash_embeddings import NO_SYMBOL
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.units import read_units
 
-NO_UNIT = -1
+NO_UNIT = NO_SYMBOL
 """The key of what stands before the first unit of a row, and after its last."""
 
 
