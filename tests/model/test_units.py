@@ -38,8 +38,9 @@ def test_units_are_extended_grapheme_clusters(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["👨‍👩‍👧", "é", "e\u0301", "क्षि", "각", "\u1100\u1161\u11a8", "🇩🇪", "👍🏽", "1️⃣", "🏴‍☠️", "ทำ", "\r\n", "ß", "中"]
-)
+    "unit",
+    ["👨‍👩‍👧", "é", "e\u0301", "क्षि", "각", "\u1100\u1161\u11a8", "🇩🇪", "👍🏽", "1️⃣", "🏴‍☠️", "ทำ", "\r\n", "ß", "中"],
+)  # fmt: skip
 def test_what_is_one_sign_is_one_unit(unit: str) -> None:
     assert spelled(f"x{unit}y{unit}{unit}".encode()) == [b"x", unit.encode(), b"y", unit.encode(), unit.encode()]
 

@@ -74,8 +74,6 @@ def unit_objective(
     splits = level.splitter.split_units(shown)
     drawn = draw_relaxed(splits, temperature, generator)
     told = level.reader.units.loss(level.reader(shown.keys, hidden, drawn), kinds, hidden.nonzero().flatten())
-    alone = alone_in_segment(drawn[None])[0, hidden]
-    told = (1 - alone) * told + alone * kinds.unigram_cost()[hidden]
     exists = torch.ones_like(drawn)
     cumulative = cumulative_log_continue(splits.start_prob)
     beyond = torch.searchsorted(units.offsets, units.offsets + level.config.window)
@@ -131,11 +129,6 @@ def guide_objective(
         "overlong": overlong_penalty(cumulative, level.config.window),
         "uncertainty": certainty * uncertainty_penalty(splits.start_prob, sequence.exists_mask),
     }
-
-
-def alone_in_segment(start_prob: Tensor) -> Tensor:
-    """[B, L] probability that a position is all of its segment: `p_i p_{i+1}`, and a row's end begins another."""
-    return start_prob * functional.pad(start_prob[:, 1:], (0, 1), value=1.0)
 
 
 def rows_to_noise(sequence: PositionSequence) -> PositionSequence:
