@@ -42,6 +42,7 @@ def calibrate(level: Level, sequences: Iterable[PositionSequence]) -> None:
         level.splitter.shift(float(ranked[wanted - 1] + ranked[wanted]) / 2)
 
 
+@torch.no_grad()
 def wanted_segments(level: Level, sequence: PositionSequence) -> float:
     """How many segments the level's target rate gives for some rows, without the first of each document."""
     if level.estimator is None or not level.config.bits_per_segment:
