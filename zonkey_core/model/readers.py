@@ -61,7 +61,7 @@ class UnitReader(nn.Module):
         self.span = span
         self.units = UnitVectors(rows, width)
         self.hidden = nn.Parameter(0.05 * torch.randn(width))
-        self.transformer = Transformer(width, heads, layers, rotary=True, expansion=EXPANSION)
+        self.transformer = Transformer(width, heads, layers, rotary=True, expansion=EXPANSION, neighbours=True)
         self.norm = nn.LayerNorm(width, bias=False)
 
     def forward(self, keys: Tensor, hidden_mask: Tensor, start_prob: Tensor) -> Tensor:
