@@ -57,10 +57,18 @@ def resolve_model(name: str | None) -> Path:
     )
 
 
-def load_model(streams: Streams, name: str | None, *, device: str, cutting_level: int | None = None) -> Zonkey:
+def load_model(
+    streams: Streams,
+    name: str | None,
+    *,
+    device: str,
+    cutting_level: int | None = None,
+    with_estimator: bool = False,
+) -> Zonkey:
     """Read model `name` for use on `device`, with a sign of life on a terminal.
 
-    With `cutting_level`, only what cutting text up to that level needs is read.
+    With `cutting_level`, only what cutting text up to that level needs is read; `with_estimator`, also what tells the
+    information of a text.
     """
     directory = resolve_model(name)
     with working(streams, "loading the model"):
@@ -70,6 +78,7 @@ def load_model(streams: Streams, name: str | None, *, device: str, cutting_level
 
         chosen = choose_device(device)
         prefixes = ("",) if cutting_level is None else splitting_tensors(cutting_level)
+        prefixes += ("bottom.estimator.",) if with_estimator else ()
         model = load(directory, device=chosen, prefixes=prefixes)
     streams.detail(f"model {directory} on {chosen}")
     return model

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
@@ -63,6 +63,16 @@ class Contestant(Protocol):
         """One step of training on a batch of its own, for timing; returns the bytes that it read."""
 
 
+class Language(NamedTuple):
+    """Text with known words, and raw text of its language."""
+
+    name: str
+    lines: list[list[str]]
+    """Lines as lists of their words, which add up to the line; what is white space alone is no word."""
+    training: list[bytes]
+    """What rivals learn from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationContext:
     """One evaluation."""
@@ -81,4 +91,6 @@ class EvaluationContext:
     """Names and beginnings of texts from other domains."""
     gold: Sequence[Sequence[str]] = ()
     """Paragraphs as lists of their true sentences."""
+    languages: Sequence[Language] = ()
+    """Text with known words of some languages."""
     contestants: Sequence[Contestant] = field(default_factory=tuple)

@@ -24,7 +24,6 @@ from torch.nn import functional
 from zonkey_core.devices import autocast, choose_precision
 from zonkey_core.errors import ConfigError
 from zonkey_core.inference.segments import Segment, Segments, Starts
-from zonkey_core.model.bytes import LONGEST_CODE_POINT
 from zonkey_core.model.existence import forced_starts
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
@@ -32,10 +31,11 @@ from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segmentation import Segmentation
 
 BYTE_BLOCK = (32, 1024)
-"""Most rows, and positions per row, of level 0's blocks. The first block is one row and each is twice the last, up to
-that many, so that the first segments of a slow stream come early."""
+"""Most parts, and positions of each, of level 0's blocks. The first block is one part and each is twice the last, up to
+that many, so that the first segments of a slow stream come early. All parts of one are one row, since what a row needs
+of its surroundings is long where text is strange."""
 LATENT_BLOCK = (4, 512)
-"""The same above level 0."""
+"""The same above level 0, where each part is a row."""
 THRESHOLD = 0.5
 """The probability above which a cut is made, unless a caller chooses another for the highest level."""
 RATE_BYTES = 1 << 16
@@ -70,7 +70,7 @@ class LevelCutter:
         self.keep_latents = keep_latents
         self.threshold = threshold
         self.rows, self.row = BYTE_BLOCK if level.reads_bytes else LATENT_BLOCK
-        self.halo = level.config.window + max(level.splitter.reach, LONGEST_CODE_POINT - 1)
+        self.halo = level.config.window + level.splitter.reach
         self.values: Tensor | None = None
         """Positions from `self.base` on."""
         self.offsets = np.zeros(0, dtype=np.int64)
@@ -128,7 +128,7 @@ class LevelCutter:
     def _rows(self, count: int) -> tuple[PositionSequence, int]:
         """The next positions as rows that overlap by a halo, and how many of each row's are its own."""
         assert self.values is not None
-        rows = -(-count // self.row)
+        rows = 1 if self.level.reads_bytes else -(-count // self.row)
         middle = self.row if rows > 1 else count
         first = self.done - self.halo
         length = rows * middle + 2 * self.halo
