@@ -24,6 +24,7 @@ from zonkey_core.training.losses import (
     rate_penalty,
     uncertainty_penalty,
 )
+from zonkey_core.training.processes import mean_over, over_all
 
 NOISED_ROWS = 2
 """One row in so many is noised where a splitter is held to the same cuts under noise."""
@@ -55,7 +56,7 @@ def splitter_objective(
     if level.reads_bytes:
         alone = alone_in_segment(drawn)[hidden]
         told = (1 - alone) * told + alone * unigram_cost(sequence)[hidden]
-    masked = told.sum() / max(1, len(told))
+    masked = mean_over(told.sum(), len(told))
     cumulative = cumulative_log_continue(splits.start_prob)
     rate = rate_penalty(splits.start_prob, sequence.exists_mask, 1 / level.config.segment_length)
     losses = {
@@ -80,7 +81,7 @@ def unigram_cost(sequence: PositionSequence) -> Tensor:
     A byte that is cut off from all others costs this much. A reader would learn which bytes it finds alone, and the
     splitter, which has seen what surrounds a hidden byte, could then tell it by cutting it off.
     """
-    counts = torch.bincount(sequence.values[sequence.exists_mask], minlength=BYTE_VALUES).float()
+    counts = over_all(torch.bincount(sequence.values[sequence.exists_mask], minlength=BYTE_VALUES).float())
     cost: Tensor = -(counts / counts.sum()).clamp(min=1e-9).log()
     return cost[sequence.values]
 
@@ -111,7 +112,9 @@ def window_losses(
     parts: all windows of the batch, in groups of one length; start_prob [K] of its existing segments. What lies
     behind a certain start or the end of a row is left out, so that it is no wrong answer to any choice either.
     """
-    losses, log_existences, drawn, asked, starts, start_logits = [], [], [], [], [], []
+    nothing, no_windows = start_prob.new_zeros(0), start_prob.new_zeros(0, level.config.window)
+    losses, log_existences, drawn = [no_windows], [no_windows], [nothing]
+    asked, starts, start_logits = [nothing], [nothing], [nothing]
     for windows, decoded in parts:
         possible = windows.log_existence.detach() > LOG_FLOOR / 2
         loss = torch.zeros_like(windows.log_existence).masked_scatter(
@@ -124,8 +127,6 @@ def window_losses(
         asked.append(windows.log_existence.detach().exp()[:, :-1].flatten())
         starts.append(windows.start_prob.detach()[:, 1:].flatten())
         start_logits.append(decoded.start_logits[:, 1:].flatten())
-    if not parts:
-        return start_prob.new_zeros(()), start_prob.new_zeros(())
     positions = expected_segment_loss(torch.cat(losses), torch.cat(log_existences), torch.cat(drawn))
     return positions, existence_loss(torch.cat(start_logits), torch.cat(starts), torch.cat(asked))
 
