@@ -5,6 +5,7 @@ They compute losses and gradients of a batch, each of its half, and train; what 
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 
 from tests.model_helpers import TEXT
 from tests.training_helpers import SAMPLE, small_config
+from zonkey_core.config import StageShares
+from zonkey_core.model import positions
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.training import (
@@ -32,7 +35,7 @@ from zonkey_core.training import (
     trainer,
 )
 from zonkey_core.training.curriculum import Stage
-from zonkey_core.training.processes import add_up_gradients, process_number
+from zonkey_core.training.processes import add_up_gradients, on_first_alone, process_count, process_number
 
 ROWS, LENGTH = 4, 96
 STAGES = {
@@ -44,8 +47,9 @@ STAGES = {
     "denoiser 1": (Stage("denoiser", 1, 1.0), 0.5),
     "joint": (Stage("joint", None, 1.0), 0.5),
 }
-CONFIG = small_config(2, batch_rows=ROWS)
-STEPS, STOP = 21, 8
+CONFIG = small_config(2, batch_rows=ROWS, shares=StageShares((1,), (1,), (1,), 1))
+STEPS, STOP = 14, 11
+"""Two steps for each of seven stages; stopped in the middle of the sixth, that of a denoiser."""
 
 
 class PlacedDraws(TorchFunctionMode):
@@ -99,7 +103,11 @@ def some_model() -> Zonkey:
 
 
 def losses_and_gradients(name: str, part: slice) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """What a stage's losses of some of the rows are, and the gradients that all processes have of them together."""
+    """What a stage's losses of some of the rows are, and the gradients that all processes have of them together.
+
+    Left out is what is drawn from the rows that a process has: what stands for hidden positions, which rows are noised,
+    and which other latents one is to be told from.
+    """
     stage, fraction = STAGES[name]
     model = some_model()
     rows, begins = some_rows()
@@ -107,6 +115,7 @@ def losses_and_gradients(name: str, part: slice) -> tuple[dict[str, float], dict
         patch.setattr(objectives, "hide_positions", hide_by_place)
         patch.setattr(objectives, "rows_to_noise", lambda sequence: sequence)
         patch.setattr(stages, "rows_to_noise", lambda sequence: sequence)
+        patch.setattr(positions, "contrastive_loss", lambda estimate, target, bank: 0 * estimate.sum(-1))
         sequence = byte_sequence(rows[part], begins[part])
         losses = stages.stage_losses(model, stage, sequence, torch.Generator(), fraction)
     torch.stack(list(losses.values())).sum().backward()
@@ -116,20 +125,21 @@ def losses_and_gradients(name: str, part: slice) -> tuple[dict[str, float], dict
 
 
 def run(out: Path, *, stop_at: int | None = None, resumed: bool = False, **options: Any) -> list[dict[str, float]]:
-    """Begin a run, or go on with it, to its end or for so many steps; the losses of all steps."""
+    """Begin a run, or go on with it, to its end or for so many steps; the losses of all steps.
+
+    The last process alone asks it to stop.
+    """
     events: list[Event] = []
     taken: list[int] = []
 
     def should_stop() -> bool:
         taken.append(1)
-        return (len(taken) == stop_at and process_number() == 1) or (stop_at == len(taken) and not options.get("alone"))
+        return len(taken) == stop_at and process_number() == process_count() - 1
 
     if resumed:
-        changes = {name: value for name, value in options.items() if name != "alone"}
-        resume(out, changes=changes, on_event=events.append, should_stop=should_stop)
+        resume(out, changes=options, on_event=events.append, should_stop=should_stop)
     else:
         fields = {"out": str(out), "steps": STEPS, "precision": "fp32", "device": "cpu", **options}
-        fields.pop("alone", None)
         train(CONFIG, SAMPLE, TrainingOptions(**fields), on_event=events.append, should_stop=should_stop)
     return [event.losses for event in events if isinstance(event, StepEvent)]
 
@@ -145,18 +155,22 @@ def main(folder: Path) -> None:
             found[name], gradients = losses_and_gradients(name, half)
             save_file({key: each.contiguous() for key, each in gradients.items()},
                       folder / f"{name}.{process_number()}.safetensors")  # fmt: skip
-        found["whole"] = run(folder / "whole")
-        run(folder / "stopped", stop_at=STOP, alone=True)
-        run(folder / "stopped", resumed=True)
-        run(folder / "two to one", stop_at=STOP)
         found["one to two"] = run(folder / "one to two", resumed=True)
-        found["sharded"] = run(folder / "sharded", shard="full")
-        run(folder / "sharded to not", stop_at=STOP, shard="full")
-        found["sharded to not"] = run(folder / "sharded to not", resumed=True, shard="none")
-        run(folder / "not to sharded", stop_at=STOP)
+        found["whole"] = run(folder / "whole")
+        run(folder / "stopped", stop_at=STOP)
+        on_first_alone(lambda: copies(folder))
+        run(folder / "stopped", resumed=True)
         found["not to sharded"] = run(folder / "not to sharded", resumed=True, shard="full")
-        found["lean"] = run(folder / "lean", accumulate=2, checkpoint_activations=True)
-    (folder / f"found.{process_number()}.json").write_bytes(msgspec.json.encode(found))
+        found["lean"] = run(folder / "lean", resumed=True, accumulate=2, checkpoint_activations=True)
+        found["sharded"] = run(folder / "sharded to not", stop_at=STOP, shard="full")
+        found["sharded to not"] = run(folder / "sharded to not", resumed=True, shard="none")
+        (folder / f"found.{process_number()}.json").write_bytes(msgspec.json.encode(found))
+
+
+def copies(folder: Path) -> None:
+    """The stopped run several times, to go on with it in several ways."""
+    for name in ("two to one", "not to sharded", "lean"):
+        shutil.copytree(folder / "stopped", folder / name)
 
 
 if __name__ == "__main__":
