@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -119,3 +121,29 @@ def test_a_step_may_be_taken_in_pieces_that_keep_little(folder: Path) -> None:
 def test_rows_that_cannot_be_shared_evenly_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"training\.batch_rows is 6, .*--set training\.batch_rows=8"):
         BatchPieces(6, 4, torch.device("cpu"))
+
+
+@pytest.mark.timeout(600)
+def test_a_signal_to_one_process_of_a_launcher_saves_and_ends_all(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    command = [
+        "torchrun", "--nproc-per-node", "2", "--master-port", "0", "-m", "zonkey_cli", "train", "--data", "sample",
+        "--device", "cpu", "--preset", "tiny", "--set", "training.batch_rows=2", "--set", "training.row_bytes=128",
+        "--steps", "100000", "--out", str(out),
+    ]  # fmt: skip
+    command[0] = str(Path(sys.executable).parent / command[0])
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as launcher:
+        deadline = time.monotonic() + 300
+        while not (out / "training.json").exists():
+            assert time.monotonic() < deadline and launcher.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.2)
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        workers = [int(each) for each in children if b"zonkey_cli" in Path(f"/proc/{each}/cmdline").read_bytes()]
+        assert len(workers) == 2
+        os.kill(workers[1], signal.SIGTERM)
+        launcher.wait(120)
+    said = (tmp_path / "log").read_text()
+    assert said.count("stopped after") == 1
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    record = read_model_card(out).training
+    assert record is not None and record.steps >= 1 and f"stopped after {record.steps} steps" in said
