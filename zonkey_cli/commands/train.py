@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -158,6 +158,7 @@ MANUAL = Manual(
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     data: tuple[str, ...],
     data_config: str,
     data_dir: str | None,
@@ -166,11 +167,6 @@ def command(
     minutes: float | None,
     resume: bool,
     back_to: int | None,
-    save_every: float | None,
-    keep: int,
-    accumulate: int,
-    checkpoint_activations: bool,
-    shard: Literal["none", "full"],
     on_bad_data: Literal["stop", "skip"],
     start_from: str | None,
     preset: str | None,
@@ -179,9 +175,8 @@ def command(
     bytes_per_segment: float | None,
     stage: str | None,
     seed: int | None,
-    device: str,
-    precision: str,
     tensorboard: bool,
+    **how: Any,
 ) -> ExitCode:
     """Train a model on Wikipedia or on your own text.
 
@@ -205,7 +200,7 @@ def command(
     _check_out(out, resume=resume)
     if resume:
         given = {name: context.params[name] for name in _CHANGEABLE if _is_given(context, name)}
-        with together(streams, device):
+        with together(streams, how["device"]):
             return _resume(streams, Path(out), back_to, given, tensorboard=tensorboard)
     if bytes_per_segment is not None:
         overrides = (*overrides, f"level.0.segment_length={bytes_per_segment}")
@@ -215,12 +210,9 @@ def command(
     from zonkey_core.training import TrainingOptions
 
     budget = {"steps": steps} if limit == "steps" else {"minutes": minutes if limit == "minutes" else DEFAULT_MINUTES}
-    options = TrainingOptions(
-        out=out, seed=seed or 0, device=device, precision=precision, stage=stage, save_every=save_every, keep=keep,
-        accumulate=accumulate, checkpoint_activations=checkpoint_activations, shard=shard, **budget,
-    )
+    options = TrainingOptions(out=out, seed=seed or 0, stage=stage, **how, **budget)
     spec = SourceSpec(sources=data, wiki_config=data_config, wiki_dir=data_dir, on_bad_data=on_bad_data)
-    with together(streams, device):
+    with together(streams, how["device"]):
         return _train(streams, config, spec, options, source, tensorboard=tensorboard)
 
 
