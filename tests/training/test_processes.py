@@ -127,7 +127,7 @@ def test_rows_that_cannot_be_shared_evenly_are_refused() -> None:
 def test_a_signal_to_one_process_of_a_launcher_saves_and_ends_all(tmp_path: Path) -> None:
     out = tmp_path / "model"
     command = [
-        "torchrun", "--nproc-per-node", "2", "--master-port", "0", "-m", "zonkey_cli", "train", "--data", "sample",
+        "torchrun", "--standalone", "--nproc-per-node", "2", "-m", "zonkey_cli", "train", "--data", "sample",
         "--device", "cpu", "--preset", "tiny", "--set", "training.batch_rows=2", "--set", "training.row_bytes=128",
         "--steps", "100000", "--out", str(out),
     ]  # fmt: skip
