@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from zonkey_cli.streams import Streams
@@ -23,13 +23,13 @@ def error_console(streams: Streams) -> Console:
 
 
 @contextlib.contextmanager
-def working(streams: Streams, message: str) -> Iterator[None]:
-    """Show a spinner with `message` while the body runs, when standard error is a terminal."""
+def working(streams: Streams, message: str) -> Iterator[Callable[[str], None]]:
+    """Show a spinner with `message` while the body runs, when standard error is a terminal; the body may change it."""
     if not streams.shows_progress:
-        yield
+        yield lambda message: None
         return
-    with error_console(streams).status(message):
-        yield
+    with error_console(streams).status(message) as status:
+        yield status.update
 
 
 def printable(text: str) -> str:

@@ -383,3 +383,13 @@ def test_every_number_of_evaluations_fills_gaps(levels: int, steps: int) -> None
 def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         fill(*masked(b"one ", b" two"), **wrong)
+
+
+def test_it_is_told_how_many_gaps_are_filled() -> None:
+    far = DATA * 4
+    data = b"____ " + far + b" ____ and ____ " + far + b" ____"
+    told: list[int] = []
+    fills = infill(
+        filler(), data, find_gaps(data), seed=1, options=InfillingOptions(steps=2, candidates=2), on_filled=told.append
+    )
+    assert told == [1, 3, 4] and len(fills) == 4

@@ -248,19 +248,20 @@ def test_drift_is_how_far_the_compressor_has_turned() -> None:
     level, vocabulary = level_of_words()
     sequence, segmentation = cut_text([[b"the ", b"heron ", b"the "]])
     slots = level.read_tokens(sequence, segmentation)
-    assert level.drift_penalty(slots).item() == pytest.approx(0, abs=1e-5)
+    entries, drifts = level.drift(slots)
+    assert entries.tolist() == [256, 257]
+    assert drifts.tolist() == pytest.approx([0, 0], abs=1e-5)
     with torch.no_grad():
         level.compressor.out.weight.neg_()
         level.compressor.out.bias.neg_()
-    penalty = level.drift_penalty(slots)
-    assert penalty.item() == pytest.approx(4, abs=1e-4)
+    assert level.drift(slots)[1].tolist() == pytest.approx([4, 4], abs=1e-4)
     with torch.no_grad():
         level.compressor.out.bias += 1
         turned = torch.stack([_alone(level, vocabulary, entry) for entry in (256, 257)])
         cosine = torch.cosine_similarity(turned, vocabulary.compressed[256:258], dim=-1)
-    penalty = level.drift_penalty(slots)
-    torch.testing.assert_close(penalty, 2 * (1 - cosine.mean()), atol=1e-4, rtol=1e-4)
-    (gradient,) = torch.autograd.grad(penalty, level.compressor.out.weight)
+    drifts = level.drift(slots)[1]
+    torch.testing.assert_close(drifts, 2 * (1 - cosine), atol=1e-4, rtol=1e-4)
+    (gradient,) = torch.autograd.grad(drifts.mean(), level.compressor.out.weight)
     assert gradient.any()
 
 

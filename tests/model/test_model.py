@@ -170,7 +170,7 @@ MANY = byte_rows(*(DATA[start : start + 120] for start in range(0, 480, 40)))
 def test_joint_training_reaches_every_parameter(count: int) -> None:
     model = small_model(count)
     fit_vocabulary(model)
-    losses = joint_losses(model, MANY, chance(7), upper_gradient=1.0)
+    losses = joint_losses(model, MANY, chance(8), upper_gradient=1.0)
     shared = {"masked", "rate", "overlong", "uncertainty", "positions", "existence", "endings"}
     own = [{"stability", "drift", "choice", "cuts", "spelled"}]
     own += [{"following", "latents", "spread", "decoded", "lengths"}] * (count - 1)
@@ -415,3 +415,12 @@ def test_presets_describe_models_that_can_be_built(name: str) -> None:
     assert low < sum(parameter.numel() for parameter in model.parameters()) < high
     channels = [None, *(below.channels for below in model.levels[:-1])]
     assert [level.embedding.channels for level in model.levels] == channels
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_slots_are_counted_without_their_latents(index: int) -> None:
+    model = small_model(3)
+    slots = model.ascend(ROWS, index)[-1].slots
+    with mock.patch.object(model.levels[index].compressor, "forward", side_effect=AssertionError):
+        slot_mask, document_mask = model.slot_masks(ROWS, index)
+    assert torch.equal(slot_mask, slots.slot_mask) and torch.equal(document_mask, slots.document_mask)

@@ -490,3 +490,22 @@ def test_a_loaded_model_has_the_vocabulary_that_was_saved(tmp_path: Path) -> Non
         assert torch.equal(found, getattr(saved, name).detach().half().float()), name
     assert loaded.detokenize([256, 257, 258]) == "heron the über".encode()
     assert strings_of(loaded, taken_apart(loaded, *rows_of([[b"the ", b"heron "]])), 0) == [b"the ", b"heron "]
+
+
+def test_strings_are_looked_up_anew_once_they_are_others() -> None:
+    vocabulary = vocabulary_of([b"the ", b"heron "])
+    values, start_mask, document_mask = rows_of([[b"the ", b"heron "]])
+    before = taken_apart(vocabulary, values, start_mask, document_mask)
+    assert strings_of(vocabulary, before, 0) == [b"the ", b"heron "]
+    with mock.patch.object(SegmentVocabulary, "_string_keys", side_effect=AssertionError):
+        again = taken_apart(vocabulary, values, start_mask, document_mask)
+    assert torch.equal(before.entries, again.entries)
+    vocabulary.fill(dict.fromkeys([*SINGLE, b"heron ", b"the "], 1 / 258), torch.randn(258, CHANNELS))
+    after = taken_apart(vocabulary, values, start_mask, document_mask)
+    assert strings_of(vocabulary, after, 0) == [b"the ", b"heron "]
+    assert after.entries[0].tolist() == before.entries[0].flip(0).tolist()
+    vocabulary.load_state_dict(vocabulary_of([b"he", b"ron "]).state_dict())
+    assert b"".join(strings_of(vocabulary, taken_apart(vocabulary, values, start_mask, document_mask), 0)) == (
+        b"the heron "
+    )
+    assert b"ron " in strings_of(vocabulary, taken_apart(vocabulary, values, start_mask, document_mask), 0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.model_helpers import chance, law, normal, seeds, start_probs
 from zonkey_core.model.attention import DocumentBias
 from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue
-from zonkey_core.model.transformer import Neighbours
+from zonkey_core.model.transformer import Neighbours, Transformer, forget_activations
 
 WIDTH = 8
 
@@ -74,3 +74,21 @@ def test_neighbours_reach_so_far_and_both_ways() -> None:
     changed[:, 4] *= -1
     moved = (neighbours(changed, DocumentBias(certain(9))) != neighbours(states, DocumentBias(certain(9)))).any(-1)
     assert moved[0].nonzero().flatten().tolist() == list(range(4 - Neighbours.REACH, 5 + Neighbours.REACH))
+
+
+def test_what_is_computed_anew_has_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    network = Transformer(16, 2, 3, rotary=True)
+    states = normal(2, 7, 16, seed=1, dtype=torch.float32).requires_grad_()
+    kept = torch.autograd.grad(network(states, None).square().sum(), [states, *network.parameters()])
+    saved: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: saved.append(each.numel()) or each, lambda each: each):
+        network(states, None)
+        before = sum(saved)
+        forget_activations(network)
+        saved.clear()
+        result = network(states, None)
+    assert sum(saved) < before / 3
+    anew = torch.autograd.grad(result.square().sum(), [states, *network.parameters()])
+    for first, second in zip(kept, anew, strict=True):
+        torch.testing.assert_close(first, second)

@@ -10,7 +10,6 @@ import torch
 from tests.model_helpers import chance, small_model
 from zonkey_core.diffusion.decoding_order import in_streams, lay_out
 from zonkey_core.model.length_model import EDGES, log_survival, usual_logits
-from zonkey_core.model.segmentation import Slots
 from zonkey_core.model.slot_batches import slot_batch
 from zonkey_core.training.calibration import calibrate_endings
 
@@ -33,9 +32,7 @@ def test_a_denoiser_expects_documents_to_be_as_long_as_they_are(index: int) -> N
     order = torch.arange(40)
     begins = (order == 0) | (order == firsts.unsqueeze(1))
 
-    blank, every = torch.zeros(400, 40, dtype=torch.long), torch.ones(400, 40, dtype=torch.bool)
-    slots = Slots(torch.zeros(400, 40, level.channels), None, every, begins, blank, blank, every)
-    calibrate_endings(level, [slots])
+    calibrate_endings(level, [(torch.ones(400, 40, dtype=torch.bool), begins)])
     plan = lay_out([in_streams(0, [0], [0], begins=True, end_order=None)], 1, torch.device("cpu"))
     said = level.denoiser(slot_batch(torch.zeros(1, 0, level.channels), plan)).ending_logits[0]
     survival = log_survival(said).exp()[0]

@@ -152,8 +152,12 @@ class _Filler:
         self.gaps += len(gaps)
         if self._model is None:
             self._model = load_model(self._streams, self._name, device=self._device)
-        with working(self._streams, f"filling {len(gaps)} {'gap' if len(gaps) == 1 else 'gaps'}"):
-            return infill(self._model, data, gaps, seed=self._seed, options=self._options)
+        message = f"filling {len(gaps):,} {'gap' if len(gaps) == 1 else 'gaps'}"
+        with working(self._streams, message) as tell:
+            return infill(
+                self._model, data, gaps, seed=self._seed, options=self._options,
+                on_filled=lambda count: tell(f"{message}, {count:,} done"),
+            )  # fmt: skip
 
 
 def _infill_file(

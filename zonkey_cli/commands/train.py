@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
@@ -28,6 +28,7 @@ from zonkey_cli.options import (
     require_with,
     seed_option,
 )
+from zonkey_cli.processes import is_first, together
 from zonkey_cli.signals import StopRequest
 from zonkey_cli.streams import Streams
 
@@ -47,7 +48,7 @@ _STORED = (
     "bytes_per_segment", "bits_per_segment", "stage", "seed", "device", "precision",
 )
 """Options whose values a checkpoint keeps, so that `--resume` has no use for them."""
-_CHANGEABLE = ("save_every", "keep", "on_bad_data")
+_CHANGEABLE = ("save_every", "keep", "accumulate", "checkpoint_activations", "shard", "on_bad_data")
 """Options that say how a run goes on and not what comes of it, so that `--resume` may change them."""
 
 MANUAL = Manual(
@@ -59,6 +60,10 @@ MANUAL = Manual(
         ("zonkey train --from bundled --data letters/ --out my-letters", "Adapt the bundled model to your own text."),
         ("zonkey train --from bundled --stage splitter --data code/", "Learn only how to split your text."),
         ("zonkey train --preset small --set level.1.heads=8 --data book.txt", "Another size, with one value changed."),
+        (
+            "torchrun --nproc-per-node 8 -m zonkey_cli train --preset large --shard full",
+            "Eight GPUs that share the rows of every batch, and the denoisers.",
+        ),
     ),
     environment=(
         ("HF_HOME, HF_TOKEN", "Where the Hugging Face hub keeps its cache, and who asks it, for --data wiki."),
@@ -107,6 +112,18 @@ MANUAL = Manual(
     help="How many of the last checkpoints to keep.",
 )
 @click.option(
+    "--accumulate", type=click.IntRange(min=1, max=1 << 16), metavar="N", default=1, show_default=True,
+    help="Take each batch in N pieces, one after another, to need less memory.",
+)
+@click.option(
+    "--checkpoint-activations", is_flag=True,
+    help="Compute the inner states of Transformers anew on the way back, to need less memory.",
+)
+@click.option(
+    "--shard", type=click.Choice(("none", "full")), default="none", show_default=True,
+    help="Of several processes: whether they share out the parameters of the denoisers, their averages and states.",
+)
+@click.option(
     "--on-bad-data", type=click.Choice(("stop", "skip")), default="stop", show_default=True,
     help="What to do about a damaged line or file of the data: stop there, or leave it out, say so and count it.",
 )
@@ -147,6 +164,7 @@ MANUAL = Manual(
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     data: tuple[str, ...],
     data_config: str,
     data_dir: str | None,
@@ -155,8 +173,6 @@ def command(
     minutes: float | None,
     resume: bool,
     back_to: int | None,
-    save_every: float | None,
-    keep: int,
     on_bad_data: Literal["stop", "skip"],
     start_from: str | None,
     preset: str | None,
@@ -166,9 +182,8 @@ def command(
     bits_per_segment: float | None,
     stage: str | None,
     seed: int | None,
-    device: str,
-    precision: str,
     tensorboard: bool,
+    **how: Any,
 ) -> ExitCode:
     """Train a model on Wikipedia or on your own text.
 
@@ -179,6 +194,10 @@ def command(
     proportion, is left out and told of.
 
     Ctrl-C or SIGTERM stops the run after the current step and saves it; a second one quits at once.
+
+    Started by torchrun or accelerate launch, several processes train one model: training.batch_rows are the rows of a
+    step in all, which they share evenly, one of them shows and writes, and a signal to any of them stops and saves the
+    run. A run may go on with another number of processes.
     """
     streams = context.ensure_object(Streams)
     limit = one_of(context, "steps", "minutes")
@@ -188,7 +207,8 @@ def command(
     _check_out(out, resume=resume)
     if resume:
         given = {name: context.params[name] for name in _CHANGEABLE if _is_given(context, name)}
-        return _resume(streams, Path(out), back_to, given, tensorboard=tensorboard)
+        with together(streams, how["device"]):
+            return _resume(streams, Path(out), back_to, given, tensorboard=tensorboard)
     overrides += _rate(one_of(context, "bytes_per_segment", "bits_per_segment"), bytes_per_segment, bits_per_segment)
     config = _configuration(context, preset, config_file, start_from, overrides)
     source = None if start_from is None else resolve_model(start_from)
@@ -196,12 +216,10 @@ def command(
     from zonkey_core.training import TrainingOptions
 
     budget = {"steps": steps} if limit == "steps" else {"minutes": minutes if limit == "minutes" else DEFAULT_MINUTES}
-    options = TrainingOptions(
-        out=out, seed=seed or 0, device=device, precision=precision, stage=stage, save_every=save_every, keep=keep,
-        **budget,
-    )
+    options = TrainingOptions(out=out, seed=seed or 0, stage=stage, **how, **budget)
     spec = SourceSpec(sources=data, wiki_config=data_config, wiki_dir=data_dir, on_bad_data=on_bad_data)
-    return _train(streams, config, spec, options, source, tensorboard=tensorboard)
+    with together(streams, how["device"]):
+        return _train(streams, config, spec, options, source, tensorboard=tensorboard)
 
 
 def _is_given(context: click.Context, name: str) -> bool:
@@ -252,7 +270,7 @@ def _listening(
 
     with contextlib.ExitStack() as stack:
         on_event = stack.enter_context(training_view(streams, stop))
-        if tensorboard:
+        if tensorboard and is_first():
             from zonkey_cli.tensorboard_log import tensorboard_log
 
             on_event = stack.enter_context(tensorboard_log(out / "tensorboard", on_event))

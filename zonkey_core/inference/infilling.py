@@ -9,7 +9,7 @@ and the one whose strings the model finds likeliest on average, seams included, 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import torch
@@ -72,9 +72,19 @@ def apply_fills(data: bytes, fills: Sequence[Fill]) -> bytes:
 
 
 def infill(
-    model: Zonkey, data: bytes, gaps: Sequence[Gap], *, seed: int, options: InfillingOptions
+    model: Zonkey,
+    data: bytes,
+    gaps: Sequence[Gap],
+    *,
+    seed: int,
+    options: InfillingOptions,
+    on_filled: Callable[[int], None] = lambda count: None,
 ) -> list[Fill]:
-    """Fill the gaps of a text, neighbouring ones together; raises `ConfigError` for options out of range."""
+    """Fill the gaps of a text, neighbouring ones together; raises `ConfigError` for options out of range.
+
+    Each group of neighbours is read in a window around it, so memory does not grow with the text. `on_filled` is told
+    how many gaps are filled so far.
+    """
     check_sampling(options.steps, options.temperature)
     if options.candidates < 1:
         raise ConfigError(f"candidates must be at least 1, not {options.candidates}")
@@ -85,6 +95,7 @@ def infill(
     for number, cluster in enumerate(clusters):
         generator = torch.Generator().manual_seed(seed + 7919 * number)
         fills += _fill_cluster(model, data, (ends[number], starts[number + 1]), cluster, options, generator)
+        on_filled(len(fills))
     return fills
 
 

@@ -30,7 +30,7 @@ from zonkey_core.model.hash_embeddings import ngram_keys
 from zonkey_core.model.positions import PositionEmbedding, PositionReadout, PositionSequence
 from zonkey_core.model.readers import CostEstimator, SegmentReader, UnitReader
 from zonkey_core.model.segment_splitter import SegmentSplitter, Splits
-from zonkey_core.model.segment_vocabulary import SegmentVocabulary, StringCounter
+from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary, StringCounter
 from zonkey_core.model.segmentation import Segmentation, Slots, Windows
 
 NEGLIGIBLE_EXISTENCE = 0.05
@@ -165,7 +165,7 @@ class Level(nn.Module):
         """
         assert self.vocabulary is not None
         begins = segmentation.start_mask()
-        tokens = self.vocabulary.tokenize(sequence.values, begins, sequence.document_mask, sequence.exists_mask)
+        tokens = self._tokenize(sequence, begins)
         first_mask = begins.gather(1, tokens.starts) & tokens.slot_mask
         latents = self._token_latents(tokens.entries[tokens.slot_mask])
         values = latents.new_zeros(*tokens.entries.shape, self.channels)
@@ -178,6 +178,17 @@ class Level(nn.Module):
             (begins.long().cumsum(1) - 1).gather(1, tokens.starts),
             first_mask,
         )
+
+    def slot_masks(self, sequence: PositionSequence, segmentation: Segmentation) -> tuple[Tensor, Tensor]:
+        """`slot_mask` and `document_mask` [B, M] of the slots of rows, for which no latents are needed."""
+        if self.vocabulary is None:
+            return segmentation.slot_mask, segmentation.document_mask
+        tokens = self._tokenize(sequence, segmentation.start_mask())
+        return tokens.slot_mask, tokens.document_mask
+
+    def _tokenize(self, sequence: PositionSequence, begins: Tensor) -> SegmentTokens:
+        assert self.vocabulary is not None
+        return self.vocabulary.tokenize(sequence.values, begins, sequence.document_mask, sequence.exists_mask)
 
     def _token_latents(self, entries: Tensor) -> Tensor:
         """[n, C] latents of entries of the vocabulary; a Compressor that learns compresses their strings anew."""
@@ -216,13 +227,13 @@ class Level(nn.Module):
         nearest = [(part.float() @ table.T).argmax(-1) for part in torch.split(latents, COMPRESSED_TOGETHER)]
         return torch.cat(nearest)
 
-    def drift_penalty(self, slots: Slots) -> Tensor:
-        """`2 (1 - cos)` between what the strings of slots compress to and what they did when the vocabulary last
-        followed the Compressor, on average."""
+    def drift(self, slots: Slots) -> tuple[Tensor, Tensor]:
+        """The distinct strings of slots [n], and how far each has drifted: `2 (1 - cos)` between what it compresses to
+        and what it did when the vocabulary last followed the Compressor."""
         assert self.vocabulary is not None and slots.entries is not None
         distinct = torch.unique(slots.entries[slots.slot_mask])
         before = self.vocabulary.compressed[distinct]
-        return 2 * (1 - functional.cosine_similarity(self._compress_strings(distinct), before, dim=-1)).mean()
+        return distinct, 2 * (1 - functional.cosine_similarity(self._compress_strings(distinct), before, dim=-1))
 
     @torch.no_grad()
     def anchor_vocabulary(self) -> None:

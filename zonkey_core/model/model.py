@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -68,18 +68,31 @@ class Zonkey(nn.Module):
         `start_probs` [B, L] replaces the lowest level's own probabilities, where a caller fixes its cuts.
         """
         views: list[Ascent] = []
-        split_on = sequence
         for level in self.levels[: top + 1]:
-            probs = level.split(split_on).start_prob if views or start_probs is None else start_probs
-            if views:
-                sequence = views[-1].slots.as_positions()
-                probs = views[-1].slots.share_out(probs)
-            segmentation = level.choose_starts(sequence, probs)
-            latents = level.encode(sequence, segmentation)
-            slots = level.read_slots(sequence, segmentation, latents)
-            views.append(Ascent(sequence, segmentation, latents, slots))
-            split_on = level.upper_sequence(latents, segmentation)
+            positions, segmentation = self._cut(sequence, views, start_probs)
+            latents = level.encode(positions, segmentation)
+            slots = level.read_slots(positions, segmentation, latents)
+            views.append(Ascent(positions, segmentation, latents, slots))
         return views
+
+    @torch.no_grad()
+    def slot_masks(self, sequence: PositionSequence, index: int) -> tuple[Tensor, Tensor]:
+        """`slot_mask` and `document_mask` [B, M] of the slots of level `index`, which are not compressed for that."""
+        views = self.ascend(sequence, index - 1) if index else []
+        return self.levels[index].slot_masks(*self._cut(sequence, views, None))
+
+    def _cut(
+        self, sequence: PositionSequence, views: Sequence[Ascent], start_probs: Tensor | None
+    ) -> tuple[PositionSequence, Segmentation]:
+        """The positions of the level above those of `views`, or of the lowest one, and their segmentation."""
+        level = self.levels[len(views)]
+        if not views:
+            probs = level.split(sequence).start_prob if start_probs is None else start_probs
+            return sequence, level.choose_starts(sequence, probs)
+        below = views[-1]
+        upper = self.levels[len(views) - 1].upper_sequence(below.latents, below.segmentation)
+        positions = below.slots.as_positions()
+        return positions, level.choose_starts(positions, below.slots.share_out(level.split(upper).start_prob))
 
     @torch.no_grad()
     def located_positions(self, sequence: PositionSequence, index: int) -> LocatedPositions:

@@ -71,6 +71,7 @@ class SegmentVocabulary(nn.Module):
         self.register_buffer("log_shares", torch.full((entries,), UNUSED))
         self.bias = nn.Parameter(torch.full((entries,), UNUSED))
         nn.init.normal_(self.table)
+        self._sorted: tuple[tuple[Tensor, int, Tensor, int], Tensor, Tensor] | None = None
         single = {bytes([value]): 1 / BYTE_VALUES for value in range(BYTE_VALUES)}
         self.fill(single, self.table.detach()[0, :BYTE_VALUES].clone())
 
@@ -136,7 +137,7 @@ class SegmentVocabulary(nn.Module):
         """
         start_mask = start_mask | ~exists_mask
         length = values.shape[1]
-        keys, places = self._string_keys().sort()
+        keys, places = self._lookup()
         text_keys = torch.stack(ngram_keys(values, self.strings.shape[1]))
         row, start = start_mask.nonzero(as_tuple=True)
         end = functional.pad(start[1:], (0, 1), value=length)
@@ -185,6 +186,13 @@ class SegmentVocabulary(nn.Module):
             begin = start + end_byte - size
             entries[row[open_mask], begin[open_mask]] = found[each, end_byte, size][open_mask]
             left = torch.where(open_mask, end_byte - size, left)
+
+    def _lookup(self) -> tuple[Tensor, Tensor]:
+        """The hashes of the strings, sorted, and their entries; made anew only when the strings are others."""
+        state = (self.strings, self.strings._version, self.lengths, self.lengths._version)
+        if self._sorted is None or any(a is not b for a, b in zip(self._sorted[0], state, strict=True)):
+            self._sorted = state, *self._string_keys().sort()
+        return self._sorted[1:]
 
     def _string_keys(self) -> Tensor:
         """[K] hashes of the strings; 0 for entries that hold none."""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from zonkey_core.model.attention import DocumentBias, attend, prepare_bias
 
@@ -38,6 +39,8 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, *, expansion: int = 4) -> None:
         super().__init__()
         self.heads = heads
+        self.forgets = False
+        """Whether what it computes is not kept for the way back, but computed anew there."""
         self.attention_norm = nn.LayerNorm(width, bias=False)
         self.attention_in = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
@@ -53,6 +56,20 @@ class Block(nn.Module):
         keep: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
     ) -> Tensor:
         """[B, L, D] to the same shape; `keep` turns keys and values [B, H, L, D/H] into all that are attended to."""
+        if not (self.forgets and torch.is_grad_enabled() and keep is None):
+            return self._compute(states, bias, phases, keep)
+        result: Tensor = checkpoint(
+            self._compute, states, bias, phases, None, use_reentrant=False, preserve_rng_state=False
+        )
+        return result
+
+    def _compute(
+        self,
+        states: Tensor,
+        bias: Tensor | DocumentBias | None,
+        phases: Tensor | None,
+        keep: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None,
+    ) -> Tensor:
         batch, length, width = states.shape
         joint = self.attention_in(self.attention_norm(states))
         queries, keys, values = joint.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -65,6 +82,13 @@ class Block(nn.Module):
         hidden = functional.silu(self.feedforward_in(self.feedforward_norm(states)))
         result: Tensor = states + self.feedforward_out(hidden)
         return result
+
+
+def forget_activations(module: nn.Module) -> None:
+    """Let every block in a module compute its inner states anew on the way back, instead of keeping them in memory."""
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.forgets = True
 
 
 def soften_outputs(blocks: nn.ModuleList) -> None:

@@ -36,7 +36,9 @@ from zonkey_core.training.events import (
     StageEvent,
     StepEvent,
 )
+from zonkey_core.training.processes import joined_processes, process_number
 from zonkey_core.training.run_options import TrainingOptions, TrainingResult
+from zonkey_core.training.saving import restore_run
 from zonkey_core.training.trainer import Trainer
 
 METRICS = "metrics.jsonl"
@@ -53,6 +55,8 @@ __all__ = [
     "StepEvent",
     "TrainingOptions",
     "TrainingResult",
+    "joined_processes",
+    "process_number",
     "resume",
     "train",
 ]
@@ -103,7 +107,8 @@ def resume(
     """Go on with a run exactly where its last checkpoint left it; the folder may have been moved.
 
     With `back_to`, go on from the kept checkpoint of that step. `changes` are fields of `TrainingOptions` and
-    `SourceSpec` that say how the run goes on and not what comes of it: `save_every`, `keep`, `on_bad_data`.
+    `SourceSpec` that say how the run goes on and not what comes of it: `save_every`, `keep`, `accumulate`,
+    `checkpoint_activations`, `shard`, `on_bad_data`.
     """
     place = directory if back_to is None else kept_checkpoint(directory, back_to)
     card = read_model_card(place)
@@ -117,12 +122,17 @@ def resume(
         trainer = Trainer(card.config, card.training)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{place / TRAINING}: damaged ({error}); start anew with --from {place}") from error
-    trainer.restore(place)
+    restore_run(trainer, place)
     return _run(trainer, on_event, should_stop)
 
 
 def _run(trainer: Trainer, on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> TrainingResult:
-    """Run with every event also written to the metrics file, which appears with the first of them."""
+    """Run with every event also written to the metrics file, which appears with the first of them.
+
+    Of several processes that train together, the first alone tells of events.
+    """
+    if process_number():
+        return trainer.run(lambda event: None, should_stop)
     encoder = msgspec.json.Encoder()
     with contextlib.ExitStack() as stack:
         opened: list[BinaryIO] = []

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 
 from zonkey_core.diffusion.decoding_order import in_streams, lay_out
 from zonkey_core.inference.block_decoding import read_whole
@@ -17,7 +18,6 @@ from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.readers import UnitKinds
-from zonkey_core.model.segmentation import Slots
 from zonkey_core.model.unit_rows import unit_rows
 from zonkey_core.slots import SlotKind
 
@@ -55,11 +55,14 @@ def wanted_segments(level: Level, sequence: PositionSequence) -> float:
 
 
 @torch.no_grad()
-def calibrate_endings(level: Level, batches: Iterable[Slots]) -> None:
-    """Let a level's denoiser expect as much of a document of which nothing is known as those in these rows hold."""
+def calibrate_endings(level: Level, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Let a level's denoiser expect as much of a document of which nothing is known as those in these rows hold.
+
+    batches: `slot_mask` and `document_mask` [B, M] of the level's slots.
+    """
     counts, certain = [], []
-    for slots in batches:
-        for begins, count in zip(slots.document_mask, slots.slot_mask.sum(1), strict=True):
+    for slot_mask, document_mask in batches:
+        for begins, count in zip(document_mask, slot_mask.sum(1), strict=True):
             edges = torch.cat([begins.nonzero().flatten(), count[None]])
             counts.append(edges.diff())
             certain.append(torch.arange(len(edges) - 1, device=edges.device) < len(edges) - 2)
@@ -81,5 +84,5 @@ def calibrate_lengths(models: tuple[Zonkey, Zonkey], indices: Iterable[int], row
     """The same with the lengths that denoisers expect of documents."""
     for index in indices:
         level, average = (model.levels[index] for model in models)
-        calibrate_endings(level, (models[0].ascend(row, index)[-1].slots for row in rows))
+        calibrate_endings(level, (models[0].slot_masks(row, index) for row in rows))
         average.denoiser.load_state_dict(level.denoiser.state_dict())

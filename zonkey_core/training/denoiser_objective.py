@@ -29,6 +29,7 @@ from zonkey_core.slots import SlotKind
 from zonkey_core.training.losses import expected_segment_loss, latent_regression, spread_penalty
 from zonkey_core.training.objectives import window_losses
 from zonkey_core.training.order_sampling import draw_known, draw_orders, known_and_open
+from zonkey_core.training.processes import mean_over
 
 ENDINGS_WEIGHT = 0.3
 LATER_ENDINGS = 0.05
@@ -79,7 +80,8 @@ def denoising_losses(level: Level, views: Sequence[Ascent], generator: torch.Gen
     entries = slots.entries.gather(1, drawn.rows.told.clamp(min=0))[asked]
     sigma = (1 - batch.alpha[asked].square()).clamp(min=0).sqrt()
     choice, nats = level.vocabulary.loss(found.latents[asked], sigma, entries)
-    own = {"choice": choice, "cuts": _cut_loss(level, views[0], drawn.rows.told, asked, nats)}
+    own = {"choice": mean_over(choice * len(entries), len(entries))}
+    own["cuts"] = _cut_loss(level, views[0], drawn.rows.told, asked, nats)
     own["endings"] = _endings_loss(found.ending_logits, drawn.rows)
     own["spelled"] = _spelling_loss(level, views[0].by_slots(), generator)
     return losses | {f"0/{name}": loss for name, loss in own.items()}
@@ -208,7 +210,7 @@ def _endings_loss(logits: Tensor, rows: OrderedRows) -> Tensor:
     measured = rows.remaining >= 0
     losses = ending_losses(logits[measured], rows.remaining[measured], rows.certain_mask[measured])
     weight = torch.where(rows.layout.kinds == SlotKind.TEXT, LATER_ENDINGS, 1.0)[measured]
-    return ENDINGS_WEIGHT * (losses * weight).sum() / weight.sum().clamp(min=LATER_ENDINGS)
+    return ENDINGS_WEIGHT * mean_over((losses * weight).sum(), weight.sum(), least=LATER_ENDINGS)
 
 
 def _cut_loss(level: Level, view: Ascent, told: Tensor, asked: Tensor, nats: Tensor) -> Tensor:

@@ -1,27 +1,34 @@
-"""Losses as free functions; each docstring gives the formula. All are computed in float32."""
+"""Losses as free functions; each docstring gives the formula. All are computed in float32.
+
+Means are over the whole batch, also where several processes share it (`processes.mean_over`). So every process calls
+these functions equally often, whatever its rows hold.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from zonkey_core.training.processes import agree_on_most, global_sum, mean_over, over_all
 
 
 def rate_penalty(start_prob: Tensor, exists_mask: Tensor, rate: float | Tensor) -> Tensor:
     """`100 (mean p - rate)^2` over existing positions of [B, L]."""
-    mean = (start_prob * exists_mask).sum() / exists_mask.sum().clamp(min=1)
+    mean = mean_over((start_prob * exists_mask).sum(), exists_mask.sum())
     return 100 * (mean - rate).square()
 
 
 def uncertainty_penalty(start_prob: Tensor, exists_mask: Tensor) -> Tensor:
     """`mean p (1 - p)`: the variance of a drawn segmentation, per existing position of [B, L]."""
-    return (start_prob * (1 - start_prob) * exists_mask).sum() / exists_mask.sum().clamp(min=1)
+    return mean_over((start_prob * (1 - start_prob) * exists_mask).sum(), exists_mask.sum())
 
 
 def overlong_penalty(cumulative: Tensor, window: int) -> Tensor:
     """`mean_i exp(C_{i+window} - C_i)`: the probability that a window holds no start. cumulative: [B, L]."""
-    if cumulative.shape[-1] <= window:
-        return cumulative.new_zeros(())
-    return (cumulative[..., window:] - cumulative[..., :-window]).exp().mean()
+    (length,) = agree_on_most(cumulative.shape[-1])  # rows are as long as the longest of the whole batch
+    spans = (cumulative[..., window:] - cumulative[..., :-window]).exp()
+    return mean_over(spans.sum(), len(cumulative) * max(0, int(length) - window))
 
 
 def existence_loss(start_logits: Tensor, start_prob: Tensor, weight: Tensor) -> Tensor:
@@ -30,7 +37,7 @@ def existence_loss(start_logits: Tensor, start_prob: Tensor, weight: Tensor) -> 
     All of one shape; the weight at k is the existence at k - 1, the probability that the question arises at all.
     """
     loss = functional.binary_cross_entropy_with_logits(start_logits.float(), start_prob, reduction="none")
-    return (loss * weight).sum() / weight.sum().clamp(min=1)
+    return mean_over((loss * weight).sum(), weight.sum())
 
 
 def expected_segment_sum(
@@ -59,20 +66,21 @@ def expected_segment_loss(position_loss: Tensor, log_existence: Tensor, start_pr
     position in all of them. Call it once for all segments of a batch; parts with a mean each would bias the starts.
     """
     existence = log_existence.detach().exp()
-    positions = existence.sum().clamp(min=1)
-    mean = (existence * position_loss.detach()).sum() / positions
-    return expected_segment_sum(position_loss, log_existence, start_prob, mean) / positions
+    mean = mean_over((existence * position_loss.detach()).sum(), existence.sum())
+    return mean_over(expected_segment_sum(position_loss, log_existence, start_prob, mean), existence.sum())
 
 
 def latent_regression(estimate: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """`sum_i w_i mean_c (estimate - target)^2 / sum_i w_i` for [M, C] latents and [M] weights."""
     error = (estimate.float() - target.float()).square().mean(-1)
-    return (error * weight).sum() / weight.sum().clamp(min=1e-6)
+    return mean_over((error * weight).sum(), weight.sum(), least=1e-6)
 
 
 def spread_penalty(latents: Tensor, *, least: float = 0.7, weight: float = 4.0) -> Tensor:
     """`w mean_c max(0, least - std_c)` over [K, C] latents: that no coordinate says the same of everything."""
-    if len(latents) < 2:
-        return latents.sum() * 0
-    deviation = (latents.float().var(0) + 1e-4).sqrt()
-    return weight * functional.relu(least - deviation).mean()
+    latents = latents.float()
+    count = over_all(torch.tensor(float(len(latents)), device=latents.device))
+    mean = over_all(latents.sum(0)) / count.clamp(min=1)  # its gradient would be nothing, over all of them
+    variance = global_sum((latents - mean).square().sum(0)) / (count - 1).clamp(min=1)
+    penalty = weight * functional.relu(least - (variance + 1e-4).sqrt()).mean()
+    return penalty if count >= 2 else latents.sum() * 0

@@ -27,6 +27,7 @@ from zonkey_core.training.losses import (
     rate_penalty,
     uncertainty_penalty,
 )
+from zonkey_core.training.processes import mean_over, over_all
 
 NOISED_ROWS = 2
 """One row in so many is noised where a splitter is held to the same cuts under noise."""
@@ -82,8 +83,8 @@ def unit_objective(
     inside = beyond < len(units.offsets)
     open_still = (cumulative[beyond[inside]] - cumulative[inside]).exp()
     losses = {
-        "masked": told.sum() / max(1, len(told)),
-        "overlong": open_still.sum() / max(1, len(units.offsets)),
+        "masked": mean_over(told.sum(), len(told)),
+        "overlong": mean_over(open_still.sum(), len(units.offsets)),
         "uncertainty": certainty * uncertainty_penalty(splits.start_prob, exists),
     }
     return losses | rate_losses(level, units, kinds, splits.start_prob, generator)
@@ -99,7 +100,7 @@ def rate_losses(
     in the same graph as what teaches that to the estimator.
     """
     if not level.config.bits_per_segment:
-        bytes_each = units.sizes.sum() / max(1, len(units.sizes))
+        bytes_each = over_all(units.sizes.sum().float()) / over_all(torch.tensor(float(len(units.sizes)))).clamp(min=1)
         rate = (bytes_each / level.config.segment_length).clamp(max=LARGEST_RATE)
         return {"rate": rate_penalty(start_prob, torch.ones_like(start_prob), rate)}
     assert level.estimator is not None
@@ -108,9 +109,10 @@ def rate_losses(
     bits = row_means(cost.detach(), units.rows[asked], int(units.rows.max()) + 1) / math.log(2)
     rates = (bits / level.config.bits_per_segment).clamp(max=LARGEST_RATE)
     found = row_means(start_prob, units.rows, len(rates))
-    apart = ROWS_APART * (found - rates).square().mean()
-    rate = rate_penalty(start_prob, torch.ones_like(start_prob), rates[units.rows].mean())
-    return {"rate": rate + apart, "cost": cost.sum() / max(1, len(cost))}
+    apart = ROWS_APART * mean_over((found - rates).square().sum(), len(rates))
+    wanted = mean_over(rates[units.rows].sum(), len(units.rows))
+    rate = rate_penalty(start_prob, torch.ones_like(start_prob), wanted)
+    return {"rate": rate + apart, "cost": mean_over(cost.sum(), len(cost))}
 
 
 def row_means(values: Tensor, rows: Tensor, count: int) -> Tensor:
@@ -130,7 +132,7 @@ def guide_objective(
     told = level.reader.loss(level.reader(values, hidden, drawn), sequence.values[hidden])
     cumulative = cumulative_log_continue(splits.start_prob)
     return {
-        "masked": told.sum() / max(1, len(told)),
+        "masked": mean_over(told.sum(), len(told)),
         "rate": rate_penalty(splits.start_prob, sequence.exists_mask, 1 / level.config.segment_length),
         "overlong": overlong_penalty(cumulative, level.config.window),
         "uncertainty": certainty * uncertainty_penalty(splits.start_prob, sequence.exists_mask),
@@ -163,7 +165,9 @@ def window_losses(
     parts: all windows of the batch, in groups of one length; start_prob [K] of its existing segments. What lies
     behind a certain start or the end of a row is left out, so that it is no wrong answer to any choice either.
     """
-    losses, log_existences, drawn, asked, starts, start_logits = [], [], [], [], [], []
+    nothing, no_windows = start_prob.new_zeros(0), start_prob.new_zeros(0, level.config.window)
+    losses, log_existences, drawn = [no_windows], [no_windows], [nothing]
+    asked, starts, start_logits = [nothing], [nothing], [nothing]
     for windows, decoded in parts:
         possible = windows.log_existence.detach() > LOG_FLOOR / 2
         loss = torch.zeros_like(windows.log_existence).masked_scatter(
@@ -176,8 +180,6 @@ def window_losses(
         asked.append(windows.log_existence.detach().exp()[:, :-1].flatten())
         starts.append(windows.start_prob.detach()[:, 1:].flatten())
         start_logits.append(decoded.start_logits[:, 1:].flatten())
-    if not parts:
-        return start_prob.new_zeros(()), start_prob.new_zeros(())
     positions = expected_segment_loss(torch.cat(losses), torch.cat(log_existences), torch.cat(drawn))
     return positions, existence_loss(torch.cat(start_logits), torch.cat(starts), torch.cat(asked))
 

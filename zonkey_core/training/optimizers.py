@@ -17,6 +17,14 @@ from zonkey_core.errors import CheckpointError
 from zonkey_core.model.bytes import BYTE_VALUES, SYMBOLS
 from zonkey_core.model.hash_embeddings import is_lookup_table
 from zonkey_core.model.model import unsaved_buffers
+from zonkey_core.training.processes import (
+    add_up_gradients,
+    clip_gradients,
+    gathered,
+    is_shared_out,
+    laid_out_like,
+    local,
+)
 
 SMALLEST_MATRIX = 16
 """Narrower matrices have too few directions for orthogonal updates."""
@@ -50,7 +58,7 @@ def build_optimizers(
     if matrices:
         optimizers.append(
             Muon(
-                matrices,
+                _by_layout([{"params": matrices}]),
                 lr=config.matrix_learning_rate,
                 momentum=0.95,
                 weight_decay=config.weight_decay,
@@ -62,11 +70,26 @@ def build_optimizers(
     if slow:
         groups.append({"params": slow, "lr": config.guide_learning_rate, "betas": GUIDE_BETAS})
     if groups:
-        optimizers.append(AdamW(groups, betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True))
+        optimizers.append(AdamW(_by_layout(groups), betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"]
     return optimizers
+
+
+def _by_layout(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups with those that are shared out among processes apart; all are numbered as if none were."""
+    result = []
+    first = 0
+    for group in groups:
+        numbered = list(enumerate(group["params"], first))
+        first += len(numbered)
+        for shared in (False, True):
+            some = [(number, each) for number, each in numbered if is_shared_out(each) == shared]
+            if some:
+                numbers, parameters = zip(*some, strict=True)
+                result.append({**group, "params": list(parameters), "numbers": list(numbers)})
+    return result
 
 
 def learning_rate_factor(fraction: float, step: int, config: TrainingConfig) -> float:
@@ -94,10 +117,13 @@ def take_step(
 ) -> str | None:
     """One step down the gradient of a scalar loss, whose norm over `parameters` is held to at most `clip`.
 
-    `fault` is told loss and norm, and where it gives a reason, nothing is moved and the reason returned.
+    Gradients that are there already are added to, and so are those of all processes. `fault` is told loss and norm,
+    and where it gives a reason, nothing is moved and the reason returned.
     """
     torch.autograd.backward(loss)
-    norm = nn.utils.clip_grad_norm_(parameters, clip)
+    parameters = list(parameters)
+    add_up_gradients(parameters)
+    norm = clip_gradients(parameters, clip)
     reason = fault(*torch.stack([loss.detach().float(), norm.float()]).tolist()) if fault else None
     for optimizer in optimizers:
         if reason is None:
@@ -111,18 +137,19 @@ def follow_weights(
 ) -> None:
     """Move averages toward the parameters after `steps` steps; the first steps weigh more, so that they catch up."""
     decay = min(config.average_decay, (1 + steps) / (10 + steps))
-    torch._foreach_lerp_(list(averages), [parameter.detach() for parameter in parameters], 1 - decay)
+    with torch.no_grad():
+        torch._foreach_lerp_([local(each) for each in averages], [local(each) for each in parameters], 1 - decay)
 
 
 def resumable_tensors(live: nn.Module, average: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
-    """All tensors that a run goes on from, by names that `split_resumable` takes apart."""
+    """All tensors that a run goes on from, whole, by names that `split_resumable` takes apart."""
     parts = {
         "live": live.state_dict(),
         "unsaved": unsaved_buffers(live),
         "average": average.state_dict(),
         "state": optimizer_tensors(optimizers),
     }
-    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+    return {f"{part}.{name}": gathered(tensor) for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 def split_resumable(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -137,11 +164,19 @@ def split_resumable(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def optimizer_tensors(optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
     """The optimisers' state as named tensors, for safetensors."""
     return {
-        f"{which}.{index}.{key}": torch.as_tensor(value)
+        f"{which}.{number}.{key}": torch.as_tensor(value)
         for which, optimizer in enumerate(optimizers)
-        for index, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
+        for number, parameter in _numbered(optimizer)
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
+
+
+def _numbered(optimizer: Optimizer) -> list[tuple[int, nn.Parameter]]:
+    """The parameters of an optimiser with their numbers, in the order in which it holds them."""
+    pairs: list[tuple[int, nn.Parameter]] = []
+    for group in optimizer.param_groups:
+        pairs += zip(group["numbers"], group["params"], strict=True)
+    return pairs
 
 
 def restore_optimizers(optimizers: Iterable[Optimizer], tensors: dict[str, Tensor]) -> None:
@@ -153,18 +188,24 @@ def restore_optimizers(optimizers: Iterable[Optimizer], tensors: dict[str, Tenso
                 owner, index, key = name.split(".", 2)
                 if int(owner) == which:
                     state.setdefault(int(index), {})[key] = tensor
-            _check_state(optimizer, state)
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            numbered = _numbered(optimizer)
+            _check_state(optimizer, dict(numbered), state)
+            held = {
+                place: {key: laid_out_like(tensor, parameter) for key, tensor in state[number].items()}
+                for place, (number, parameter) in enumerate(numbered) if number in state
+            }
+            optimizer.load_state_dict({"state": held, "param_groups": optimizer.state_dict()["param_groups"]})
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"the optimizer state does not fit this model ({error})") from error
 
 
-def _check_state(optimizer: Optimizer, state: dict[int, dict[str, Tensor]]) -> None:
+def _check_state(
+    optimizer: Optimizer, parameters: dict[int, nn.Parameter], state: dict[int, dict[str, Tensor]]
+) -> None:
     """Raise `ValueError` where a state lacks a parameter or a key, or is of another shape than its parameter."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     keys = {"momentum_buffer"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
     for index, found in state.items():
-        if index >= len(parameters) or found.keys() != keys:
+        if index not in parameters or found.keys() != keys:
             raise ValueError(f"number {index} holds {sorted(found)}")
         for key, tensor in found.items():
             shape = () if key == "step" else parameters[index].shape

@@ -78,19 +78,20 @@ class _Document(NamedTuple):
 def draw_orders(
     slot_mask: Tensor, document_mask: Tensor, block_mask: Tensor | None, generator: torch.Generator
 ) -> DrawnOrders:
-    """Orders of all documents in rows of slots [B, M], in the order of the text.
+    """Orders of all documents in rows of slots [B, M], in the order of the text; no row decides about another.
 
     slot_mask: false in padding; document_mask: true where a slot begins a document; block_mask: true where one begins a
     block, as at the beginnings of rows and documents; without it there is no level above.
     """
-    chance = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
     device = slot_mask.device
     counts = slot_mask.sum(1).tolist()
+    seeds = torch.randint(2**62, (len(counts),), generator=generator).tolist()
     begins = document_mask.cpu().numpy()
     blocks = None if block_mask is None else block_mask.cpu().numpy()
     rows, known_rows, alone_rows = [], [], []
     itself = np.zeros(slot_mask.shape, dtype=bool)
-    for row, count in enumerate(counts):
+    for row, (count, seed) in enumerate(zip(counts, seeds, strict=True)):
+        chance = np.random.default_rng(seed)
         edges = [0, *(np.flatnonzero(begins[row, 1:count]) + 1).tolist(), count]
         parts, known, alone = [], [np.zeros(0, dtype=bool)], [np.zeros(0, dtype=bool)]
         passed = 0

@@ -40,7 +40,8 @@ class Preview:
         if now - self.split_at >= SPLITS_SECONDS:
             self.split_at = now
             self.on_event(SplitsEvent(self._splits()))
-        if stage.name in ("denoiser", "joint") and now - self.sampled_at >= SAMPLE_SECONDS:
+        whole = self.trainer.options.shard == "none"  # else all processes would have to take part
+        if whole and stage.name in ("denoiser", "joint") and now - self.sampled_at >= SAMPLE_SECONDS:
             self.sampled_at = now
             self.on_event(SampleEvent(self._sample(stage)))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
@@ -26,6 +26,12 @@ class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds between saves; None keeps them under 2 % of the run's time."""
     keep: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 2
     """How many of the last checkpoints are kept, the present one among them."""
+    accumulate: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)] = 1
+    """Pieces that a process takes its rows of a batch in, one after another, to need less memory."""
+    checkpoint_activations: bool = False
+    """Whether Transformers compute their inner states anew on the way back instead of keeping them."""
+    shard: Literal["none", "full"] = "none"
+    """Whether several processes share out parameters, averages and optimiser states of the denoisers' blocks."""
 
 
 class TrainingResult(NamedTuple):

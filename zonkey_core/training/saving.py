@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
+import torch
 from torch.optim import Optimizer
 
-from zonkey_core.checkpoint import CONFIG, MODEL, OPTIMIZER, TRAINING, TrainingRecord, describe, pack_tensors
+from zonkey_core.checkpoint import (
+    CONFIG,
+    MODEL,
+    OPTIMIZER,
+    TRAINING,
+    TrainingRecord,
+    describe,
+    fill_model,
+    pack_tensors,
+    read_tensors,
+)
 from zonkey_core.config import Config
+from zonkey_core.errors import CheckpointError
 from zonkey_core.model.model import Zonkey
-from zonkey_core.training.optimizers import resumable_tensors
+from zonkey_core.training.optimizers import restore_optimizers, resumable_tensors, split_resumable
+from zonkey_core.training.stages import stage_optimizers
+
+if TYPE_CHECKING:
+    from zonkey_core.training.trainer import Trainer
 
 SHARE = 0.02
 """The part of a run's time that saving may take."""
@@ -54,12 +73,51 @@ class SavingRhythm:
 
 def checkpoint_files(
     config: Config, record: TrainingRecord, model: Zonkey, average: Zonkey, optimizers: Iterable[Optimizer]
-) -> dict[str, bytes]:
-    """The files of a checkpoint: the averaged weights, and all that a run goes on from."""
+) -> Callable[[], dict[str, bytes]]:
+    """What makes the files of a checkpoint: the averaged weights, and all that a run goes on from.
+
+    All processes call this at once, as it gathers what is shared out; one alone need make the files.
+    """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return {
-        MODEL: pack_tensors(average.state_dict(), half=True),
-        OPTIMIZER: pack_tensors(resumable_tensors(model, average, optimizers)),
+    tensors = resumable_tensors(model, average, optimizers)
+    averaged = {name: tensors[f"average.{name}"] for name in average.state_dict()}
+    return lambda: {
+        MODEL: pack_tensors(averaged, half=True),
+        OPTIMIZER: pack_tensors(tensors),
         CONFIG: describe(config, parameters),
         TRAINING: msgspec.json.format(msgspec.json.encode(record), indent=2),
     }
+
+
+def restore_run(trainer: Trainer, place: Path) -> None:
+    """Let a trainer take up the state that was saved in its output folder, or that was kept at `place` in it."""
+    parts = split_resumable(read_tensors(place, OPTIMIZER))
+    fill_model(trainer.model, parts["live"], origin=place / OPTIMIZER)
+    try:
+        trainer.model.load_unsaved(parts["unsaved"])
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{place / OPTIMIZER}: damaged; start anew with --from {trainer.out}") from error
+    fill_model(trainer.average, parts["average"], origin=place / OPTIMIZER)
+    trainer.model.to(trainer.device)
+    trainer.average.to(trainer.device).requires_grad_(False)
+    trainer.share_out()
+    record = trainer.record
+    try:
+        state = torch.frombuffer(bytearray(base64.b64decode(record.random_state)), dtype=torch.uint8)
+        trainer.generator.set_state(state)
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise _damaged(trainer, place / TRAINING, "random_state") from error
+    if not 0 <= record.stage <= len(trainer.stages):
+        raise _damaged(trainer, place / TRAINING, "stage")
+    if record.stage_step and record.stage < len(trainer.stages):
+        trainer.optimizers = stage_optimizers(trainer.model, trainer.stages[record.stage], trainer.config.training)
+        try:
+            restore_optimizers(trainer.optimizers, parts["state"])
+        except CheckpointError as error:
+            raise _damaged(trainer, place / OPTIMIZER, str(error)) from error
+    trainer.rhythm = SavingRhythm(trainer.options.save_every, resumed=True)
+    trainer.saved_step = record.steps if place == trainer.out else None
+
+
+def _damaged(trainer: Trainer, path: Path, what: str) -> CheckpointError:
+    return CheckpointError(f"{path}: damaged ({what}); start anew with --from {trainer.out}")

@@ -14,6 +14,7 @@ from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.level import Level
 from zonkey_core.model.positions import LocatedPositions, PositionSequence
 from zonkey_core.training.augmentation import noised_start_prob
+from zonkey_core.training.processes import mean_over, over_all
 
 START_WEIGHT = 5.0
 """Weight of a start against that of its absence where a splitter follows its guide. Where starts can be told only a
@@ -27,10 +28,10 @@ def telling_values(sequence: PositionSequence, offsets: Tensor, start_prob: Tens
 
     offsets, start_prob [B, M]: where the level's positions begin, and with what probability a segment does there.
     """
-    counts = torch.bincount(sequence.values[sequence.exists_mask], minlength=BYTE_VALUES)
+    counts = over_all(torch.bincount(sequence.values[sequence.exists_mask], minlength=BYTE_VALUES))
     first = sequence.values.gather(1, offsets).flatten()
     begun = torch.zeros(BYTE_VALUES, device=first.device).index_add_(0, first, start_prob.flatten().float())
-    return begun > TELLING * counts.clamp(min=1)
+    return over_all(begun) > TELLING * counts.clamp(min=1)
 
 
 def following_loss(
@@ -53,4 +54,4 @@ def following_loss(
         weight = torch.full_like(logits, START_WEIGHT)
         losses.append(functional.binary_cross_entropy_with_logits(logits, wanted, pos_weight=weight, reduction="sum"))
         weights.append(len(logits))
-    return torch.stack(losses).sum() / max(1, sum(weights))
+    return mean_over(torch.stack(losses).sum(), sum(weights))

@@ -18,6 +18,7 @@ from zonkey_core.config import TrainingConfig
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, Zonkey
 from zonkey_core.model.positions import LocatedPositions, PositionSequence
+from zonkey_core.model.segmentation import Slots
 from zonkey_core.training.augmentation import UPPER_KIND_SHARES, noise_rows
 from zonkey_core.training.curriculum import Stage
 from zonkey_core.training.denoiser_objective import denoising_losses
@@ -29,6 +30,7 @@ from zonkey_core.training.objectives import (
     splitter_objective,
 )
 from zonkey_core.training.optimizers import build_optimizers
+from zonkey_core.training.processes import mean_over, over_all
 from zonkey_core.training.splitter_distillation import following_loss, telling_values
 
 STABILITY = 3.0
@@ -131,11 +133,20 @@ def joint_losses(
         rebuilt = autoencoder_losses(level, sequence, segmentation, generator)
         losses |= {f"{index}/{name}": loss for name, loss in rebuilt.items()}
         if level.vocabulary is not None:
-            losses[f"{index}/drift"] = level.drift_penalty(slots)
+            losses[f"{index}/drift"] = drift_loss(level, slots)
         slots = slots._replace(latents=_scaled_gradient(slots.latents, upper_gradient))
         views.append(Ascent(sequence, segmentation, latents, slots))
         split_on = level.upper_sequence(_scaled_gradient(latents, upper_gradient), segmentation)
     return losses | denoising_losses(model.bottom, views, generator)
+
+
+def drift_loss(level: Level, slots: Slots) -> Tensor:
+    """How far the strings of slots have drifted, on average over the distinct ones of the whole batch."""
+    assert level.vocabulary is not None
+    entries, drifts = level.drift(slots)
+    seen = torch.zeros(len(level.vocabulary.lengths), device=drifts.device).index_fill(0, entries, 1.0)
+    shares = 1 / over_all(seen)[entries]
+    return mean_over((drifts * shares).sum(), shares.sum())
 
 
 def _scaled_gradient(latents: Tensor, share: float) -> Tensor:

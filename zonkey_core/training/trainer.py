@@ -6,7 +6,7 @@ import base64
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from zonkey_core.checkpoint import OPTIMIZER, TRAINING, TrainingRecord, fill_model, read_tensors
+from zonkey_core.checkpoint import TrainingRecord, fill_model
 from zonkey_core.config import Config
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import Prefetcher, RowBatch, RowStream
 from zonkey_core.devices import autocast, choose_device, choose_precision
-from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
+from zonkey_core.errors import ConfigError, ZonkeyError
 from zonkey_core.kept_checkpoints import write_kept
-from zonkey_core.model.model import Zonkey, byte_sequence
-from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.transformer import forget_activations
 from zonkey_core.model_building import require_trainable
+from zonkey_core.training.batches import BatchPieces
 from zonkey_core.training.calibration import calibrate_cuts, calibrate_lengths
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.events import (
@@ -39,12 +40,20 @@ from zonkey_core.training.fitting import anchor_vocabularies, fit_codebooks, fit
 from zonkey_core.training.optimizers import (
     follow_weights,
     learning_rate_factor,
-    restore_optimizers,
     set_learning_rates,
-    split_resumable,
     take_step,
 )
 from zonkey_core.training.preview import Preview
+from zonkey_core.training.processes import (
+    agree_on_most,
+    is_shared_out,
+    local,
+    on_first_alone,
+    process_count,
+    process_number,
+    share_out_blocks,
+    take_from_first,
+)
 from zonkey_core.training.run_options import TrainingOptions, TrainingResult
 from zonkey_core.training.saving import SavingRhythm, checkpoint_files
 from zonkey_core.training.stages import stage_losses, stage_optimizers, stage_parameters
@@ -54,8 +63,6 @@ from zonkey_core.training.validation import held_out_rows, quick_figures
 REPORT_SECONDS = 1.0
 CALIBRATION_BATCHES = 8
 ENDING_BATCHES = 96
-FITTING_PASSES = 16
-"""Times that a text is read at most to fit a vocabulary, a codebook or a calibration."""
 FOLLOW_STEPS = 50
 """Joint steps after which vocabularies follow their compressors anew."""
 
@@ -72,9 +79,12 @@ class Trainer:
         if (self.options.steps is None) == (self.options.minutes is None):
             raise ConfigError("give either a number of steps or a number of minutes")
         self.spec = msgspec.convert(record.data, SourceSpec)
+        if process_count() > 1 and "-" in self.spec.sources:
+            raise ConfigError("several processes cannot share standard input; save the text to a file")
         self.out = Path(self.options.out)
         self.device = choose_device(self.options.device)
         self.precision = choose_precision(self.options.precision, self.device)
+        self.pieces = BatchPieces(config.training.batch_rows, self.options.accumulate, self.device)
         self.stages = plan_stages(config.model, config.training.shares, self.options.stage)
         self.generator = torch.Generator().manual_seed(self.options.seed)
         with torch.random.fork_rng(devices=[]):
@@ -84,6 +94,8 @@ class Trainer:
         self.average.load_state_dict(self.model.state_dict())
         self.model.to(self.device)
         self.average.to(self.device).requires_grad_(False)
+        if self.options.checkpoint_activations:
+            forget_activations(self.model)
         self.optimizers: list[Optimizer] | None = None
         self.rhythm = SavingRhythm(self.options.save_every, resumed=False)
         self.saved_step: int | None = None
@@ -98,46 +110,25 @@ class Trainer:
         self.model.to(self.device)
         self.average.load_state_dict(self.model.state_dict())
 
-    def restore(self, place: Path) -> None:
-        """Take up the state that `save` left in the output folder, or that was kept at `place` in it."""
-        parts = split_resumable(read_tensors(place, OPTIMIZER))
-        fill_model(self.model, parts["live"], origin=place / OPTIMIZER)
-        try:
-            self.model.load_unsaved(parts["unsaved"])
-        except (KeyError, RuntimeError) as error:
-            raise CheckpointError(f"{place / OPTIMIZER}: damaged; start anew with --from {self.out}") from error
-        fill_model(self.average, parts["average"], origin=place / OPTIMIZER)
-        self.model.to(self.device)
-        self.average.to(self.device).requires_grad_(False)
-        try:
-            state = torch.frombuffer(bytearray(base64.b64decode(self.record.random_state)), dtype=torch.uint8)
-            self.generator.set_state(state)
-        except (ValueError, RuntimeError, TypeError) as error:
-            raise self._damaged(place / TRAINING, "random_state") from error
-        if not 0 <= self.record.stage <= len(self.stages):
-            raise self._damaged(place / TRAINING, "stage")
-        if self.record.stage_step and self.record.stage < len(self.stages):
-            self.optimizers = stage_optimizers(self.model, self.stages[self.record.stage], self.config.training)
-            try:
-                restore_optimizers(self.optimizers, parts["state"])
-            except CheckpointError as error:
-                raise self._damaged(place / OPTIMIZER, str(error)) from error
-        self.rhythm = SavingRhythm(self.options.save_every, resumed=True)
-        self.saved_step = self.record.steps if place == self.out else None
-
-    def _damaged(self, path: Path, what: str) -> CheckpointError:
-        return CheckpointError(f"{path}: damaged ({what}); start anew with --from {self.out}")
+    def share_out(self) -> None:
+        """Divide both models among the processes where that is asked for, once their weights are there."""
+        parameters = itertools.chain(self.model.parameters(), self.average.parameters())
+        if self.options.shard == "full" and process_count() > 1 and not any(map(is_shared_out, parameters)):
+            share_out_blocks(self.model)
+            share_out_blocks(self.average)
 
     def save(self, data_state: dict[str, object], on_event: Callable[[Event], None]) -> None:
         """Write the checkpoint whole; weights that are no longer numbers end the run instead."""
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+        broken = not all(bool(local(parameter).isfinite().all()) for parameter in self.model.parameters())
+        if any(agree_on_most(broken)):
             raise self._diverged("the weights")
         self.record.data_state = data_state
         self.record.random_state = base64.b64encode(self.generator.get_state().numpy().tobytes()).decode()
         self.record.torch_version = str(torch.__version__)
         with self.rhythm.measured():
             files = checkpoint_files(self.config, self.record, self.model, self.average, self.optimizers or [])
-            write_kept(self.out, files, steps=self.record.steps, before=self.saved_step, keep=self.options.keep)
+            steps, before, keep = self.record.steps, self.saved_step, self.options.keep
+            on_first_alone(lambda: write_kept(self.out, files(), steps=steps, before=before, keep=keep))
         self.saved_step = self.record.steps
         on_event(CheckpointEvent(str(self.out), self.record.steps))
 
@@ -151,13 +142,14 @@ class Trainer:
             state=self.record.data_state.get("documents"),
             on_bad=self.faults.append,
         )
+        self.share_out()
         rows = RowStream(documents, training.row_bytes, training.batch_rows, self.record.data_state or None)
         stopped = False
         preview = Preview(self, on_event)
         with Prefetcher(rows) as batches:
             while self.record.stage < len(self.stages) and not stopped:
                 stopped = not self._run_stage(batches, on_event, should_stop, preview)
-            if not stopped:
+            if not stopped and process_number() == 0:
                 self._measure(on_event)
             self._tell_faults(on_event)
             self.save(batches.state(), on_event)
@@ -194,11 +186,12 @@ class Trainer:
             self.optimizers = stage_optimizers(self.model, stage, self.config.training)
         if not record.stage_step:
             models = self.model, self.average
-            sequences = self._sequences(batches)
+            sequences = self.pieces.whole(batches)
             fit_codebooks(models, stage, sequences, self.precision, self.generator)
             fit_vocabularies(models, stage, sequences, self.precision)
             if stage.name in ("autoencoder", "joint"):
                 anchor_vocabularies(self.model, self.precision)
+            self._be_alike()
         self._train_only(parameters)
         on_event(StageEvent(stage.name, stage.level))
         last = reported = time.monotonic()
@@ -207,22 +200,26 @@ class Trainer:
             batch = batches.next_batch()
             losses = self._step(batch, stage, parameters, on_event)
             now = time.monotonic()
-            record.stage_seconds += now - last
-            record.seconds += now - last
+            passed, stop, due = agree_on_most(now - last, should_stop(), self.rhythm.due())
+            record.stage_seconds += passed
+            record.seconds += passed
             last = now
             if now - reported >= REPORT_SECONDS or self.stage_fraction() >= 1:
                 speed = (record.bytes_seen - bytes_before) / max(1e-9, record.stage_seconds - seconds_before)
                 self._report(stage, losses, speed, on_event)
-                preview.show(stage)
+                if process_number() == 0:
+                    preview.show(stage)
                 self._tell_faults(on_event)
                 reported = now
-            if should_stop():
+            if stop:
                 return False
-            if self.rhythm.due():
+            if due:
                 self.save(batches.state(), on_event)
+        steps = record.stage_step
         self._finish_stage(stage, parameters)
-        self._calibrate(stage, batches)
-        if self.rhythm.due():
+        self._calibrate(stage, batches, steps)
+        self._be_alike()
+        if any(agree_on_most(self.rhythm.due())):
             self.save(batches.state(), on_event)
         return True
 
@@ -232,15 +229,21 @@ class Trainer:
         """One update from one batch, unless it would do harm; returns its losses."""
         training, record = self.config.training, self.record
         assert self.optimizers is not None
-        sequence = self._sequence(batch)
         fraction = self.stage_fraction()
         if stage.level is None and record.stage_step and record.stage_step % FOLLOW_STEPS == 0:
             follow_compressors(self.model, self.precision)
         factor = learning_rate_factor(fraction, record.stage_step, training)
         set_learning_rates(self.optimizers, factor * (training.joint_rate if stage.level is None else 1.0))
-        with autocast(self.device, self.precision):
-            losses = stage_losses(self.model, stage, sequence, self.generator, fraction)
-        total = torch.stack(list(losses.values())).sum()
+        total = torch.zeros(())
+        losses: dict[str, Tensor] = {}
+        pieces = self.pieces.own(batch)
+        for number, (piece, chance) in enumerate(zip(pieces, self.pieces.generators(self.generator), strict=True)):
+            if number:
+                torch.autograd.backward(total)
+            with autocast(self.device, self.precision):
+                found = stage_losses(self.model, stage, piece, chance, fraction)
+            total = torch.stack(list(found.values())).sum() / len(pieces)
+            losses = {name: losses.get(name, 0) + loss.detach() / len(pieces) for name, loss in found.items()}
         fault = take_step(total, parameters, self.optimizers, training.gradient_clip, self.judge.fault)
         record.stage_step += 1
         record.steps += 1
@@ -254,25 +257,11 @@ class Trainer:
             raise self._diverged(fault)
         return losses
 
-    def _sequences(self, batches: Prefetcher) -> Iterator[PositionSequence]:
-        """Further batches, to fit or to calibrate something: one at least, and no more than a few passes of the text.
-
-        A small text tells nothing new however often it is read.
-        """
-        batch = batches.next_batch()
-        last = batch.epochs + FITTING_PASSES
-        while True:
-            yield self._sequence(batch)
-            batch = batches.next_batch()
-            if batch.epochs >= last:
-                return
-
-    def _sequence(self, batch: RowBatch) -> PositionSequence:
-        """A batch on the device; pinned memory lets the copy to a GPU overlap with the step before."""
-        parts = torch.from_numpy(batch.bytes), torch.from_numpy(batch.document_starts)
-        if self.device.type == "cuda":
-            parts = parts[0].pin_memory(), parts[1].pin_memory()
-        return byte_sequence(*(part.to(self.device, non_blocking=True) for part in parts))
+    def _be_alike(self) -> None:
+        """Make what every process has found out for itself the same to the last bit."""
+        take_from_first(
+            tensor for model in (self.model, self.average) for tensor in (*model.parameters(), *model.buffers())
+        )
 
     def _train_only(self, parameters: list[nn.Parameter]) -> None:
         """Let gradients flow to these parameters alone, and pair each with its average."""
@@ -297,15 +286,19 @@ class Trainer:
         self.record.stage_step, self.record.stage_seconds = 0, 0.0
         self.record.gradient_norm, self.record.faults_in_row = 0.0, 0
 
-    def _calibrate(self, stage: Stage, batches: Prefetcher) -> None:
-        """After a stage that moved splitters or denoisers, let cuts and lengths be as in further batches."""
+    def _calibrate(self, stage: Stage, batches: Prefetcher, steps: int) -> None:
+        """After a stage that moved splitters or denoisers, let cuts and lengths be as in further batches.
+
+        They are about as many as the stage had, where these are few.
+        """
         indices = range(len(self.model.levels)) if stage.level is None else (stage.level,)
         models = self.model, self.average
         with autocast(self.device, self.precision):
             if stage.name in ("denoiser", "joint"):
-                calibrate_lengths(models, indices, list(itertools.islice(self._sequences(batches), ENDING_BATCHES)))
+                count = min(ENDING_BATCHES, CALIBRATION_BATCHES + steps)
+                calibrate_lengths(models, indices, list(itertools.islice(self.pieces.whole(batches), count)))
             if stage.name in ("splitter", "joint"):
-                calibrate_cuts(models, indices, list(itertools.islice(self._sequences(batches), CALIBRATION_BATCHES)))
+                calibrate_cuts(models, indices, list(itertools.islice(self.pieces.whole(batches), CALIBRATION_BATCHES)))
 
     def _report(
         self, stage: Stage, losses: dict[str, Tensor], speed: float, on_event: Callable[[Event], None]

@@ -1,0 +1,30 @@
+"""One of several processes that train together, as torch's launchers start them: the first alone shows and writes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+
+from zonkey_cli.streams import Streams
+
+
+@contextlib.contextmanager
+def together(streams: Streams, device: str) -> Iterator[None]:
+    """Join the other processes of a launcher, if there is one; all but the first are quiet from then on."""
+    if int(os.environ.get("WORLD_SIZE", "1") or 1) < 2 or "RANK" not in os.environ:
+        yield
+        return
+    from zonkey_core.training import joined_processes
+
+    with joined_processes(device):
+        if not is_first():
+            streams.verbosity = -1
+            streams.stdout = io.BytesIO()
+        yield
+
+
+def is_first() -> bool:
+    """Whether this process shows and writes, as it does where it is alone."""
+    return os.environ.get("RANK", "0") == "0"

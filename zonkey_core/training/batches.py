@@ -1,0 +1,74 @@
+"""How batches come to the device: in this process's pieces to learn from, or whole, to fit or calibrate something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from zonkey_core.data.rows import Prefetcher, RowBatch
+from zonkey_core.errors import ConfigError
+from zonkey_core.model.model import byte_sequence
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.training.processes import process_count, process_number
+
+FITTING_PASSES = 16
+"""Times that a text is read at most to fit a vocabulary, a codebook or a calibration."""
+FITTING_ROWS = 32
+"""Rows that are read at once for that, of larger batches too; every process reads the same ones."""
+
+
+class BatchPieces:
+    """Divides batches evenly among the processes, and the part of each into as many pieces as are accumulated."""
+
+    def __init__(self, rows: int, accumulate: int, device: torch.device) -> None:
+        self._each = accumulate
+        self._all = accumulate * process_count()
+        self._device = device
+        if rows % self._all:
+            raise ConfigError(
+                f"training.batch_rows is {rows}, the rows of a step in all, which {process_count()} processes with "
+                f"{accumulate} pieces each cannot share evenly; "
+                f"give --set training.batch_rows={-(-rows // self._all) * self._all}"
+            )
+
+    def own(self, batch: RowBatch) -> list[PositionSequence]:
+        """The rows of a batch that this process learns from, a piece after the other."""
+        rows = len(batch.bytes) // self._all
+        return [self._take(batch, slice(piece * rows, (piece + 1) * rows)) for piece in self._numbers()]
+
+    def generators(self, common: torch.Generator) -> list[torch.Generator]:
+        """What decides by chance about each of these pieces; `common` is the same in all processes, and stays so."""
+        if self._all == 1:
+            return [common]
+        drawn = int(torch.randint(2**62, (1,), generator=common))
+        return [torch.Generator().manual_seed(drawn + piece) for piece in self._numbers()]
+
+    def whole(self, batches: Prefetcher) -> Iterator[PositionSequence]:
+        """Rows of further batches, the same in all processes: one batch at least, and a few passes of the text at most.
+
+        A small text tells nothing new however often it is read.
+        """
+        batch = batches.next_batch()
+        last = batch.epochs + FITTING_PASSES
+        while True:
+            yield self._take(batch, slice(FITTING_ROWS))
+            batch = batches.next_batch()
+            if batch.epochs >= last:
+                return
+
+    def _numbers(self) -> range:
+        first = process_number() * self._each
+        return range(first, first + self._each)
+
+    def _take(self, batch: RowBatch, rows: slice) -> PositionSequence:
+        """Some rows on the device; pinned memory lets the copy to a GPU overlap with the step before."""
+        return byte_sequence(self._moved(batch.bytes[rows]), self._moved(batch.document_starts[rows]))
+
+    def _moved(self, values: NDArray[np.uint8] | NDArray[np.bool_]) -> torch.Tensor:
+        tensor = torch.from_numpy(values)
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
