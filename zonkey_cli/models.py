@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from zonkey_cli.console import working
 from zonkey_cli.exit_codes import BadValueError
 from zonkey_cli.streams import Streams
+from zonkey_cli.threads import shared_executor
 
 if TYPE_CHECKING:
+    from zonkey_core.inference.segmentation import CuttingLevel
     from zonkey_core.model.model import Zonkey
 
 BUNDLED = "bundled"
@@ -57,22 +59,30 @@ def resolve_model(name: str | None) -> Path:
     )
 
 
-def load_model(streams: Streams, name: str | None, *, device: str, cutting_level: int | None = None) -> Zonkey:
-    """Read model `name` for use on `device`, with a sign of life on a terminal.
-
-    With `cutting_level`, only what cutting text up to that level needs is read.
-    """
+def load_model(streams: Streams, name: str | None, *, device: str) -> Zonkey:
+    """Read model `name` for use on `device`, with a sign of life on a terminal."""
     directory = resolve_model(name)
     with working(streams, "loading the model"):
         from zonkey_core.checkpoint import load_model as load
         from zonkey_core.devices import choose_device
-        from zonkey_core.inference.segmentation import splitting_tensors
 
         chosen = choose_device(device)
-        prefixes = ("",) if cutting_level is None else splitting_tensors(cutting_level)
-        model = load(directory, device=chosen, prefixes=prefixes)
+        model = load(directory, device=chosen)
     streams.detail(f"model {directory} on {chosen}")
     return model
+
+
+def load_cutting_levels(streams: Streams, name: str | None, *, device: str, level: int) -> list[CuttingLevel]:
+    """What cuts text up to `level` in model `name`; on a CPU, which `auto` stands for here, torch is not imported."""
+    directory = resolve_model(name)
+    chosen = "cpu" if device == "auto" else device
+    executor = shared_executor()
+    with working(streams, "loading the model"):
+        from zonkey_core.inference.cutting_levels import load_cutting_levels as load
+
+        levels = load(directory, level=level, device=chosen, executor=executor)
+    streams.detail(f"model {directory} on {chosen}")
+    return levels
 
 
 def check_level(name: str | None, level: int | None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import click
 from zonkey_cli.escaping import BadEscapeError, undo
 from zonkey_cli.exit_codes import ExitCode
 from zonkey_cli.files import Inputs, lines, written_whole
-from zonkey_cli.models import check_level, highest_level, load_model
+from zonkey_cli.models import check_level, highest_level, load_cutting_levels
 from zonkey_cli.options import (
     FILE,
     FiniteRange,
@@ -33,8 +33,8 @@ from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
     from zonkey_cli.segment_formats import Format
+    from zonkey_core.inference.segmentation import CuttingLevel
     from zonkey_core.inference.segments import Segments
-    from zonkey_core.model.model import Zonkey
 
 MANUAL = Manual(
     examples=(
@@ -231,7 +231,7 @@ def _segment(
     first = next(files, None)
     if first is None:
         return
-    loaded = load_model(streams, model, device=device, cutting_level=cutting.level)
+    loaded = load_cutting_levels(streams, model, device=device, level=cutting.level)
     form = make_format()
     with _output(streams, page, styled=form.styled) as write:
         for name, file in itertools.chain([first], files):
@@ -259,7 +259,7 @@ def _output(streams: Streams, page: str | None, *, styled: bool) -> Iterator[Cal
 
 
 def _texts(
-    streams: Streams, model: Zonkey, cutting: Cutting, name: str, chunks: Iterable[bytes]
+    streams: Streams, levels: Sequence[CuttingLevel], cutting: Cutting, name: str, chunks: Iterable[bytes]
 ) -> Iterator[Iterator[Segments]]:
     """The segments of each text of a file: of the whole, or of every line."""
     from zonkey_core.inference.segmentation import THRESHOLD, segment_levels, take_head, threshold_for_rate
@@ -267,7 +267,7 @@ def _texts(
     threshold = THRESHOLD if cutting.threshold is None else cutting.threshold
     if cutting.bytes_per_segment is not None:
         head, chunks = take_head(chunks)
-        found = threshold_for_rate(model, head, level=cutting.level, bytes_per_segment=cutting.bytes_per_segment)
+        found = threshold_for_rate(levels, head, level=cutting.level, bytes_per_segment=cutting.bytes_per_segment)
         threshold = found.threshold
         streams.detail(f"{name}: threshold {threshold:.6g}, {found.bytes_per_segment:.4g} bytes a segment")
         if not found.within_reach:
@@ -278,9 +278,9 @@ def _texts(
     typed = name == "-" and streams.stdin_is_terminal
     if cutting.line_buffered or (cutting.line_buffered is None and typed):
         for start, line in lines(chunks):
-            yield segment_levels(model, line, level=cutting.level, threshold=threshold, start=start)
+            yield segment_levels(levels, line, level=cutting.level, threshold=threshold, start=start)
     else:
-        yield segment_levels(model, chunks, level=cutting.level, threshold=threshold)
+        yield segment_levels(levels, chunks, level=cutting.level, threshold=threshold)
 
 
 def _undo(streams: Streams, inputs: Inputs, *, end: bytes) -> None:

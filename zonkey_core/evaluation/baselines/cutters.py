@@ -27,8 +27,8 @@ from zonkey_core.errors import ZonkeyError
 from zonkey_core.evaluation.metrics.boundaries import Offsets, code_points, join_points
 from zonkey_core.evaluation.store import Store, fingerprint
 from zonkey_core.evaluation.texts import passages
-from zonkey_core.model.existence import forced_starts
-from zonkey_core.model.model import Zonkey, text_sequence
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.window_limit import forced_starts
 
 TOKENIZER_KINDS = ("bpe", "unigram")
 TOKENIZER_SIZES = (1000, 2000, 4000, 8000)

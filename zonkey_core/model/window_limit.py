@@ -1,0 +1,24 @@
+"""The cuts that a level's window forces. Only numpy is used, so that text can be cut where torch is not."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def forced_starts(bounds: NDArray[np.int64], allowed_mask: NDArray[np.bool_], window: int) -> NDArray[np.int64]:
+    """The starts to add so that no segment between consecutive `bounds` is longer than `window`, in order.
+
+    bounds: the starts and, last, the end; the first may lie before position 0, where a segment is still open. Each
+    added start is the last one that `allowed_mask` [L] permits within the window, or the window's end where it
+    permits none.
+    """
+    added: list[int] = []
+    for index in np.flatnonzero(np.diff(bounds) > window).tolist():
+        position, stop = int(bounds[index]), int(bounds[index + 1])
+        while stop - position > window:
+            low = max(position + 1, 0)
+            options = np.flatnonzero(allowed_mask[low : position + window + 1])
+            position = int(options[-1]) + low if len(options) else position + window
+            added.append(position)
+    return np.asarray(added, dtype=np.int64)
