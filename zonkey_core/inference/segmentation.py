@@ -245,6 +245,22 @@ def take_head(chunks: Iterable[bytes], size: int = RATE_BYTES) -> tuple[bytes, I
     return bytes(held[:size]), itertools.chain([bytes(held)], rest)
 
 
+def position_probs(levels: Sequence[CuttingLevel], text: bytes, *, level: int) -> Starts:
+    """The byte offset of each position of `level` in a text, and the probability of a cut there: 0 where none may be.
+
+    Positions are bytes at level 0 and the segments of the level below above it.
+    """
+    parts = [each.starts for each in segment_levels(levels, [text], level=level, threshold=0.0)]
+    found, below = (
+        np.concatenate([np.zeros(0, dtype=np.int64), *(starts[index].offsets for starts in parts)])
+        for index in (level, max(level - 1, 0))
+    )
+    offsets = below if level else np.arange(len(text), dtype=np.int64)
+    probs = np.zeros(len(offsets), dtype=np.float32)
+    probs[np.searchsorted(offsets, found)] = np.concatenate([probs[:0], *(starts[level].probs for starts in parts)])
+    return Starts(offsets, probs)
+
+
 def threshold_for_rate(
     levels: Sequence[CuttingLevel], text: bytes, *, level: int, bytes_per_segment: float
 ) -> RateThreshold:
@@ -255,18 +271,12 @@ def threshold_for_rate(
     """
     if not text:
         return RateThreshold(THRESHOLD, 0.0, True)
-    parts = [each.starts for each in segment_levels(levels, [text], level=level, threshold=0.0)]
-    probs = np.concatenate([starts[level].probs for starts in parts])
-    positions = np.concatenate([starts[level].offsets for starts in parts])
-    length = len(text)
-    if level:
-        below = np.concatenate([starts[level - 1].offsets for starts in parts])
-        positions, length = np.searchsorted(below, positions), len(below)
-    thresholds = _thresholds(probs)
+    probs = position_probs(levels, text, level=level).probs
+    thresholds = _thresholds(probs[probs > 0])
     window = levels[level].window
 
     def rate(index: int) -> float:
-        return len(text) / _count_segments(positions[probs > thresholds[index]], positions, length, window)
+        return len(text) / _count_segments(probs, float(thresholds[index]), window)
 
     above = bisect.bisect_left(range(len(thresholds)), bytes_per_segment, key=rate)
     near = range(max(above - 1, 0), min(above + 1, len(thresholds)))
@@ -283,8 +293,7 @@ def _thresholds(probs: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.append(np.float32(0), np.where(middles < values[1:], middles, values[:-1]))
 
 
-def _count_segments(starts: NDArray[np.int64], allowed: NDArray[np.int64], length: int, window: int) -> int:
-    """How many segments `length` positions have that are cut at `starts` and, where they must be, at `allowed` ones."""
-    allowed_mask = np.zeros(length, dtype=np.bool_)
-    allowed_mask[allowed] = True
-    return len(starts) + len(forced_starts(np.append(starts, length), allowed_mask, window))
+def _count_segments(probs: NDArray[np.float32], threshold: float, window: int) -> int:
+    """How many segments positions have that are cut above a threshold and where no segment may go on."""
+    starts = np.flatnonzero(probs > threshold)
+    return len(starts) + len(forced_starts(np.append(starts, len(probs)), probs > 0, window))
