@@ -40,7 +40,7 @@ from zonkey_core.model.length_model import draw_counts
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, Zonkey
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.segment_splitter import SegmentReader
+from zonkey_core.model.readers import SegmentReader
 from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.model.segmentation import Segmentation
 from zonkey_core.model.slot_batches import Plans, slot_batch

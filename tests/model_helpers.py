@@ -16,7 +16,7 @@ from zonkey_core.model.existence import cumulative_log_continue, window_log_exis
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.segment_splitter import SegmentReader
+from zonkey_core.model.readers import SegmentReader
 from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary, StringCounter
 
 torch.set_num_threads(1)
@@ -61,7 +61,7 @@ def level_config(**changes: object) -> LevelConfig:
     fields: dict[str, object] = {
         "segment_length": 3.0, "window": 8, "width": 16, "latents": 2, "heads": 2, "splitter_width": 16,
         "reader_span": 16, "reader_layers": 1, "decoder_layers": 1, "denoiser_width": 16, "denoiser_layers": 1,
-        "denoiser_heads": 2, "mask_rate": 0.3, "splitter_ngrams": 512, "reader_contexts": 512, "reader_codes": 12,
+        "denoiser_heads": 2, "mask_rate": 0.3, "splitter_ngrams": 512, "reader_units": 512, "reader_codes": 12,
         "vocabulary": 300,
     }
     return LevelConfig(**{**fields, **changes})  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,15 +60,18 @@ def resolve_model(name: str | None) -> Path:
     )
 
 
-def load_model(streams: Streams, name: str | None, *, device: str) -> Zonkey:
-    """Read model `name` for use on `device`, with a sign of life on a terminal."""
+def load_model(streams: Streams, name: str | None, *, device: str, prefixes: tuple[str, ...] = ("",)) -> Zonkey:
+    """Read model `name` for use on `device`, with a sign of life on a terminal.
+
+    With `prefixes`, only the tensors whose names begin with one of them are kept.
+    """
     directory = resolve_model(name)
     with working(streams, "loading the model"):
         from zonkey_core.checkpoint import load_model as load
         from zonkey_core.devices import choose_device
 
         chosen = choose_device(device)
-        model = load(directory, device=chosen)
+        model = load(directory, device=chosen, prefixes=prefixes)
     streams.detail(f"model {directory} on {chosen}")
     return model
 
@@ -83,6 +87,14 @@ def load_cutting_levels(streams: Streams, name: str | None, *, device: str, leve
         levels = load(directory, level=level, device=chosen, executor=executor)
     streams.detail(f"model {directory} on {chosen}")
     return levels
+
+
+def load_estimator(streams: Streams, name: str | None, *, device: str) -> Callable[[bytes], float]:
+    """What tells how many bits a byte of a text has, by the estimate of model `name`."""
+    model = load_model(streams, name, device=device, prefixes=("bottom.splitter.", "bottom.estimator."))
+    from zonkey_core.inference.text_cost import bits_per_byte
+
+    return lambda text: bits_per_byte(model, text)
 
 
 def check_level(name: str | None, level: int | None) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from zonkey_core.model.model import Zonkey
 
-FORMAT = 2
+FORMAT = 3
 CONFIG, MODEL, TRAINING, OPTIMIZER = "config.json", "model.safetensors", "training.json", "optimizer.safetensors"
 CHECKSUMS = "checksums.json"
 KEPT = "checkpoints"

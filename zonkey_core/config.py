@@ -31,7 +31,10 @@ class LevelConfig(_Struct, frozen=True):
     """
 
     segment_length: float = 5.0
-    """Target mean number of positions per segment; the splitter's rate is its inverse."""
+    """Target mean number of positions per segment; the splitter's rate is its inverse, unless one of bits is set."""
+    bits_per_segment: float = 0.0
+    """Target information of a segment of level 0, by what the level's own estimator says of a text; 0 for a rate of
+    bytes, the same for all text. Words of all languages have about as much, while their bytes differ fourfold."""
     window: int = 24
     """S, the most positions that one segment may hold."""
     width: int = 64
@@ -46,16 +49,16 @@ class LevelConfig(_Struct, frozen=True):
     splitter_kernel: int = 5
     splitter_layers: int = 2
     splitter_ngrams: int = 32768
-    """Rows of the splitter's table of byte n-grams; of use at level 0 alone."""
-    reader_contexts: int = 32768
-    """Rows of the table of contexts from which level 0's reader, which teaches the splitter, tells hidden bytes."""
+    """Rows of the splitter's table of n-grams of units; of use at level 0 alone."""
+    reader_units: int = 8192
+    """Rows of the tables of units that level 0's reader tells and its estimator looks up."""
     reader_layers: int = 2
-    """Layers of the Transformer that is the reader of the levels above."""
-    reader_span: int = 128
-    """Positions that these readers see at once."""
+    """Layers of the Transformer that is the reader, which teaches the splitter."""
+    reader_span: int = 64
+    """Positions, or units at level 0, that readers see at once."""
     reader_codes: int = 1024
-    """Kinds of latents that these readers tell apart."""
-    mask_rate: float = 0.1
+    """Kinds of latents that the readers above level 0 tell apart."""
+    mask_rate: float = 0.2
     """Share of the positions hidden from the splitter and the reader in training."""
     denoiser_width: int = 128
     denoiser_layers: int = 2
@@ -193,7 +196,7 @@ def check_model_config(model: ModelConfig, *, origin: str) -> None:
     layers = 0
     for index, level in enumerate(model.levels):
         for key, value in msgspec.to_builtins(level).items():
-            if not 0 < value < math.inf:
+            if not 0 < value < math.inf and (key, value) != ("bits_per_segment", 0):
                 raise ConfigError(f"{origin}: level.{index}.{key} must be positive and finite, not {_shown(value)}")
             largest = LARGEST.get(key.rpartition("_")[2], LARGEST_COUNT)
             if value > largest:

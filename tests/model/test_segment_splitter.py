@@ -25,10 +25,11 @@ from tests.model_helpers import (
     small_model,
 )
 from zonkey_core.model.bytes import cut_allowed_mask
-from zonkey_core.model.existence import cumulative_log_continue
 from zonkey_core.model.level import Level
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.segment_splitter import CONTEXTS, ContextReader, SegmentReader, SegmentSplitter, hide_positions
+from zonkey_core.model.readers import CostEstimator, SegmentReader, UnitKinds, UnitReader
+from zonkey_core.model.segment_splitter import NEVER, NGRAM_ORDERS, SegmentSplitter, hide_positions, hide_units
+from zonkey_core.model.unit_rows import UnitRows, unit_rows
 from zonkey_core.training.objectives import splitter_objective
 
 MODEL = small_model(2)
@@ -77,11 +78,27 @@ def hidden_changed(true: PositionSequence, other: Tensor, hidden: Tensor) -> Pos
     return true._replace(values=other.where(mask, true.values))
 
 
+def other_units(units: UnitRows, hidden: Tensor, seed: int) -> UnitRows:
+    """The same with other units under the mask."""
+    drawn = torch.randint(1, 0x3000, units.keys.shape, generator=chance(seed))
+    return units._replace(keys=drawn.where(hidden, units.keys))
+
+
 @few
-@given(byte_texts, st.data(), seeds)
-def test_hidden_bytes_do_not_leak(data: bytes, draw: st.DataObject, seed: int) -> None:
-    other = bytes(draw.draw(st.lists(st.integers(0, 255), min_size=len(data), max_size=len(data))))
-    assert_no_leak(MODEL.levels[0], byte_rows(data), byte_rows(other).values, seed)
+@given(byte_texts, seeds)
+@torch.no_grad()
+def test_hidden_units_do_not_leak(data: bytes, seed: int) -> None:
+    level = MODEL.levels[0]
+    assert isinstance(level.reader, UnitReader)
+    units = unit_rows(byte_rows(data))
+    hidden, shown = hide_units(units, 0.4, chance(seed))
+    hidden_again, shown_again = hide_units(other_units(units, hidden, seed), 0.4, chance(seed))
+    assert torch.equal(hidden, hidden_again) and torch.equal(shown.keys, shown_again.keys)
+    states = level.reader(shown.keys, hidden, level.splitter.split_units(shown).start_prob)
+    assert len(states) == hidden.sum()
+    other = other_units(shown, hidden, seed)
+    otherwise = level.reader(other.keys, hidden, level.splitter.split_units(shown).start_prob)
+    assert torch.equal(states, otherwise), "the reader does not even see what stands in their place"
 
 
 @few
@@ -109,19 +126,42 @@ def assert_no_leak(level: Level, true: PositionSequence, other: Tensor, seed: in
         assert torch.equal(*states) and len(states[0]) == hidden.sum()
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_what_is_minimised_knows_hidden_values_as_targets_alone(index: int) -> None:
-    level = MODEL.levels[index]
-    if index == 0:
-        rows = [byte_rows(text, text[::-1]) for text in (bytes(range(60, 100)), bytes(range(160, 200)))]
-    else:
-        rows = [latent_rows(level, [30, 20], seed=seed) for seed in (1, 7)]
+def test_what_is_minimised_knows_hidden_latents_as_targets_alone() -> None:
+    level = MODEL.levels[1]
+    rows = [latent_rows(level, [30, 20], seed=seed) for seed in (1, 7)]
     hidden, _ = hide_positions(rows[0], level.config.mask_rate, chance(3))
     changed = hidden_changed(rows[0], rows[1].values, hidden)
-    found = [splitter_objective(level, each, chance(3), stability=0.0) for each in (rows[0], changed)]
-    assert hidden.any() and not torch.equal(found[0]["masked"], found[1]["masked"])
+    assert_told_alone(level, rows[0], changed)
+
+
+def test_what_is_minimised_knows_hidden_units_as_targets_alone() -> None:
+    """Other letters in the same number are hidden in the same places, and a few kinds of units have the same shares."""
+    text = b"abcdefgh" * 12
+    rows = byte_rows(text, text)
+    hidden, _ = hide_units(unit_rows(rows), MODEL.levels[0].config.mask_rate, chance(3))
+    values = rows.values.flatten()
+    changed = values.where(~hidden, (values - 97 + 3) % 8 + 97).view(rows.values.shape)
+    assert_told_alone(MODEL.levels[0], rows, rows._replace(values=changed))
+
+
+def assert_told_alone(level: Level, rows: PositionSequence, changed: PositionSequence) -> None:
+    """What stands under the mask changes what there is to tell and nothing else."""
+    found = [splitter_objective(level, each, chance(3), stability=0.0) for each in (rows, changed)]
+    assert not torch.equal(found[0]["masked"], found[1]["masked"])
     for name in ("rate", "overlong", "uncertainty"):
         assert torch.equal(found[0][name], found[1][name])
+
+
+def test_hidden_units_give_way_to_visible_ones_of_their_row() -> None:
+    rows = byte_rows(bytes(range(20, 119)), "中文字".encode() * 11)
+    units = unit_rows(rows)
+    hidden, shown = hide_units(units, 0.5, chance(2))
+    assert torch.equal(shown.keys[~hidden], units.keys[~hidden])
+    for row in (0, 1):
+        here = units.rows == row
+        drawn = set(shown.keys[here & hidden].tolist())
+        assert drawn <= set(units.keys[here & ~hidden].tolist())
+        assert len(drawn) > (20 if row == 0 else 1), "each drawn for itself"
 
 
 def test_what_is_hidden_is_replaced_by_what_is_visible() -> None:
@@ -137,9 +177,12 @@ def test_what_is_hidden_is_replaced_by_what_is_visible() -> None:
 
 
 def test_where_nothing_is_visible_nothing_is_hidden() -> None:
-    for rows in (byte_rows(b"abc"), latent_rows(MODEL.levels[1], [3], seed=1, padding=2)):
-        hidden, shown = hide_positions(rows, 1.0, chance(1))
-        assert not hidden.any() and torch.equal(shown, rows.values)
+    rows = latent_rows(MODEL.levels[1], [3], seed=1, padding=2)
+    hidden, shown = hide_positions(rows, 1.0, chance(1))
+    assert not hidden.any() and torch.equal(shown, rows.values)
+    units = unit_rows(byte_rows(b"abc", b"xyz"))
+    hidden, whole = hide_units(units, 1.0, chance(1))
+    assert not hidden.any() and torch.equal(whole.keys, units.keys)
     losses = splitter_objective(MODEL.levels[0], byte_rows(b"a"), chance(1), stability=0.0)
     assert losses["masked"] == 0 and all(loss.isfinite() for loss in losses.values())
 
@@ -154,17 +197,20 @@ def test_what_is_not_hidden_is_seen(index: int) -> None:
         other.values[0, 3] *= -1
     for cutter in (level.splitter, level.guide or level.splitter):
         assert not torch.equal(cutter(true).start_logits, cutter(other).start_logits)
-    hidden = torch.zeros(1, 8, dtype=torch.bool)
+    hidden, starts = torch.zeros(1, 8, dtype=torch.bool), torch.zeros(1, 8)
     hidden[0, 4] = True
-    states = [level.reader(row.values, hidden, torch.zeros(1, 8)) for row in (true, other)]
+    if index == 0:
+        states = [level.reader(unit_rows(row).keys, hidden[0], starts[0]) for row in (true, other)]
+    else:
+        states = [level.reader(row.values, hidden, starts) for row in (true, other)]
     assert not torch.equal(*states)
 
 
 def test_positions_are_hidden_at_the_given_rate() -> None:
     rows = byte_rows(*[b"x" * 100] * 100)
-    hidden, _ = hide_positions(rows, 0.3, chance(1))
-    assert hidden.float().mean().item() == pytest.approx(0.3, abs=0.02)
-    assert not hide_positions(rows, 0.0, chance(1))[0].any()
+    for hidden in (hide_positions(rows, 0.3, chance(1))[0], hide_units(unit_rows(rows), 0.3, chance(1))[0]):
+        assert hidden.float().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert not hide_units(unit_rows(rows), 0.0, chance(1))[0].any()
 
 
 @law
@@ -260,12 +306,13 @@ def test_a_probability_depends_on_as_much_as_reach_says(kernel: int, layers: int
     splitter = SegmentSplitter(channels, 8, kernel, layers, 4.0, 512).double()
     torch.nn.init.normal_(splitter.head.weight)
     length, place, around = 51, 25, layers * (kernel // 2)
+    behind = around + (len(NGRAM_ORDERS) - 1 if channels is None else 0)
     if channels is None:
         assert splitter.ngrams is not None
         torch.nn.init.normal_(splitter.ngrams.table)
         rows = byte_rows(bytes(range(40, 40 + length)))
         other = rows._replace(values=rows.values.clone())
-        other.values[0, place] = 200
+        other.values[0, place] = 10
     else:
         everywhere = torch.ones(1, length, dtype=torch.bool)
         rows = PositionSequence(normal(1, length, channels, seed=2), everywhere, ~everywhere)
@@ -273,8 +320,8 @@ def test_a_probability_depends_on_as_much_as_reach_says(kernel: int, layers: int
         other.values[0, place] += 3
     logits = [splitter(each).start_logits[0] for each in (rows, other)]
     moved = (logits[0] != logits[1]).nonzero().flatten().tolist()
-    assert moved == list(range(place - around, place + splitter.reach + 1))
-    assert splitter.reach == around + (5 if channels is None else 0)
+    assert moved == list(range(place - around, place + behind + 1))
+    assert splitter.reach >= behind and (channels is None or splitter.reach == around)
 
 
 @pytest.mark.parametrize("before", [1, 4, 40])
@@ -309,9 +356,12 @@ def test_an_untrained_splitter_cuts_at_its_rate(channels: int | None) -> None:
 def test_a_shift_lowers_every_logit() -> None:
     level = small_model(1).levels[0]
     rows = byte_rows(TEXT.encode()[:50])
+    begins = rows.cut_allowed()
     before = level.split(rows).start_logits
     level.splitter.shift(1.5)
-    torch.testing.assert_close(level.split(rows).start_logits, before - 1.5)
+    after = level.split(rows).start_logits
+    torch.testing.assert_close(after[begins], before[begins] - 1.5)
+    assert torch.equal(after[~begins], before[~begins]) and (before[~begins] == NEVER).all()
 
 
 def latent_reader(span: int) -> SegmentReader:
@@ -357,70 +407,47 @@ def test_the_reader_of_latents_sees_further_the_less_likely_a_cut_is() -> None:
     assert changes[0] > changes[1] > changes[2] > changes[3] == 0
 
 
-def byte_reader() -> ContextReader:
-    """A reader of bytes with a table so large that hardly any two contexts share a row."""
+def unit_reader(span: int = 16) -> UnitReader:
+    """A reader of units."""
     torch.manual_seed(0)
-    reader = ContextReader(8, 1 << 16).double()
-    torch.nn.init.normal_(reader.vectors.table)
-    return reader
+    return UnitReader(16, 2, 2, span, 1 << 12).double()
+
+
+@law
+@given(seeds, st.integers(0, 23))
+@torch.no_grad()
+def test_the_reader_of_units_sees_its_own_segment_alone(seed: int, place: int) -> None:
+    reader = unit_reader(span=10)
+    starts = (torch.rand(24, generator=chance(seed)) < 0.3).double()
+    starts[0] = 1
+    hidden = torch.rand(24, generator=chance(seed + 1)) < 0.5
+    keys = torch.randint(1, 300, (24,), generator=chance(seed))
+    other = keys.clone()
+    other[place] += 1000
+    segments = starts.cumsum(0)
+    spans = torch.arange(24) // 10
+    changed = (reader(keys, hidden, starts) - reader(other, hidden, starts)).abs().amax(1) > 1e-9
+    same = (segments == segments[place]) & (spans == spans[place])
+    assert not changed[~same[hidden]].any()
+    if hidden[place]:
+        assert not changed.any()
+    else:
+        assert changed[same[hidden]].all()
 
 
 @torch.no_grad()
-def test_the_reader_of_bytes_sees_what_surely_lies_in_its_own_segment_alone() -> None:
-    reader, length, seen = byte_reader(), 16, 0
-    for seed in range(60):
-        generator = chance(seed)
-        probs = (torch.rand(2, length, generator=generator) < 0.2).double()
-        hidden = torch.rand(2, length, generator=generator) < 0.5
-        values = torch.randint(256, (2, length), generator=generator)
-        place = int(torch.randint(length, (), generator=generator))
-        other = values.clone()
-        other[0, place] = (values[0, place] + 1) % 256
-        changed = (reader(values, hidden, probs) != reader(other, hidden, probs)).any(1).tolist()
-        cuts = set(probs[0].nonzero().flatten().tolist())
-        for (row, at), differs in zip(hidden.nonzero().tolist(), changed, strict=True):
-            in_contexts = any(
-                at - left <= place <= at + right and at - left >= 0 and at + right < length
-                and not cuts & set(range(at - left + 1, at + right + 1))
-                for left, right in CONTEXTS
-            )
-            assert differs == (row == 0 and place != at and in_contexts)
-            seen += differs
-    assert seen > 50
-
-
-@torch.no_grad()
-def test_the_reader_of_bytes_sees_as_far_as_a_cut_is_unlikely() -> None:
-    reader = byte_reader()
-    values = torch.tensor([list(b"abcdefghi")])
-    other = values.clone()
-    other[0, 0] = 120
-    hidden = torch.zeros(1, 9, dtype=torch.bool)
-    hidden[0, 4] = True
-    changes, summed = [], []
+def test_the_reader_of_units_sees_the_further_the_less_likely_a_cut_is() -> None:
+    reader = unit_reader()
+    keys = torch.arange(97, 106)
+    other = keys.clone()
+    other[0] = 3000
+    hidden = torch.arange(9) == 4
+    changes = []
     for prob in (0.0, 0.5, 0.99, 1.0):
-        probs = torch.zeros(1, 9, dtype=torch.float64)
-        probs[0, 2] = prob
-        changes.append((reader(values, hidden, probs) - reader(other, hidden, probs)).abs().max().item())
-        first, second = (reader.vectors(each, cumulative_log_continue(probs), hidden) for each in (values, other))
-        summed.append(first - second)
-    assert changes[0] > changes[1] > changes[2] > changes[3] == 0
-    for prob, change in zip((0.5, 0.99, 1.0), summed[1:], strict=True):
-        torch.testing.assert_close(change, (1 - prob) * summed[0], atol=1e-12, rtol=1e-9)
-
-
-@torch.no_grad()
-def test_the_reader_of_bytes_sees_neither_padding_nor_another_document() -> None:
-    level = small_model(1).levels[0]
-    rows, other = (byte_rows(b"abcd" + text + b"efgh" + text) for text in (b"1234", b"5678"))
-    for each in (rows, other):
-        each.exists_mask[0, 12:] = False
-        each.document_mask[0, [4, 8]] = True
-    hidden = torch.zeros_like(rows.exists_mask)
-    hidden[0, [1, 2, 3, 9, 10, 11]] = True
-    probs = level.split(rows).start_prob
-    assert (probs[0, [0, 4, 8, 12, 13, 14, 15]] == 1).all()
-    assert torch.equal(level.reader(rows.values, hidden, probs), level.reader(other.values, hidden, probs))
+        starts = torch.zeros(9, dtype=torch.float64)
+        starts[2] = prob
+        changes.append((reader(keys, hidden, starts) - reader(other, hidden, starts)).abs().max().item())
+    assert changes[0] > changes[1] > changes[2] > changes[3] and changes[3] < 1e-12
 
 
 def test_a_segment_length_sets_the_splitters_first_rate() -> None:
@@ -436,23 +463,54 @@ def test_a_segment_length_sets_the_splitters_first_rate() -> None:
 @torch.no_grad()
 def test_a_hidden_latent_is_told_as_its_code_alone() -> None:
     level = MODEL.levels[1]
-    codebook = codebook_of(level)
+    codebook, reader = codebook_of(level), level.reader
+    assert isinstance(reader, SegmentReader)
     values = normal(200, level.embedding.channels or 0, seed=1, dtype=torch.float32)
     states = normal(200, level.config.splitter_width, seed=2, dtype=torch.float32)
     codes = codebook(values)
     assert len(set(codes.tolist())) > len(codebook.centres) / 2
-    found = level.reader_loss(states, values)
-    log_probs = level.reader_readout(states).log_softmax(-1)
+    found = reader.loss(states, values)
+    log_probs = reader.readout(states).log_softmax(-1)
     torch.testing.assert_close(found, -log_probs[torch.arange(200), codes])
-    assert torch.equal(found, level.reader_loss(states, codebook.centres[codes]))
+    assert torch.equal(found, reader.loss(states, codebook.centres[codes]))
 
 
 @torch.no_grad()
-def test_a_hidden_byte_is_told_as_itself() -> None:
-    level = MODEL.levels[0]
-    states = normal(256, level.config.splitter_width, seed=2, dtype=torch.float32)
-    found = level.reader_loss(states, torch.arange(256))
-    torch.testing.assert_close(found, -level.reader_readout(states).log_softmax(-1).diagonal())
+def test_a_hidden_unit_is_told_among_those_of_the_batch_given_how_often_each_occurs() -> None:
+    reader = unit_reader()
+    keys = torch.tensor([5, 7, 5, 5, 900, 7])
+    kinds = UnitKinds(keys)
+    asked = torch.tensor([0, 4])
+    nothing = reader.units.loss(torch.zeros(2, 16).double(), kinds, asked)
+    torch.testing.assert_close(nothing, -torch.tensor([3 / 6, 1 / 6]).log())
+    torch.testing.assert_close(kinds.unigram_cost()[asked], nothing)
+    states = normal(2, 16, seed=3)
+    logits = states @ reader.units(torch.tensor([5, 7, 900])).T + torch.tensor([3 / 6, 2 / 6, 1 / 6]).log()
+    torch.testing.assert_close(
+        reader.units.loss(states, kinds, asked), -logits.float().log_softmax(-1)[[0, 1], [0, 2]]
+    )
+
+
+@torch.no_grad()
+def test_the_cost_of_a_unit_is_told_from_what_stands_before_it_in_its_row() -> None:
+    torch.manual_seed(1)
+    estimator = CostEstimator(16, 1 << 12).double()
+    torch.nn.init.normal_(estimator.ngrams.table)
+    rows = byte_rows(b"abcdefgh", b"abcdefgh")
+    asked = torch.arange(16)
+
+    def cost(rows: PositionSequence) -> Tensor:
+        units = unit_rows(rows)
+        kinds = UnitKinds(torch.arange(90, 130))
+        kinds.which = units.keys - 90
+        found: Tensor = estimator(units, kinds, asked)
+        return found
+
+    before = cost(rows)
+    torch.testing.assert_close(before[:8], before[8:])
+    rows.values[0, 5] = 125
+    moved = (cost(rows) != before).nonzero().flatten().tolist()
+    assert moved == [5, 6, 7], "itself and what follows in its row"
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from zonkey_core.model.codebook import Codebook
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import LocatedPositions, PositionSequence
-from zonkey_core.model.segment_splitter import SegmentReader
+from zonkey_core.model.readers import SegmentReader
 from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.training import (
     METRICS,

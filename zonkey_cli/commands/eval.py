@@ -43,6 +43,10 @@ MANUAL = Manual(
             "Two parts, on the test split of a local copy of Wikipedia, for a program.",
         ),
         ("zonkey eval --gold sentences.jsonl --domains letters/", "With gold sentences and texts of other domains."),
+        (
+            "zonkey eval segment --language Thai words.jsonl thai/",
+            "With the words of a language, beside tokenizers that learn from text of it.",
+        ),
     ),
     environment=(("XDG_CACHE_HOME", "The user's cache directory."),),
     files=(
@@ -124,6 +128,11 @@ class ByteCount(click.ParamType[int, str]):
     help='Gold sentences: a JSON list a line, or an object with the field "sentences" or "paragraphs".',
 )
 @click.option(
+    "--language", "languages", metavar="NAME WORDS.jsonl TEXT", nargs=3, type=str, multiple=True,
+    help="Words of a language under the name NAME: a JSON list of words a line that add up to it, and the text that "
+    "tokenizers learn from beside it, a file or a folder; may be repeated.",
+)
+@click.option(
     "--limit", metavar="BYTES", type=ByteCount(), default=DEFAULT_LIMIT, show_default=True,
     help="Most text to measure on, as 200kB or 1MB; all other work grows with it.",
 )
@@ -143,6 +152,7 @@ def command(
     train_data: tuple[str, ...],
     domains: tuple[str, ...],
     gold: str | None,
+    languages: tuple[tuple[str, str, str], ...],
     limit: int,
     fresh: bool,
     seed: int | None,
@@ -168,7 +178,7 @@ def command(
     view = ProgressView(streams)
     evaluation = _prepare(
         streams, view, model=model, device=device, data=data, train_data=train_data,
-        wiki=(data_config, data_dir), domains=domains, gold=gold, limit=limit, seed=seed or 0,
+        wiki=(data_config, data_dir), domains=domains, gold=gold, languages=languages, limit=limit, seed=seed or 0,
     )
     if fresh:
         evaluation.store.clear()
@@ -187,6 +197,7 @@ def _prepare(
     wiki: tuple[str, str | None],
     domains: tuple[str, ...],
     gold: str | None,
+    languages: tuple[tuple[str, str, str], ...],
     limit: int,
     seed: int,
 ) -> EvaluationContext:
@@ -204,6 +215,9 @@ def _prepare(
 
         sentences = read_gold(Path(gold)) if gold is not None else []
         others = read_domains(domains, limit)
+        from zonkey_core.evaluation.tasks.languages import LEARNED_BYTES, read_language
+
+        spoken = [read_language(*each, LEARNED_BYTES) for each in languages]
         from zonkey_core.evaluation.context import EvaluationContext, EvaluationOptions
         from zonkey_core.evaluation.store import Store
         from zonkey_core.evaluation.tasks.runner import identify_model
@@ -223,6 +237,7 @@ def _prepare(
         report=view,
         domains=others,
         gold=sentences,
+        languages=spoken,
     )
 
 

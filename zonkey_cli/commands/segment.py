@@ -14,7 +14,7 @@ import click
 from zonkey_cli.escaping import BadEscapeError, undo
 from zonkey_cli.exit_codes import ExitCode
 from zonkey_cli.files import Inputs, lines, written_whole
-from zonkey_cli.models import check_level, highest_level, load_cutting_levels
+from zonkey_cli.models import check_level, highest_level, load_cutting_levels, load_estimator
 from zonkey_cli.options import (
     FILE,
     FiniteRange,
@@ -52,8 +52,10 @@ MANUAL = Manual(
     exit_status=(("1", "A file could not be read, or the input of --undo is no output of segment."),),
 )
 
-_CUTTING = ("threshold", "bytes_per_segment", "line_buffered")
+_CUTTING = ("threshold", "bytes_per_segment", "bits_per_segment", "line_buffered")
 _FORMATS = ("as_json", "null", "join", "prob", "tree", "stats", "html")
+LEAST_BITS = 1e-3
+"""Bits of a byte that is as good as known."""
 _TOGETHER = ({"as_json", "tree"}, {"as_json", "stats"}, {"null", "prob"})
 """The formats that can be had together."""
 
@@ -65,6 +67,7 @@ class Cutting:
     level: int
     threshold: float | None
     bytes_per_segment: float | None
+    bits_per_segment: float | None
     line_buffered: bool | None
     """Whether each line is a text of its own; None stands for input from a terminal alone."""
 
@@ -86,9 +89,14 @@ class Cutting:
     help="Choose the threshold for segments of R bytes on average, on the first 64 KiB of each file.",
 )
 @click.option(
+    "--bits-per-segment", type=FiniteRange(min=0, min_open=True), metavar="R",
+    help="The same for R bits of information by the model's own estimate, of which words of all languages have about "
+    "as much.",
+)
+@click.option(
     "--line-buffered/--no-line-buffered", default=None,
     help="Cut each line as a text of its own and write its segments at once; slower on long files. On for standard "
-    "input that is a terminal, unless --bytes-per-segment is given.",
+    "input that is a terminal, unless a length of segments is given.",
 )
 @click.option("--join", metavar="STR", help="Write running text with STR between segments, nothing escaped.")
 @click.option(
@@ -127,6 +135,7 @@ def command(
     level: int | None,
     threshold: float | None,
     bytes_per_segment: float | None,
+    bits_per_segment: float | None,
     line_buffered: bool | None,
     join: str | None,
     prob: bool,
@@ -169,7 +178,8 @@ def command(
             level=level,
             threshold=threshold if "threshold" in ways else None,
             bytes_per_segment=bytes_per_segment if "bytes_per_segment" in ways else None,
-            line_buffered=False if "bytes_per_segment" in ways else line_buffered,
+            bits_per_segment=bits_per_segment if "bits_per_segment" in ways else None,
+            line_buffered=False if {"bytes_per_segment", "bits_per_segment"} & {*ways} else line_buffered,
         )
         _segment(
             streams, inputs, cutting, model=model, device=device, page=html if "html" in formats else None,
@@ -231,12 +241,13 @@ def _segment(
     first = next(files, None)
     if first is None:
         return
-    loaded = load_cutting_levels(streams, model, device=device, level=cutting.level)
+    levels = load_cutting_levels(streams, model, device=device, level=cutting.level)
+    estimate = None if cutting.bits_per_segment is None else load_estimator(streams, model, device=device)
     form = make_format()
     with _output(streams, page, styled=form.styled) as write:
         for name, file in itertools.chain([first], files):
             write(form.begin(name))
-            for text in _texts(streams, loaded, cutting, name, inputs.chunks(name, file)):
+            for text in _texts(streams, levels, estimate, cutting, name, inputs.chunks(name, file)):
                 for index, segments in enumerate(text):
                     write(form.show(segments, first=index == 0))
         write(form.end())
@@ -259,20 +270,30 @@ def _output(streams: Streams, page: str | None, *, styled: bool) -> Iterator[Cal
 
 
 def _texts(
-    streams: Streams, levels: Sequence[CuttingLevel], cutting: Cutting, name: str, chunks: Iterable[bytes]
+    streams: Streams,
+    levels: Sequence[CuttingLevel],
+    estimate: Callable[[bytes], float] | None,
+    cutting: Cutting,
+    name: str,
+    chunks: Iterable[bytes],
 ) -> Iterator[Iterator[Segments]]:
-    """The segments of each text of a file: of the whole, or of every line."""
+    """The segments of each text of a file, whose bits a byte `estimate` tells: of the whole, or of every line."""
     from zonkey_core.inference.segmentation import THRESHOLD, segment_levels, take_head, threshold_for_rate
 
     threshold = THRESHOLD if cutting.threshold is None else cutting.threshold
-    if cutting.bytes_per_segment is not None:
+    wanted = cutting.bytes_per_segment
+    if wanted is not None or estimate is not None:
         head, chunks = take_head(chunks)
-        found = threshold_for_rate(levels, head, level=cutting.level, bytes_per_segment=cutting.bytes_per_segment)
+        if cutting.bits_per_segment is not None and estimate is not None:
+            wanted = cutting.bits_per_segment / max(estimate(head), LEAST_BITS)
+            streams.detail(f"{name}: {cutting.bits_per_segment:g} bits are {wanted:.4g} bytes")
+        assert wanted is not None
+        found = threshold_for_rate(levels, head, level=cutting.level, bytes_per_segment=wanted)
         threshold = found.threshold
         streams.detail(f"{name}: threshold {threshold:.6g}, {found.bytes_per_segment:.4g} bytes a segment")
         if not found.within_reach:
             streams.note(
-                f"{name}: {cutting.bytes_per_segment:g} bytes a segment cannot be reached at level {cutting.level}; "
+                f"{name}: {wanted:.6g} bytes a segment cannot be reached at level {cutting.level}; "
                 f"the nearest is {found.bytes_per_segment:.4g}"
             )
     typed = name == "-" and streams.stdin_is_terminal

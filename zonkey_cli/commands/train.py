@@ -44,7 +44,7 @@ DEFAULT_MINUTES = 10.0
 DEFAULT_OUT = "zonkey-model"
 _STORED = (
     "data", "data_config", "data_dir", "steps", "minutes", "start_from", "preset", "config_file", "overrides",
-    "bytes_per_segment", "stage", "seed", "device", "precision",
+    "bytes_per_segment", "bits_per_segment", "stage", "seed", "device", "precision",
 )
 """Options whose values a checkpoint keeps, so that `--resume` has no use for them."""
 _CHANGEABLE = ("save_every", "keep", "on_bad_data")
@@ -125,7 +125,13 @@ MANUAL = Manual(
 )
 @click.option(
     "--bytes-per-segment", type=FiniteRange(min=1, min_open=True), metavar="R",
-    help="Mean length of a word-like segment that the model is to learn; short for --set level.0.segment_length=R.",
+    help="Mean length of a word-like segment that the model is to learn, the same for all text; short for --set "
+    "level.0.segment_length=R --set level.0.bits_per_segment=0.",
+)
+@click.option(
+    "--bits-per-segment", type=FiniteRange(min=1, min_open=True), metavar="R",
+    help="Information of such a segment instead, so that each text has the length of its own language; short for --set "
+    "level.0.bits_per_segment=R.",
 )
 @click.option("--stage", type=click.Choice(STAGES), help="Run one stage of the curriculum only.")
 @seed_option("Seed of the weights, the order of the data and the noise.  [default: 0]")
@@ -157,6 +163,7 @@ def command(
     config_file: str | None,
     overrides: tuple[str, ...],
     bytes_per_segment: float | None,
+    bits_per_segment: float | None,
     stage: str | None,
     seed: int | None,
     device: str,
@@ -182,8 +189,7 @@ def command(
     if resume:
         given = {name: context.params[name] for name in _CHANGEABLE if _is_given(context, name)}
         return _resume(streams, Path(out), back_to, given, tensorboard=tensorboard)
-    if bytes_per_segment is not None:
-        overrides = (*overrides, f"level.0.segment_length={bytes_per_segment}")
+    overrides += _rate(one_of(context, "bytes_per_segment", "bits_per_segment"), bytes_per_segment, bits_per_segment)
     config = _configuration(context, preset, config_file, start_from, overrides)
     source = None if start_from is None else resolve_model(start_from)
     from zonkey_core.data import SourceSpec
@@ -251,6 +257,15 @@ def _listening(
 
             on_event = stack.enter_context(tensorboard_log(out / "tensorboard", on_event))
         yield on_event
+
+
+def _rate(given: str | None, bytes_each: float | None, bits_each: float | None) -> tuple[str, ...]:
+    """The overrides that the option for the length of segments stands for, if one is given."""
+    if given is None:
+        return ()
+    if given == "bits_per_segment":
+        return (f"level.0.bits_per_segment={bits_each}",)
+    return f"level.0.segment_length={bytes_each}", "level.0.bits_per_segment=0"
 
 
 def _train(

@@ -13,6 +13,7 @@ from zonkey_core.evaluation.store import Store
 from zonkey_core.evaluation.texts import EvaluationTexts
 
 if TYPE_CHECKING:
+    from zonkey_core.evaluation.tasks.languages import Language
     from zonkey_core.inference.infilling import Gap
     from zonkey_core.model.model import Zonkey
 
@@ -81,4 +82,6 @@ class EvaluationContext:
     """Names and beginnings of texts from other domains."""
     gold: Sequence[Sequence[str]] = ()
     """Paragraphs as lists of their true sentences."""
+    languages: Sequence[Language] = ()
+    """Text with known words of some languages."""
     contestants: Sequence[Contestant] = field(default_factory=tuple)

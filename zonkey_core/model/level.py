@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from zonkey_core.config import LevelConfig
 from zonkey_core.diffusion.noise_schedule import NoiseSchedule
-from zonkey_core.model.bytes import BYTE_VALUES, NO_BYTE
+from zonkey_core.model.bytes import NO_BYTE
 from zonkey_core.model.compressor import Compressor
 from zonkey_core.model.decoder import DecodedWindows, Decoder
 from zonkey_core.model.denoiser import Denoiser
@@ -28,7 +28,8 @@ from zonkey_core.model.existence import (
 )
 from zonkey_core.model.hash_embeddings import ngram_keys
 from zonkey_core.model.positions import PositionEmbedding, PositionReadout, PositionSequence
-from zonkey_core.model.segment_splitter import ContextReader, SegmentReader, SegmentSplitter, Splits
+from zonkey_core.model.readers import CostEstimator, SegmentReader, UnitReader
+from zonkey_core.model.segment_splitter import SegmentSplitter, Splits
 from zonkey_core.model.segment_vocabulary import SegmentVocabulary, StringCounter
 from zonkey_core.model.segmentation import Segmentation, Slots, Windows
 
@@ -64,20 +65,19 @@ class Level(nn.Module):
         )
         self.guide: SegmentSplitter | None = None
         """Above bytes: the splitter that the masked-modelling loss trains, from each position alone."""
-        self.reader: ContextReader | SegmentReader
+        self.reader: UnitReader | SegmentReader
+        self.estimator: CostEstimator | None = None
+        """Of bytes: what text costs, which sets how often it is cut."""
         self.vocabulary: SegmentVocabulary | None = None
         """Of bytes: the strings that the denoiser chooses from."""
+        reading = splitter_width, config.heads, config.reader_layers, config.reader_span
         if channels_below is None:
-            self.reader = ContextReader(splitter_width, config.reader_contexts)
-            kinds = BYTE_VALUES
+            self.reader = UnitReader(*reading, config.reader_units)
+            self.estimator = CostEstimator(splitter_width, config.reader_units)
             self.vocabulary = SegmentVocabulary(config.vocabulary, config.window, self.channels)
         else:
-            kinds = config.reader_codes
             self.guide = SegmentSplitter(channels_below, splitter_width, 1, 1, config.segment_length, 0)
-            self.reader = SegmentReader(
-                channels_below, splitter_width, config.heads, config.reader_layers, config.reader_span, kinds
-            )
-        self.reader_readout = nn.Linear(splitter_width, kinds)
+            self.reader = SegmentReader(channels_below, *reading, config.reader_codes)
         self.embedding = PositionEmbedding(channels_below, config.width)
         self.compressor = Compressor(
             config.width, config.latents, config.heads, config.compressor_layers, config.window
@@ -106,7 +106,7 @@ class Level(nn.Module):
 
     def splitter_parameters(self) -> Iterator[nn.Parameter]:
         """What cuts, and what teaches it to."""
-        for module in (self.splitter, self.guide, self.reader, self.reader_readout):
+        for module in (self.splitter, self.guide, self.reader, self.estimator):
             if module is not None:
                 yield from module.parameters()
 
@@ -125,11 +125,6 @@ class Level(nn.Module):
         """The probability of a start at every position."""
         splits: Splits = self.splitter(sequence)
         return splits
-
-    def reader_loss(self, states: Tensor, values: Tensor) -> Tensor:
-        """What it cost the reader to tell hidden bytes [K], or the codes of hidden latents [K, C]: [K], in nats."""
-        kinds = self.reader.codebook(values) if isinstance(self.reader, SegmentReader) else values
-        return functional.cross_entropy(self.reader_readout(states).float(), kinds, reduction="none")
 
     def choose_starts(
         self, sequence: PositionSequence, start_prob: Tensor, *, certain: bool = True

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.model.bytes import BYTE_VALUES, cut_allowed_mask
+from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.latents import contrastive_loss, to_sphere
+from zonkey_core.model.units import unit_starts_mask
 
 LARGEST_BANK = 2048
 
@@ -30,10 +31,19 @@ class PositionSequence(NamedTuple):
     """[B, L] true at the first position of a document."""
 
     def cut_allowed(self) -> Tensor:
-        """[B, L] mask: anywhere between latents, not inside a code point between bytes, and not in padding."""
+        """[B, L] mask: anywhere between latents, not inside a unit between bytes, and not in padding."""
         if self.values.dim() > 2:
             return self.exists_mask
-        return cut_allowed_mask(self.values) & self.exists_mask
+        values = self.values.to(torch.uint8).cpu().numpy()
+        mask = unit_starts_mask(values.reshape(-1), self.fresh_mask().cpu().numpy().reshape(-1))
+        return torch.from_numpy(mask.reshape(values.shape)).to(self.values.device) & self.exists_mask
+
+    def fresh_mask(self) -> Tensor:
+        """[B, L] mask: where a row, a document or padding begins, across which nothing goes on."""
+        fresh = self.document_mask.clone()
+        fresh[:, 1:] |= self.exists_mask[:, 1:] != self.exists_mask[:, :-1]
+        fresh[:, :1] = True
+        return fresh
 
     def cut_open(self) -> Tensor:
         """[B, L] mask: where a cut is allowed and not certain, as at the beginnings of rows and documents."""

@@ -1,16 +1,19 @@
 """Segment Splitter: the learned, differentiable tokenizer (paper, "Segment Splitter").
 
-A small convolution network gives every position the probability `p` that a segment begins there; at level 0 it also
-looks up what it has learned of the n-grams around. It learns from a masked-modelling loss: a *reader* tells hidden
-positions from what stands around them in their own segment alone, so with the number of cuts fixed, cuts settle where
-the two sides tell least about each other. Splitter and reader both see the sequence with other positions' values in
-place of the hidden ones; if the splitter saw the true ones, `p` would become a side channel that tells the reader what
-was hidden, and if it saw which are hidden, it would cut around these instead of where text can do without.
+A small convolution network gives every position the probability `p` that a segment begins there. At level 0 it reads
+the uncuttable units of the text (`zonkey_core.model.units`), of which it looks up what it has learned of the n-grams
+that end at each; a unit's first byte has its probability, and the others 0. It learns from a masked-modelling loss: a
+*reader* tells hidden positions from what stands around them in their own segment alone, so with the number of cuts
+fixed, cuts settle where the two sides tell least about each other. Splitter and reader both see the sequence with
+other positions' values in place of the hidden ones; if the splitter saw the true ones, `p` would become a side channel
+that tells the reader what was hidden, and if it saw which are hidden, it would cut around these instead of where text
+can do without.
 
 Above bytes the same loss trains a *guide*, a splitter that sees each position alone and so finds which positions begin
 segments on the whole; the splitter that is used follows it and learns to tell from what stands around them.
 
-Shapes: positions [B, L], embedded [B, L, width]; `p` [B, L]; K hidden positions.
+Shapes: positions [B, L], embedded [B, L, width]; `p` [B, L]; a line of T' places, in which units have gaps between
+rows.
 """
 
 from __future__ import annotations
@@ -22,20 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.model.attention import DocumentBias
-from zonkey_core.model.bytes import NO_BYTE
-from zonkey_core.model.codebook import Codebook
-from zonkey_core.model.existence import cumulative_log_continue
-from zonkey_core.model.hash_embeddings import ContextVectors, NgramVectors
+from zonkey_core.model.hash_embeddings import NgramVectors
 from zonkey_core.model.positions import PositionEmbedding, PositionSequence
-from zonkey_core.model.transformer import Transformer
+from zonkey_core.model.unit_rows import NO_UNIT, UnitRows, spaced_apart, unit_rows
+from zonkey_core.model.units import LONGEST_UNIT, LOOKBACK
 
-NGRAM_ORDERS = (2, 3, 4, 5, 6)
-CONTEXTS = (
-    *((1, 1), (2, 0), (0, 2), (2, 1), (1, 2), (2, 2), (3, 0), (0, 3), (3, 1), (1, 3), (4, 0), (0, 4)),
-    *((3, 3), (4, 2), (2, 4), (4, 4), (6, 0), (0, 6), (5, 1), (1, 5), (6, 6)),
-)
-"""Bytes before and after a hidden one from which, together, it is told."""
+NGRAM_ORDERS = (1, 2, 3, 4, 5)
+NEVER = -30.0
+"""The start logit where no unit begins."""
 
 
 class Splits(NamedTuple):
@@ -48,7 +45,7 @@ class Splits(NamedTuple):
 
 
 class SegmentSplitter(nn.Module):
-    """Convolutions over embedded positions, one start logit for each; only bytes have a table, of `ngram_rows` rows."""
+    """Convolutions over embedded positions, one start logit for each; only units have a table, of `ngram_rows` rows."""
 
     def __init__(
         self,
@@ -60,22 +57,55 @@ class SegmentSplitter(nn.Module):
         ngram_rows: int,
     ) -> None:
         super().__init__()
-        self.embedding = PositionEmbedding(channels, width)
+        self.embedding = None if channels is None else PositionEmbedding(channels, width)
         self.ngrams = NgramVectors(NGRAM_ORDERS, ngram_rows, width) if channels is None else None
         self.convolutions = nn.ModuleList(nn.Conv1d(width, width, kernel, padding=kernel // 2) for _ in range(layers))
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, 1)
-        self.reach = layers * (kernel // 2) + (max(NGRAM_ORDERS) - 1 if self.ngrams is not None else 0)
-        """Positions on either side that a probability depends on."""
+        self.spread = layers * (kernel // 2)
+        """Positions on either side, or units, that a probability depends on beside the n-grams that end there."""
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.constant_(self.head.bias, -math.log(segment_length - 1))
+
+    @property
+    def reach(self) -> int:
+        """Positions on either side that a probability depends on."""
+        if self.ngrams is None:
+            return self.spread
+        return (self.gap + 1) * LONGEST_UNIT + LOOKBACK
+
+    @property
+    def gap(self) -> int:
+        """Units on either side that the probability of one depends on."""
+        return self.spread + max(NGRAM_ORDERS) - 1
 
     def forward(self, sequence: PositionSequence) -> Splits:
         """Probabilities and logits; padding counts as certain starts, so that it belongs to no segment."""
         exists = sequence.exists_mask
-        embedded = self.embedding(sequence.values)
-        if self.ngrams is not None:
-            embedded = self.ngrams(sequence.values.masked_fill(~exists, NO_BYTE)) + embedded
+        forced = sequence.document_mask | ~exists
+        forced[:, 0] = True
+        if self.embedding is not None:
+            logits = self._convolved(self.embedding(sequence.values), exists)
+            return Splits(logits.sigmoid().where(~forced, 1.0), logits)
+        units = unit_rows(sequence)
+        found = self.unit_logits(units)
+        logits = found.new_full(exists.shape, NEVER).flatten().index_copy(0, units.offsets, found).view(exists.shape)
+        allowed = torch.zeros_like(exists).flatten().index_fill(0, units.offsets, 1).view(exists.shape)
+        return Splits((logits.sigmoid() * allowed).where(~forced, 1.0), logits)
+
+    def unit_logits(self, units: UnitRows) -> Tensor:
+        """[T] start logits of units."""
+        assert self.ngrams is not None
+        line, places = spaced_apart(units, self.gap)
+        return self._convolved(self.ngrams(line[None]), line[None] != NO_UNIT)[0, places]
+
+    def split_units(self, units: UnitRows) -> Splits:
+        """Probabilities and logits [T] of units; certain where a row or a document begins."""
+        logits = self.unit_logits(units)
+        return Splits(logits.sigmoid().where(~units.fresh_mask, 1.0), logits)
+
+    def _convolved(self, embedded: Tensor, exists: Tensor) -> Tensor:
+        """[B, L] start logits of embedded positions."""
         if torch.is_autocast_enabled(embedded.device.type):
             embedded = embedded.to(torch.get_autocast_dtype(embedded.device.type))
         # Channels lie last in memory and stay there, which a convolution over two dimensions can use.
@@ -88,64 +118,13 @@ class SegmentSplitter(nn.Module):
             )
             update = functional.silu(reached)
             states = update if index == 0 else states + update
-        logits = self.head(self.norm(states.squeeze(2).transpose(1, 2))).squeeze(-1).float()
-        forced = sequence.document_mask | ~exists
-        forced[:, 0] = True
-        start_prob = logits.sigmoid() * sequence.cut_allowed()
-        return Splits(start_prob.where(~forced, 1.0), logits)
+        logits: Tensor = self.head(self.norm(states.squeeze(2).transpose(1, 2))).squeeze(-1).float()
+        return logits
 
     @torch.no_grad()
     def shift(self, logit: float) -> None:
         """Lower every start logit by `logit`."""
         self.head.bias.sub_(logit)
-
-
-class ContextReader(nn.Module):
-    """Tells hidden bytes from the strings around them, each of which counts as it is sure to lie in one segment."""
-
-    def __init__(self, width: int, rows: int) -> None:
-        super().__init__()
-        self.vectors = ContextVectors(CONTEXTS, rows, width)
-        inner = 4 * width
-        self.network = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, inner), nn.SiLU(), nn.Linear(inner, width), nn.LayerNorm(width)
-        )
-
-    def forward(self, values: Tensor, hidden_mask: Tensor, start_prob: Tensor) -> Tensor:
-        """Bytes, hidden ones and starts [B, L] to states [K, width] of the hidden bytes, in order."""
-        vectors = self.vectors(values, cumulative_log_continue(start_prob), hidden_mask)
-        states: Tensor = self.network(vectors)
-        return states
-
-
-class SegmentReader(nn.Module):
-    """The masked-modelling Transformer above level 0; each position sees its own segment alone, and tells codes."""
-
-    def __init__(self, channels: int, width: int, heads: int, layers: int, span: int, codes: int) -> None:
-        super().__init__()
-        self.span = span
-        self.codebook = Codebook(codes, channels)
-        self.embedding = PositionEmbedding(channels, width)
-        self.code_embedding = nn.Embedding(codes, width)
-        self.hidden = nn.Parameter(torch.randn(width))
-        self.transformer = Transformer(width, heads, layers, rotary=True)
-        self.norm = nn.LayerNorm(width, bias=False)
-
-    def forward(self, values: Tensor, hidden_mask: Tensor, start_prob: Tensor) -> Tensor:
-        """Latents [B, L, C], hidden ones and starts [B, L] to states [K, width] of the hidden ones, in order.
-
-        Rows are read in spans of at most `span` positions.
-        """
-        embedded = self.embedding(values) + self.code_embedding(self.codebook(values))
-        embedded = torch.where(hidden_mask.unsqueeze(-1), self.hidden.to(embedded.dtype), embedded)
-        batch, length, width = embedded.shape
-        span = min(self.span, length)
-        padding = -length % span
-        embedded = functional.pad(embedded, (0, 0, 0, padding)).view(-1, span, width)
-        start_prob = functional.pad(start_prob, (0, padding), value=1.0).view(-1, span)
-        bias = DocumentBias(cumulative_log_continue(start_prob))
-        states: Tensor = self.norm(self.transformer(embedded, bias))
-        return states.view(batch, length + padding, width)[:, :length][hidden_mask]
 
 
 def hide_positions(sequence: PositionSequence, rate: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -161,6 +140,26 @@ def hide_positions(sequence: PositionSequence, rate: float, generator: torch.Gen
         return torch.zeros_like(hidden), sequence.values
     drawn = (torch.rand(int(hidden.sum()), generator=generator) * len(visible)).long().to(device)
     return hidden, sequence.values.index_put((hidden,), visible[drawn])
+
+
+def hide_units(units: UnitRows, rate: float, generator: torch.Generator) -> tuple[Tensor, UnitRows]:
+    """Hide each unit with probability `rate`: a mask [T], and units that do not tell what it hides.
+
+    In place of a hidden one stands a visible one of the same row, so that it does not stand out where the rows of a
+    batch are of different scripts. A row that would be hidden whole is not hidden.
+    """
+    device = units.keys.device
+    hidden = (torch.rand(units.keys.shape, generator=generator) < rate).to(device)
+    rows = int(units.rows[-1]) + 1 if len(units.rows) else 0
+    counts = torch.bincount(units.rows[~hidden], minlength=rows)
+    hidden &= counts[units.rows] > 0
+    visible = units.keys[~hidden]
+    counts = torch.bincount(units.rows[~hidden], minlength=rows)
+    first = counts.cumsum(0) - counts
+    row = units.rows[hidden]
+    chance = torch.rand(len(row), generator=generator).to(device)
+    drawn = first[row] + torch.minimum((chance * counts[row]).long(), counts[row] - 1)
+    return hidden, units._replace(keys=units.keys.index_put((hidden,), visible[drawn]))
 
 
 def draw_relaxed(splits: Splits, temperature: float, generator: torch.Generator) -> Tensor:

@@ -67,6 +67,12 @@ class Convolution:
         self.weight = np.ascontiguousarray(taps.transpose(2, 1, 0)).reshape(kernel * inner, outer) * np.float32(scale)
         self.bias = weights.take("bias", outer) * np.float32(scale)
 
+    def project(self, weight: Floats) -> None:
+        """Take rows [n, narrow] from now on, which a weight [inner, narrow] made wider before: once, and not of all."""
+        inner, narrow = weight.shape
+        taps = self.weight.reshape(self.kernel, inner, -1)
+        self.weight = np.ascontiguousarray(weight.T @ taps).reshape(self.kernel * narrow, -1)
+
     def __call__(self, states: Floats) -> Floats:
         """[n, inner] to [n, outer].
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zonkey_core.config import LevelConfig
 from zonkey_core.numpy_model.compressor import Compressor
 from zonkey_core.numpy_model.layers import Linear
-from zonkey_core.numpy_model.segment_splitter import SegmentSplitter
+from zonkey_core.numpy_model.segment_splitter import ByteSplitter, LatentSplitter
 from zonkey_core.numpy_model.weights import Floats, Weights
 
 KEPT_LATENTS = 1 << 14
@@ -31,7 +31,9 @@ class NumpyLevel:
     ) -> None:
         self.reads_bytes = channels is None
         self.window = config.window
-        self.splitter = SegmentSplitter(weights.part("splitter"), config, channels)
+        splitter = weights.part("splitter")
+        self.splitter: ByteSplitter | LatentSplitter
+        self.splitter = ByteSplitter(splitter, config) if channels is None else LatentSplitter(splitter, config, channels)
         self.reach = self.splitter.reach
         self._executor = executor
         self._kept: dict[bytes, int] = {}

@@ -1,4 +1,8 @@
-"""Noise on rows of bytes, with where each noised byte came from, to teach splitters the same cuts under it."""
+"""Noise on rows of text, with where each noised byte came from, to teach splitters the same cuts under it.
+
+Noise knows no script: units are lost, written twice, or give way to others of their own row. Which of them are the
+likelier to go follows from how often they occur, if from anything.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +12,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.existence import cumulative_log_continue
 from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.unit_rows import UnitRows, unit_rows
 
-KIND_SHARES = (0.5, 0.16, 0.18, 0.16, 0.0)
-"""How often a row loses bytes, has some twice, has its letters in any case or in the upper one, or loses values."""
+KIND_SHARES = (0.3, 0.1, 0.3, 0.3, 0.0)
+"""How often a row loses units, has some twice, has others in place of some, or of all rare ones, or loses rare ones."""
 UPPER_KIND_SHARES = (0.1, 0.1, 0.1, 0.05, 0.65)
 """The same for what splitters above level 0 are taught with."""
-RARE = 0.012
-"""A row that loses byte values loses rare ones: those whose share of the batch is below a bound of at most this."""
-LOWERED = 0.75
-"""How many of the rows that lose byte values have only small letters."""
-LOST_SHARE = 0.7
-"""How many of the rare byte values, and of those that it is said to lose, it does lose."""
 LEAST_SHARE, MOST_SHARE = 0.05, 0.25
-"""Of the bytes of a row that are dropped, or written twice."""
-CASE_BIT = 0x20
+"""Of the units of a row that are dropped, written twice, or replaced by others of the row."""
+REPLACED = 0.15
+"""A row with others in place of its rare units keeps those whose share of it is above a bound of at most this."""
+RARE = 0.012
+"""A row that loses units everywhere loses those whose share of the batch is below a bound of at most this."""
+LOST_SHARE = 0.7
+"""How many of these kinds of units, and of those that it is said to lose, it does lose."""
 
 
 class NoisedRows(NamedTuple):
@@ -33,7 +36,7 @@ class NoisedRows(NamedTuple):
     sequence: PositionSequence
     """[B, L]; a row that has become shorter is padded, and one that has become longer is cut off."""
     origins: Tensor
-    """[B, L] position in the clean row that each byte came from."""
+    """[B, L] position in the clean row that each byte came from, or that the byte in whose place it is stood at."""
 
 
 def noise_rows(
@@ -44,52 +47,90 @@ def noise_rows(
 ) -> NoisedRows:
     """Noise each row in one of five ways, drawn at random with the odds `shares`.
 
-    Bytes dropped or written twice, letters of any case or all in the upper one, or byte values lost everywhere after,
-    in most of these rows, all letters have become small: rare ones and those in the mask `telling` [256]. Letters are
-    those of ASCII.
+    Units dropped, written twice, replaced by units drawn from the same row, all rarer ones replaced so, or some kinds
+    of units lost wherever they occur: rare ones, and those that begin with a byte value in the mask `telling` [256].
     """
-    values = sequence.values.cpu()
-    batch, length = values.shape
-    kind = torch.multinomial(torch.tensor(shares), batch, replacement=True, generator=generator).unsqueeze(1)
-    share = LEAST_SHARE + (MOST_SHARE - LEAST_SHARE) * torch.rand(batch, 1, generator=generator)
-    struck = torch.rand(batch, length, generator=generator) < share
-    copies = torch.ones_like(values) - (struck & (kind == 0)).long() + (struck & (kind == 1)).long()
-    exists_mask = sequence.exists_mask.cpu()
+    clean = PositionSequence(*(part.cpu() for part in sequence))
+    units = unit_rows(clean)
+    batch = len(clean.values)
+    kind = torch.multinomial(torch.tensor(shares), batch, replacement=True, generator=generator)
+    share = LEAST_SHARE + (MOST_SHARE - LEAST_SHARE) * torch.rand(batch, generator=generator)
+    kind, share = kind[units.rows], share[units.rows]
+    struck = torch.rand(len(units.keys), generator=generator) < share
+    copies = torch.ones_like(units.keys) - (struck & (kind == 0)).long() + (struck & (kind == 1)).long()
     if shares[-1]:
-        lowered = (kind == 4) & (torch.rand(batch, 1, generator=generator) < LOWERED)
-        values = (values | CASE_BIT).where(_letters(values) & lowered, values)
-        copies -= (_lost(values, exists_mask, telling, generator) & (kind == 4)).long()
-    copies = copies * exists_mask
-    copies[:, 0] += (copies.sum(1) == 0) & exists_mask[:, 0]
-    ends = copies.cumsum(1)
-    order = torch.arange(1, length + 1).expand(batch, length).contiguous()
-    origins = torch.searchsorted(ends, order).clamp(max=length - 1)
-    exists = order <= ends[:, -1:]
-    noised = values.gather(1, origins)
-    upper = torch.rand(batch, length, generator=generator) < 0.5
-    changed = torch.where(upper | (kind == 3), noised & ~CASE_BIT, noised | CASE_BIT)
-    noised = changed.where(_letters(noised) & ((kind == 2) | (kind == 3)), noised)
+        copies -= (_lost(clean, units, telling, generator) & (kind == 4)).long()
+    replaced = (struck & (kind == 2)) | (_rare(units, batch, generator) & (kind == 3))
+    drawn = _drawn_from_row(units, batch, generator)
+    sources = torch.where(replaced, drawn, torch.arange(len(units.keys)))
+    noised = _write(clean, units, _keep_one(copies, units, batch), sources)
     device = sequence.values.device
-    begins = sequence.document_mask.cpu().long().cumsum(1).gather(1, origins)
-    documents = torch.diff(begins, dim=1, prepend=torch.zeros(batch, 1, dtype=torch.long)) > 0
-    rows = PositionSequence(noised.to(device), exists.to(device), (documents & exists).to(device))
-    return NoisedRows(rows, origins.to(device))
+    rows = PositionSequence(*(part.to(device) for part in noised.sequence))
+    return NoisedRows(rows, noised.origins.to(device))
 
 
-def _letters(values: Tensor) -> Tensor:
-    """[B, L] mask of the letters of ASCII."""
-    small = values | CASE_BIT
-    return (small >= ord("a")) & (small <= ord("z"))
+def _keep_one(copies: Tensor, units: UnitRows, batch: int) -> Tensor:
+    """[T] copies, with one of the first unit of a row that would be left with nothing."""
+    left = torch.zeros(batch, dtype=torch.long).index_add_(0, units.rows, copies)
+    first = torch.diff(units.rows, prepend=torch.full((1,), -1)) != 0
+    return copies + (first & (left[units.rows] == 0)).long()
 
 
-def _lost(values: Tensor, exists_mask: Tensor, telling: Tensor | None, generator: torch.Generator) -> Tensor:
-    """[B, L] mask of bytes whose value is rare in the batch or telling, and is among those that their row loses."""
-    counts = torch.bincount(values[exists_mask], minlength=BYTE_VALUES)
-    could = counts / counts.sum().clamp(min=1) < RARE * torch.rand(len(values), 1, generator=generator)
+def _drawn_from_row(units: UnitRows, batch: int, generator: torch.Generator) -> Tensor:
+    """[T] for each unit one of its row, drawn at random."""
+    counts = torch.bincount(units.rows, minlength=batch)
+    first = counts.cumsum(0) - counts
+    chance = torch.rand(len(units.rows), generator=generator)
+    return first[units.rows] + (chance * counts[units.rows]).long().clamp(max=counts.max() - 1)
+
+
+def _rare(units: UnitRows, batch: int, generator: torch.Generator) -> Tensor:
+    """[T] mask of the units whose share of their row is below a bound that is drawn for it."""
+    kinds, which = torch.unique(units.keys, return_inverse=True)
+    here = units.rows * len(kinds) + which
+    _, index, count = torch.unique(here, return_inverse=True, return_counts=True)
+    shares = count[index] / torch.bincount(units.rows, minlength=batch)[units.rows]
+    bound = REPLACED * torch.rand(batch, generator=generator)
+    return shares < bound[units.rows]
+
+
+def _lost(
+    clean: PositionSequence, units: UnitRows, telling: Tensor | None, generator: torch.Generator
+) -> Tensor:
+    """[T] mask of units that are rare in the batch or telling, and are of a kind that their row loses."""
+    batch = len(clean.values)
+    kinds, which, count = torch.unique(units.keys, return_inverse=True, return_counts=True)
+    bound = RARE * torch.rand(batch, generator=generator)
+    could = (count / max(1, len(units.keys)))[which] < bound[units.rows]
     if telling is not None:
-        could = could | telling.cpu()
-    lost = could & (torch.rand(len(values), BYTE_VALUES, generator=generator) < LOST_SHARE)
-    return lost.gather(1, values)
+        could = could | telling.cpu()[clean.values.flatten()[units.offsets]]
+    lost = torch.rand(batch, len(kinds), generator=generator) < LOST_SHARE
+    return could & lost[units.rows, which]
+
+
+def _write(clean: PositionSequence, units: UnitRows, copies: Tensor, sources: Tensor) -> NoisedRows:
+    """Rows with so many copies of each unit [T], spelled as another unit [T] of the row."""
+    batch, length = clean.values.shape
+    written = torch.repeat_interleave(torch.arange(len(copies)), copies)
+    sizes = units.sizes[sources[written]]
+    each = torch.repeat_interleave(torch.arange(len(written)), sizes)
+    within = torch.arange(len(each)) - (sizes.cumsum(0) - sizes)[each]
+    unit = written[each]
+    row = units.rows[unit]
+    ends = torch.bincount(row, minlength=batch).cumsum(0)
+    place = torch.arange(len(each)) - torch.cat([ends.new_zeros(1), ends[:-1]])[row]
+    kept = place < length
+    at = row[kept] * length + place[kept]
+    spelled = clean.values.flatten()[units.offsets[sources[unit]] + within][kept]
+    origin = units.offsets[unit] - row * length + torch.minimum(within, units.sizes[unit] - 1)
+    values = torch.zeros_like(clean.values).flatten().index_copy(0, at, spelled).view(batch, length)
+    origins = torch.zeros_like(clean.values).flatten().index_copy(0, at, origin[kept]).view(batch, length)
+    exists = torch.arange(length).expand(batch, length) < torch.bincount(row[kept], minlength=batch).unsqueeze(1)
+    last = origins.gather(1, (exists.sum(1, keepdim=True) - 1).clamp(min=0))
+    origins = origins.where(exists, last)
+    begins = clean.document_mask.long().cumsum(1).gather(1, origins)
+    documents = torch.diff(begins, dim=1, prepend=torch.zeros(batch, 1, dtype=torch.long)) > 0
+    return NoisedRows(PositionSequence(values, exists, documents & exists), origins)
 
 
 def noised_start_prob(start_prob: Tensor, origins: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from zonkey_core.devices import autocast
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.segment_splitter import SegmentReader
+from zonkey_core.model.readers import SegmentReader
 from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.training.curriculum import Stage
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def rate_penalty(start_prob: Tensor, exists_mask: Tensor, rate: float) -> Tensor:
+def rate_penalty(start_prob: Tensor, exists_mask: Tensor, rate: float | Tensor) -> Tensor:
     """`100 (mean p - rate)^2` over existing positions of [B, L]."""
     mean = (start_prob * exists_mask).sum() / exists_mask.sum().clamp(min=1)
     return 100 * (mean - rate).square()

@@ -5,17 +5,20 @@ Both objectives share one shape: a level and a batch of rows in, named losses ou
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.decoder import DecodedWindows
 from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue
 from zonkey_core.model.level import Level
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.segment_splitter import draw_relaxed, hide_positions
+from zonkey_core.model.readers import SegmentReader, UnitKinds, UnitReader
+from zonkey_core.model.segment_splitter import draw_relaxed, hide_positions, hide_units
 from zonkey_core.model.segmentation import Segmentation, Windows
+from zonkey_core.model.unit_rows import UnitRows, unit_rows
 from zonkey_core.training.augmentation import noise_rows, noised_start_prob
 from zonkey_core.training.losses import (
     existence_loss,
@@ -29,6 +32,10 @@ NOISED_ROWS = 2
 """One row in so many is noised where a splitter is held to the same cuts under noise."""
 WARMEST, COOLEST = 1.0, 0.4
 """Temperatures at which starts are drawn at the beginning of a splitter's stage and at its end."""
+ESTIMATED = 0.25
+"""Share of the units of a batch by which its information is estimated."""
+LARGEST_RATE = 0.9
+"""Cuts a unit, at most, that a rate asks for."""
 DECODER_NOISE = 0.5
 """Largest noise-to-signal ratio that the autoencoder's decoder is trained to undo."""
 
@@ -48,41 +55,87 @@ def splitter_objective(
     (`draw_relaxed`). `certainty` weighs the penalty on probabilities that are neither 0 nor 1, and `stability` that on
     cuts of bytes that change under noise.
     """
-    hidden, values = hide_positions(sequence, level.config.mask_rate, generator)
-    splits = (level.guide or level.splitter)(sequence._replace(values=values))
+    if not level.reads_bytes:
+        return guide_objective(level, sequence, generator, certainty=certainty, temperature=temperature)
+    losses = unit_objective(level, sequence, generator, certainty=certainty, temperature=temperature)
+    if stability:
+        losses["stability"] = stability * stability_loss(level, sequence, generator)
+    return losses
+
+
+def unit_objective(
+    level: Level, sequence: PositionSequence, generator: torch.Generator, *, certainty: float, temperature: float
+) -> dict[str, Tensor]:
+    """The objective of level 0's splitter, over the units of rows of bytes."""
+    assert isinstance(level.reader, UnitReader)
+    units = unit_rows(sequence)
+    kinds = UnitKinds(units.keys)
+    hidden, shown = hide_units(units, level.config.mask_rate, generator)
+    splits = level.splitter.split_units(shown)
     drawn = draw_relaxed(splits, temperature, generator)
-    told = level.reader_loss(level.reader(values, hidden, drawn), sequence.values[hidden])
-    if level.reads_bytes:
-        alone = alone_in_segment(drawn)[hidden]
-        told = (1 - alone) * told + alone * unigram_cost(sequence)[hidden]
-    masked = told.sum() / max(1, len(told))
+    told = level.reader.units.loss(level.reader(shown.keys, hidden, drawn), kinds, hidden.nonzero().flatten())
+    alone = alone_in_segment(drawn[None])[0, hidden]
+    told = (1 - alone) * told + alone * kinds.unigram_cost()[hidden]
+    exists = torch.ones_like(drawn)
     cumulative = cumulative_log_continue(splits.start_prob)
-    rate = rate_penalty(splits.start_prob, sequence.exists_mask, 1 / level.config.segment_length)
+    beyond = torch.searchsorted(units.offsets, units.offsets + level.config.window)
+    inside = beyond < len(units.offsets)
+    open_still = (cumulative[beyond[inside]] - cumulative[inside]).exp()
     losses = {
-        "masked": masked,
-        "rate": rate,
+        "masked": told.sum() / max(1, len(told)),
+        "overlong": open_still.sum() / max(1, len(units.offsets)),
+        "uncertainty": certainty * uncertainty_penalty(splits.start_prob, exists),
+    }
+    return losses | rate_losses(level, units, kinds, splits.start_prob, generator)
+
+
+def rate_losses(
+    level: Level, units: UnitRows, kinds: UnitKinds, start_prob: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """How far the cuts of units are from their rate: of each row from that of its own information, where one is set.
+
+    What the units of a row cost is told from some of them, in the same graph as what teaches that to the estimator.
+    """
+    if not level.config.bits_per_segment:
+        bytes_each = units.sizes.sum() / max(1, len(units.sizes))
+        rate = (bytes_each / level.config.segment_length).clamp(max=LARGEST_RATE)
+        return {"rate": rate_penalty(start_prob, torch.ones_like(start_prob), rate)}
+    assert level.estimator is not None
+    asked = (torch.rand(units.keys.shape, generator=generator) < ESTIMATED).to(units.keys.device).nonzero().flatten()
+    cost = level.estimator(units, kinds, asked)
+    bits = row_means(cost.detach(), units.rows[asked], int(units.rows.max()) + 1) / math.log(2)
+    rates = (bits / level.config.bits_per_segment).clamp(max=LARGEST_RATE)
+    found = row_means(start_prob, units.rows, len(rates))
+    return {"rate": 100 * (found - rates).square().mean(), "cost": cost.sum() / max(1, len(cost))}
+
+
+def row_means(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """[count] mean of the values [K] of each row, of which `rows` [K] tells the number; 0 where there are none."""
+    sums = torch.zeros(count, device=values.device).index_add(0, rows, values)
+    return sums / torch.bincount(rows, minlength=count).clamp(min=1)
+
+
+def guide_objective(
+    level: Level, sequence: PositionSequence, generator: torch.Generator, *, certainty: float, temperature: float
+) -> dict[str, Tensor]:
+    """The objective of a guide, over latents."""
+    assert level.guide is not None and isinstance(level.reader, SegmentReader)
+    hidden, values = hide_positions(sequence, level.config.mask_rate, generator)
+    splits = level.guide(sequence._replace(values=values))
+    drawn = draw_relaxed(splits, temperature, generator)
+    told = level.reader.loss(level.reader(values, hidden, drawn), sequence.values[hidden])
+    cumulative = cumulative_log_continue(splits.start_prob)
+    return {
+        "masked": told.sum() / max(1, len(told)),
+        "rate": rate_penalty(splits.start_prob, sequence.exists_mask, 1 / level.config.segment_length),
         "overlong": overlong_penalty(cumulative, level.config.window),
         "uncertainty": certainty * uncertainty_penalty(splits.start_prob, sequence.exists_mask),
     }
-    if stability and level.reads_bytes:
-        losses["stability"] = stability * stability_loss(level, sequence, generator)
-    return losses
 
 
 def alone_in_segment(start_prob: Tensor) -> Tensor:
     """[B, L] probability that a position is all of its segment: `p_i p_{i+1}`, and a row's end begins another."""
     return start_prob * functional.pad(start_prob[:, 1:], (0, 1), value=1.0)
-
-
-def unigram_cost(sequence: PositionSequence) -> Tensor:
-    """[B, L] nats that it takes to tell a byte from nothing: `-log` of its share of the batch.
-
-    A byte that is cut off from all others costs this much. A reader would learn which bytes it finds alone, and the
-    splitter, which has seen what surrounds a hidden byte, could then tell it by cutting it off.
-    """
-    counts = torch.bincount(sequence.values[sequence.exists_mask], minlength=BYTE_VALUES).float()
-    cost: Tensor = -(counts / counts.sum()).clamp(min=1e-9).log()
-    return cost[sequence.values]
 
 
 def rows_to_noise(sequence: PositionSequence) -> PositionSequence:

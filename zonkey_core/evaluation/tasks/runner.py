@@ -129,6 +129,7 @@ def _key(context: EvaluationContext, part: str) -> str:
         context.options,
         context.domains,
         context.gold,
+        context.languages,
         [(contestant.name, contestant.identity) for contestant in context.contestants],
         [name for name in _OPTIONAL_PACKAGES if importlib.util.find_spec(name) is not None],
     )

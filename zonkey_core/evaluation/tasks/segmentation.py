@@ -42,6 +42,7 @@ from zonkey_core.evaluation.metrics.boundaries import (
 )
 from zonkey_core.evaluation.results import Better, LeftOut, Measure, Outcome
 from zonkey_core.evaluation.store import fingerprint
+from zonkey_core.evaluation.tasks.languages import measure_languages
 from zonkey_core.evaluation.tasks.noises import NOISES, add_noise, stability_counts
 from zonkey_core.evaluation.tasks.unspaced import splitter_alone, unspaced_model
 from zonkey_core.evaluation.texts import passages
@@ -67,6 +68,7 @@ def measure_segmentation(context: EvaluationContext) -> Iterator[Outcome]:
     yield from _Ordinary(context).measure()
     yield from _measure_sentences(context)
     yield from _measure_words(context)
+    yield from measure_languages(context)
 
 
 class _Clock:

@@ -1,0 +1,144 @@
+"""Readers: the Transformers that teach splitters, by telling what is hidden from its own segment alone.
+
+One reads the units of text and tells them, the other latents, of which it tells the kind. A position sees those of its
+span, each as much as it is likely to be of the same segment, `exp(-|C_q - C_k|)`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from zonkey_core.model.attention import DocumentBias
+from zonkey_core.model.codebook import Codebook
+from zonkey_core.model.existence import cumulative_log_continue
+from zonkey_core.model.hash_embeddings import NgramVectors, lookup_table, ngram_keys, table_rows
+from zonkey_core.model.positions import PositionEmbedding
+from zonkey_core.model.transformer import Transformer
+from zonkey_core.model.unit_rows import UnitRows, spaced_apart
+
+ESTIMATE_ORDERS = (1, 2, 3, 4)
+"""Units before one from which, together, its cost is estimated."""
+EXPANSION = 2
+"""Width of the feed-forward layers of the reader of units, as a multiple of its own."""
+
+
+class UnitKinds:
+    """The kinds of units of a batch, which are all that one of them may be: what is told is which."""
+
+    def __init__(self, keys: Tensor) -> None:
+        self.keys, self.which, counts = torch.unique(keys, return_inverse=True, return_counts=True)
+        """[V] in order, and [T] the kind of each unit."""
+        self.log_shares = (counts / max(1, len(keys))).log()
+        """[V]"""
+
+    def unigram_cost(self) -> Tensor:
+        """[T] nats that it takes to tell a unit from nothing.
+
+        One that is cut off from all others costs this much. A reader would learn which units it finds alone, and the
+        splitter, which has seen what surrounds a hidden unit, could then tell it by cutting it off.
+        """
+        return -self.log_shares[self.which]
+
+
+class UnitVectors(nn.Module):
+    """A vector for every unit, found by hash: what a reader sees of one, and what it tells one by."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.table = lookup_table(rows, width)
+        nn.init.normal_(self.table, std=0.05)
+
+    def forward(self, keys: Tensor) -> Tensor:
+        """[T] units to [T, width]."""
+        places = table_rows(ngram_keys(keys[None], 1)[0][0], self.table.shape[1])
+        return functional.embedding(places, self.table[0])
+
+    def loss(self, states: Tensor, kinds: UnitKinds, asked: Tensor) -> Tensor:
+        """[K] nats that it cost to tell units [K], by number, from states [K, width], given how often each occurs."""
+        logits = (states @ self(kinds.keys).to(states.dtype).T).float() + kinds.log_shares
+        return functional.cross_entropy(logits, kinds.which[asked], reduction="none")
+
+
+class UnitReader(nn.Module):
+    """The masked-modelling Transformer of level 0."""
+
+    def __init__(self, width: int, heads: int, layers: int, span: int, rows: int) -> None:
+        super().__init__()
+        self.span = span
+        self.units = UnitVectors(rows, width)
+        self.hidden = nn.Parameter(0.05 * torch.randn(width))
+        self.transformer = Transformer(width, heads, layers, rotary=True, expansion=EXPANSION)
+        self.norm = nn.LayerNorm(width, bias=False)
+
+    def forward(self, keys: Tensor, hidden_mask: Tensor, start_prob: Tensor) -> Tensor:
+        """Units, hidden ones and starts [T] to states [K, width] of the hidden ones, in order.
+
+        They are read in spans of at most `span` units.
+        """
+        embedded = torch.where(hidden_mask.unsqueeze(-1), self.hidden, self.units(keys))
+        length, width = embedded.shape
+        span = min(self.span, max(1, length))
+        padding = -length % span
+        embedded = functional.pad(embedded, (0, 0, 0, padding)).view(-1, span, width)
+        start_prob = functional.pad(start_prob, (0, padding), value=1.0).view(-1, span)
+        states: Tensor = self.norm(self.transformer(embedded, DocumentBias(cumulative_log_continue(start_prob))))
+        return states.view(-1, width)[:length][hidden_mask]
+
+
+class CostEstimator(nn.Module):
+    """What text costs: nats of every unit, told from the few before it by what was learned of such n-grams.
+
+    It sets how often text is cut, and teaches nothing else.
+    """
+
+    def __init__(self, width: int, rows: int) -> None:
+        super().__init__()
+        self.units = UnitVectors(rows, width)
+        self.ngrams = NgramVectors(ESTIMATE_ORDERS, rows, width)
+        self.network = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width),
+            nn.LayerNorm(width),
+        )
+
+    def forward(self, units: UnitRows, kinds: UnitKinds, asked: Tensor) -> Tensor:
+        """[K] nats of units [K], by number, of a batch with these kinds."""
+        line, places = spaced_apart(units, max(ESTIMATE_ORDERS))
+        vectors: Tensor = self.ngrams(line[None])[0][places[asked] - 1]
+        return self.units.loss(self.network(vectors), kinds, asked)
+
+
+class SegmentReader(nn.Module):
+    """The masked-modelling Transformer above level 0, which tells codes."""
+
+    def __init__(self, channels: int, width: int, heads: int, layers: int, span: int, codes: int) -> None:
+        super().__init__()
+        self.span = span
+        self.codebook = Codebook(codes, channels)
+        self.embedding = PositionEmbedding(channels, width)
+        self.code_embedding = nn.Embedding(codes, width)
+        self.hidden = nn.Parameter(torch.randn(width))
+        self.transformer = Transformer(width, heads, layers, rotary=True)
+        self.norm = nn.LayerNorm(width, bias=False)
+        self.readout = nn.Linear(width, codes)
+
+    def forward(self, values: Tensor, hidden_mask: Tensor, start_prob: Tensor) -> Tensor:
+        """Latents [B, L, C], hidden ones and starts [B, L] to states [K, width] of the hidden ones, in order.
+
+        Rows are read in spans of at most `span` positions.
+        """
+        embedded = self.embedding(values) + self.code_embedding(self.codebook(values))
+        embedded = torch.where(hidden_mask.unsqueeze(-1), self.hidden.to(embedded.dtype), embedded)
+        batch, length, width = embedded.shape
+        span = min(self.span, length)
+        padding = -length % span
+        embedded = functional.pad(embedded, (0, 0, 0, padding)).view(-1, span, width)
+        start_prob = functional.pad(start_prob, (0, padding), value=1.0).view(-1, span)
+        bias = DocumentBias(cumulative_log_continue(start_prob))
+        states: Tensor = self.norm(self.transformer(embedded, bias))
+        return states.view(batch, length + padding, width)[:, :length][hidden_mask]
+
+    def loss(self, states: Tensor, values: Tensor) -> Tensor:
+        """[K] nats that it cost to tell the codes of hidden latents [K, C] from states [K, width]."""
+        return functional.cross_entropy(self.readout(states).float(), self.codebook(values), reduction="none")
