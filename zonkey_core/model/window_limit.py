@@ -13,12 +13,15 @@ def forced_starts(bounds: NDArray[np.int64], allowed_mask: NDArray[np.bool_], wi
     added start is the last one that `allowed_mask` [L] permits within the window, or the window's end where it
     permits none.
     """
+    long = np.flatnonzero(np.diff(bounds) > window)
+    if not len(long):
+        return np.zeros(0, dtype=np.int64)
+    latest = np.maximum.accumulate(np.where(allowed_mask, np.arange(len(allowed_mask)), -1))
     added: list[int] = []
-    for index in np.flatnonzero(np.diff(bounds) > window).tolist():
+    for index in long.tolist():
         position, stop = int(bounds[index]), int(bounds[index + 1])
         while stop - position > window:
-            low = max(position + 1, 0)
-            options = np.flatnonzero(allowed_mask[low : position + window + 1])
-            position = int(options[-1]) + low if len(options) else position + window
+            last = int(latest[position + window]) if position + window >= 0 else -1
+            position = last if last > position and last >= 0 else position + window
             added.append(position)
     return np.asarray(added, dtype=np.int64)
