@@ -244,7 +244,7 @@ def _segment(
     levels = load_cutting_levels(streams, model, device=device, level=cutting.level)
     estimate = None if cutting.bits_per_segment is None else load_estimator(streams, model, device=device)
     form = make_format()
-    with _output(streams, page, styled=form.styled) as write:
+    with _output(streams, page, form) as write:
         for name, file in itertools.chain([first], files):
             write(form.begin(name))
             for text in _texts(streams, levels, estimate, cutting, name, inputs.chunks(name, file)):
@@ -254,7 +254,7 @@ def _segment(
 
 
 @contextlib.contextmanager
-def _output(streams: Streams, page: str | None, *, styled: bool) -> Iterator[Callable[[bytes], object]]:
+def _output(streams: Streams, page: str | None, form: Format) -> Iterator[Callable[[bytes], object]]:
     """The function that writes to the file `page`, or to standard output, which gets every piece at once."""
     if page is not None and page != "-":
         with written_whole(page) as file:
@@ -263,7 +263,7 @@ def _output(streams: Streams, page: str | None, *, styled: bool) -> Iterator[Cal
 
     def write(data: bytes) -> None:
         if data:
-            streams.write(data, styled=styled)
+            streams.write(data, styled=form.styled, null=form.null)
             streams.flush()
 
     yield write
