@@ -78,11 +78,13 @@ def levels_of(model: Zonkey) -> list[CuttingLevel]:
 
 
 def segments_of(model: Zonkey, chunks: Iterable[bytes], level: int = 0, threshold: float = 0.5) -> list[Segment]:
-    return list(itertools.chain.from_iterable(segment_stream(levels_of(model), chunks, level=level, threshold=threshold)))
+    found = segment_stream(levels_of(model), chunks, level=level, threshold=threshold)
+    return list(itertools.chain.from_iterable(found))
 
 
 def trees_of(model: Zonkey, chunks: Iterable[bytes], level: int, **options: Any) -> list[Segment]:
-    return [tree for found in segment_levels(levels_of(model), chunks, level=level, **options) for tree in found.nested()]
+    found = segment_levels(levels_of(model), chunks, level=level, **options)
+    return [tree for segments in found for tree in segments.nested()]
 
 
 def descendants(segments: Iterable[Segment], level: int) -> list[Segment]:

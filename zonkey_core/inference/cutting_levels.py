@@ -57,4 +57,5 @@ def _load_torch_levels(directory: Path, device: str, prefixes: tuple[str, ...]) 
     from zonkey_core.devices import choose_device
     from zonkey_core.inference.torch_levels import TorchLevel
 
-    return [TorchLevel(level) for level in load_model(directory, device=choose_device(device), prefixes=prefixes).levels]
+    model = load_model(directory, device=choose_device(device), prefixes=prefixes)
+    return [TorchLevel(level) for level in model.levels]

@@ -1,1 +1,1 @@
-"""What cutting text needs of a model, in numpy: torch takes a second and a half to import, and this has no gradients."""
+"""What cutting text needs of a model, in numpy: torch takes long to import, and nothing here needs gradients."""

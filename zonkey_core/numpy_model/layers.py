@@ -25,7 +25,7 @@ def half_silu(halves: Floats) -> Floats:
 def standardize(states: Floats) -> Floats:
     """Each row of [n, D] with mean 0 and variance 1, as in a layer norm without weights."""
     width = states.shape[1]
-    centred = states - (np.einsum("nd->n", states) / width)[:, None]
+    centred: Floats = states - (np.einsum("nd->n", states) / width)[:, None]
     variance = np.einsum("nd,nd->n", centred, centred) / width
     centred /= np.sqrt(variance + NORM_EPSILON)[:, None]
     return centred

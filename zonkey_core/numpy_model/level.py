@@ -5,6 +5,7 @@ Shapes: n positions, M segments, latents [M, C].
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
@@ -27,13 +28,19 @@ class NumpyLevel:
     """Splits positions and compresses the segments; those below a level that is asked for `compress`."""
 
     def __init__(
-        self, weights: Weights, config: LevelConfig, channels: int | None, *, compresses: bool, executor: Executor | None
+        self,
+        weights: Weights,
+        config: LevelConfig,
+        channels: int | None,
+        *,
+        compresses: bool,
+        executor: Executor | None,
     ) -> None:
         self.reads_bytes = channels is None
         self.window = config.window
-        splitter = weights.part("splitter")
+        part = weights.part("splitter")
         self.splitter: ByteSplitter | LatentSplitter
-        self.splitter = ByteSplitter(splitter, config) if channels is None else LatentSplitter(splitter, config, channels)
+        self.splitter = ByteSplitter(part, config) if channels is None else LatentSplitter(part, config, channels)
         self.reach = self.splitter.reach
         self._executor = executor
         self._kept: dict[bytes, int] = {}
@@ -56,7 +63,7 @@ class NumpyLevel:
             return self._compress(self.linear(values), bounds[:-1], np.diff(bounds))
         text = values.tobytes()
         edges = bounds.tolist()
-        segments = [text[begin:end] for begin, end in zip(edges, edges[1:], strict=False)]
+        segments = [text[begin:end] for begin, end in itertools.pairwise(edges)]
         kept = self._kept
         new = [segment for segment in dict.fromkeys(segments) if segment not in kept]
         if len(kept) + len(new) > len(self._latents):
