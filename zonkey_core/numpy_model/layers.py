@@ -38,6 +38,26 @@ def to_sphere(latents: Floats) -> Floats:
     return scaled
 
 
+class NormedLogit:
+    """One number for each row: what a layer norm without bias gives, weighed and summed, plus a constant.
+
+    With the weights freed of their mean, the row's own mean falls out of the sum, and only its variance is needed.
+    """
+
+    def __init__(self, norm: Floats, head: Floats, bias: np.float32) -> None:
+        weight = norm * head
+        self.weight = weight - weight.mean()
+        self.bias = bias
+
+    def __call__(self, states: Floats) -> Floats:
+        """[n, D] to [n]."""
+        width = states.shape[1]
+        mean = np.einsum("nd->n", states) / width
+        variance = np.einsum("nd,nd->n", states, states) / width - mean * mean
+        logits: Floats = np.einsum("nd,d->n", states, self.weight) / np.sqrt(variance.clip(0) + NORM_EPSILON)
+        return logits + self.bias
+
+
 class Linear:
     """`x W + b` of rows."""
 
@@ -82,8 +102,10 @@ class Convolution:
         count, inner = states.shape
         kernel = self.kernel
         rows = max(2, -(-count // kernel))
-        padded = np.zeros((rows * kernel + kernel - 1, inner), dtype=np.float32)
+        padded = np.empty((rows * kernel + kernel - 1, inner), dtype=np.float32)
+        padded[: kernel // 2] = 0
         padded[kernel // 2 : kernel // 2 + count] = states
+        padded[kernel // 2 + count :] = 0
         out = np.empty((rows * kernel, self.weight.shape[1]), dtype=np.float32)
         for shift in range(kernel):
             windows = padded[shift : shift + rows * kernel].reshape(rows, kernel * inner)

@@ -19,7 +19,7 @@ from zonkey_core.numpy_model.layers import Linear
 from zonkey_core.numpy_model.segment_splitter import ByteSplitter, LatentSplitter
 from zonkey_core.numpy_model.weights import Floats, Weights
 
-KEPT_LATENTS = 1 << 14
+KEPT_LATENTS = 1 << 16
 """Strings whose latents are kept, since a text says most of them again and again."""
 BYTE_VALUES = 256
 

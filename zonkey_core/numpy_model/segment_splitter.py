@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from zonkey_core.config import LevelConfig
 from zonkey_core.model.units import LONGEST_UNIT, LOOKBACK, read_units
-from zonkey_core.numpy_model.layers import Convolution, Linear, half_silu, standardize
+from zonkey_core.numpy_model.layers import Convolution, Linear, NormedLogit, half_silu
 from zonkey_core.numpy_model.ngrams import ngram_vectors
 from zonkey_core.numpy_model.weights import Floats, Weights
 
@@ -39,8 +39,9 @@ class Network:
             for index in range(config.splitter_layers)
         ]
         head = weights.part("head")
-        self.head = weights.take("norm.weight", width) * head.take("weight", 1, width)[0]
-        self.bias = head.take("bias", 1)[0]
+        self.logit = NormedLogit(
+            weights.take("norm.weight", width), head.take("weight", 1, width)[0], head.take("bias", 1)[0]
+        )
         self.reach = embed_reach + config.splitter_layers * (config.splitter_kernel // 2)
         """Symbols on either side that a probability depends on."""
 
@@ -59,8 +60,7 @@ class Network:
             if index:
                 update += states
             states = update
-        states = standardize(states[begin - first : begin - first + READ_TOGETHER])
-        logits = np.einsum("nd,d->n", states, self.head) + self.bias
+        logits = self.logit(states[begin - first : begin - first + READ_TOGETHER])
         probs: Floats = np.tanh(logits * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
         return probs
 

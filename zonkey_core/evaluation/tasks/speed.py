@@ -37,7 +37,7 @@ from zonkey_core.inference.generation import SamplingOptions, generate
 from zonkey_core.inference.infilling import Gap, InfillingOptions, infill
 from zonkey_core.inference.segmentation import segment_levels
 
-SEGMENTED_BYTES = 64_000
+SEGMENTED_BYTES = 256_000
 START_UP_BYTES = 1_000
 TOKENIZER_SIZES = (4_000, 1_000)
 TOKENIZED_BYTES = 4_000
@@ -130,13 +130,17 @@ def time_segmenting(context: EvaluationContext) -> Iterator[Outcome]:
         rivals[tokenizer.name] = lambda number: sum(len(piece) for piece in pieces if len(tokenizer.cut(piece)))
 
     with ThreadPoolExecutor(torch.get_num_threads()) as executor:
-        levels = cutting_levels(model, executor if torch.get_num_threads() > 1 else None)
+        threads = executor if torch.get_num_threads() > 1 else None
 
         def cut(level: int) -> Work:
-            return lambda number: sum(len(found.text) for found in segment_levels(levels, [text], level=level))
+            def work(number: int) -> int:
+                levels = cutting_levels(model, threads)  # anew, since they remember segments
+                return sum(len(found.text) for found in segment_levels(levels, [text], level=level))
+
+            return work
 
         yield from _time(context, "segment", {OWN: cut(0), **rivals})
-        if len(levels) > 1:
+        if len(model.levels) > 1:
             yield from _time(context, "segment_level1", {OWN: cut(1), **rivals})
         else:
             yield LeftOut(name="speed.segment_level1", reason="this model has level 0 alone")
