@@ -42,7 +42,7 @@ def test_text_is_cut_without_torch(tiny_model: Path, options: list[str], tmp_pat
         [sys.executable, "-c", LIST_MODULES, "segment", "-m", tiny_model, *options], env=clean_environment(tmp_path),
         cwd=tmp_path, input="A text.", capture_output=True, text=True, check=True,
     )
-    assert "A text." in done.stdout
+    assert "text." in done.stdout
     modules = set(done.stderr.split())
     assert "zonkey_core.numpy_model.level" in modules
     assert not modules & {"torch", "rich", "safetensors", "zonkey_core.model.level"}
