@@ -133,6 +133,8 @@ def test_usage_errors(zonkey: Zonkey, arguments: list[str], message: str) -> Non
         (["--domains", "nope.txt"], 1, "nope.txt: no such file or folder"),
         (["--gold", "nope.jsonl"], 1, "nope.jsonl: No such file or directory"),
         (["--gold", "bad.jsonl"], 1, "bad.jsonl, line 2: neither a JSON list of sentences"),
+        (["--language", "zh", "nope.jsonl", "short.txt"], 1, "nope.jsonl: No such file or directory"),
+        (["--language", "zh", "bad.jsonl", "short.txt"], 1, "bad.jsonl, line 2: no JSON list of words"),
         (["--data", "short.txt"], 1, "short.txt: too little text to measure on"),
     ],
 )

@@ -104,6 +104,11 @@ def undone(run: Run, records: bytes, *arguments: str) -> bytes:
         (["--bytes-per-segment", "inf"], "Invalid value for '--bytes-per-segment': inf is not a finite number."),
         (["--bytes-per-segment", "x"], "Invalid value for '--bytes-per-segment': 'x' is not a valid float"),
         (["--threshold", "0.4", "--bytes-per-segment", "4"], "--threshold and --bytes-per-segment exclude each other."),
+        (["--bits-per-segment", "0"], "Invalid value for '--bits-per-segment': 0.0 is not in the range x>0."),
+        (
+            ["--bits-per-segment", "9", "--bytes-per-segment", "4"],
+            "--bytes-per-segment and --bits-per-segment exclude each other.",
+        ),
         (["--line-buffered", "--bytes-per-segment", "4"], "--bytes-per-segment and --line-buffered exclude each"),
         (["--prob", "--join", "|"], "--join and --prob exclude each other."),
         (["--prob", "--json"], "--json and --prob exclude each other."),
@@ -156,6 +161,19 @@ def test_segments_come_at_the_rate_asked_for(run: Run, level: str, rate: float) 
     assert undone(run, done.out) == DATA * 3
     tolerance = 0.15 if level == "1" else 0.05  # a short text has few segments to choose among
     assert len(DATA * 3) / done.out.count(b"\n") == pytest.approx(rate, rel=tolerance)
+
+
+def test_segments_come_at_a_rate_of_information(run: Run) -> None:
+    data = DATA * 3
+    counts = []
+    for bits in ("12", "24"):
+        done = run("--bits-per-segment", bits, "-v", stdin=data)
+        assert done.code == 0 and undone(run, done.out) == data
+        (told,) = (line for line in done.errors if "bits are" in line)
+        each = float(told.split(" bits are ")[1].split()[0])
+        counts.append(done.out.count(b"\n"))
+        assert len(data) / counts[-1] == pytest.approx(each, rel=0.1)
+    assert counts[0] == pytest.approx(2 * counts[1], rel=0.2)
 
 
 def test_a_rate_does_not_depend_on_how_the_input_arrives(run: Run) -> None:

@@ -16,7 +16,7 @@ from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.training import calibration, trainer
-from zonkey_core.training.calibration import calibrate
+from zonkey_core.training.calibration import calibrate, wanted_segments
 from zonkey_core.training.stages import stage_losses
 
 
@@ -67,10 +67,24 @@ def test_calibration_moves_all_logits_alike() -> None:
     calibrate(level, [rows])
     changed = [name for name, tensor in level.state_dict().items() if not torch.equal(tensor, before[name])]
     assert changed == ["splitter.head.bias"]
-    moves = level.split(rows).start_logits - logits
+    open_mask = rows.cut_open()
+    moves = (level.split(rows).start_logits - logits)[open_mask]
     assert moves.std() < 1e-5 and moves.abs().max() > 1e-3
     calibrate(level, [rows])
-    assert (level.split(rows).start_logits - logits - moves).abs().max() < 1e-4, "once is enough"
+    again = (level.split(rows).start_logits - logits)[open_mask]
+    assert (again - moves).abs().max() < 1e-4, "once is enough"
+
+
+def test_text_is_cut_as_often_as_its_information_says() -> None:
+    level = small_model(1, bits_per_segment=20.0).levels[0]
+    rows = random_rows(level, 1)
+    wanted = wanted_segments(level, rows)
+    assert rows.exists_mask.sum() * 0.15 < wanted < rows.exists_mask.sum() * 0.6
+    calibrate(level, [rows])
+    found = int((level.split(rows).start_prob[rows.cut_open()] > 0.5).sum())
+    assert found == pytest.approx(wanted, abs=2)
+    dull = byte_rows(*[b"a" * 150] * 4)
+    assert wanted_segments(level, dull) < 1, "what is known costs nothing"
 
 
 def test_padding_and_what_begins_anyway_do_not_count() -> None:

@@ -134,7 +134,7 @@ def test_a_stage_moves_its_own_parameters_alone(index: int) -> None:
     chosen = {id(parameter) for parameter in stage_parameters(model, Stage(name, level, 1.0))}
     moved = {key for key, parameter in model.named_parameters() if id(parameter) in chosen}
     parts = {
-        "splitter": ("splitter", "guide", "reader", "reader_readout"),
+        "splitter": ("splitter", "guide", "reader", "estimator"),
         "autoencoder": ("embedding", "compressor", "decoder", "readout"),
         "denoiser": ("denoiser", "vocabulary", "decoder", "readout"),
     }
@@ -152,7 +152,7 @@ def test_a_stage_leaves_all_else_as_it_was(tmp_path: Path) -> None:
     run.resume(stop_at=3)
     after = run.tensors()
     changed = {name for name in before if name[:5] == "live." and not before[name].equal(after[name])}
-    assert {part_of(name.removeprefix("live.")) for name in changed} == {"splitter", "reader", "reader_readout"}
+    assert {part_of(name.removeprefix("live.")) for name in changed} == {"splitter", "reader"}
     assert {level_of(name) for name in changed} == {0}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import msgspec
 
@@ -13,7 +13,6 @@ from zonkey_core.evaluation.store import Store
 from zonkey_core.evaluation.texts import EvaluationTexts
 
 if TYPE_CHECKING:
-    from zonkey_core.evaluation.tasks.languages import Language
     from zonkey_core.inference.infilling import Gap
     from zonkey_core.model.model import Zonkey
 
@@ -62,6 +61,16 @@ class Contestant(Protocol):
 
     def train_step(self) -> int:
         """One step of training on a batch of its own, for timing; returns the bytes that it read."""
+
+
+class Language(NamedTuple):
+    """Text with known words, and raw text of its language."""
+
+    name: str
+    lines: list[list[str]]
+    """Lines as lists of their words, which add up to the line; what is white space alone is no word."""
+    training: list[bytes]
+    """What rivals learn from."""
 
 
 @dataclass(frozen=True, kw_only=True)

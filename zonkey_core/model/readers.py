@@ -33,14 +33,6 @@ class UnitKinds:
         self.log_shares = (counts / max(1, len(keys))).log()
         """[V]"""
 
-    def unigram_cost(self) -> Tensor:
-        """[T] nats that it takes to tell a unit from nothing.
-
-        One that is cut off from all others costs this much. A reader would learn which units it finds alone, and the
-        splitter, which has seen what surrounds a hidden unit, could then tell it by cutting it off.
-        """
-        return -self.log_shares[self.which]
-
 
 class UnitVectors(nn.Module):
     """A vector for every unit, found by hash: what a reader sees of one, and what it tells one by."""
@@ -69,7 +61,7 @@ class UnitReader(nn.Module):
         self.span = span
         self.units = UnitVectors(rows, width)
         self.hidden = nn.Parameter(0.05 * torch.randn(width))
-        self.transformer = Transformer(width, heads, layers, rotary=True, expansion=EXPANSION)
+        self.transformer = Transformer(width, heads, layers, rotary=True, expansion=EXPANSION, neighbours=True)
         self.norm = nn.LayerNorm(width, bias=False)
 
     def forward(self, keys: Tensor, hidden_mask: Tensor, start_prob: Tensor) -> Tensor:

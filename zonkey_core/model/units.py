@@ -148,10 +148,11 @@ def _joined(codes: Offsets, starts: Offsets, length: int, fresh: Mask) -> Mask |
     kinds = _kinds()[np.minimum(codes, CODE_POINTS)]
     if not (kinds & 0x0F).any():
         return None
-    kind = kinds & 0x0F
+    kind: NDArray[np.uint8] = kinds & np.uint8(0x0F)
     before = np.concatenate([[np.uint8(BreakKind.CONTROL)], kind[:-1]])
     controls = (BreakKind.CR, BreakKind.LF, BreakKind.CONTROL)
-    joined = np.isin(kind, (BreakKind.EXTEND, BreakKind.JOINER, BreakKind.SPACING)) | (before == BreakKind.PREPEND)
+    joined: Mask = np.isin(kind, (BreakKind.EXTEND, BreakKind.JOINER, BreakKind.SPACING))
+    joined |= before == BreakKind.PREPEND
     joined |= _jamo(before, kind)
     joined &= ~(np.isin(kind, controls) | np.isin(before, controls))
     joined |= (before == BreakKind.CR) & (kind == BreakKind.LF)
@@ -222,7 +223,7 @@ def _conjuncts(kinds: NDArray[np.uint8], starts: Offsets) -> Mask:
 
 def _flags(kind: NDArray[np.uint8], fresh: Mask) -> Mask:
     """Where the second letter of a flag stands (rules GB12 and GB13)."""
-    letters = kind == BreakKind.REGIONAL
+    letters: Mask = kind == BreakKind.REGIONAL
     if not letters.any():
         return letters
     order = np.arange(len(kind))

@@ -89,9 +89,10 @@ def _rare(units: UnitRows, batch: int, generator: torch.Generator) -> Tensor:
     kinds, which = torch.unique(units.keys, return_inverse=True)
     here = units.rows * len(kinds) + which
     _, index, count = torch.unique(here, return_inverse=True, return_counts=True)
-    shares = count[index] / torch.bincount(units.rows, minlength=batch)[units.rows]
+    shares: Tensor = count[index] / torch.bincount(units.rows, minlength=batch)[units.rows]
     bound = REPLACED * torch.rand(batch, generator=generator)
-    return shares < bound[units.rows]
+    rare: Tensor = shares < bound[units.rows]
+    return rare
 
 
 def _lost(
@@ -105,7 +106,8 @@ def _lost(
     if telling is not None:
         could = could | telling.cpu()[clean.values.flatten()[units.offsets]]
     lost = torch.rand(batch, len(kinds), generator=generator) < LOST_SHARE
-    return could & lost[units.rows, which]
+    gone: Tensor = could & lost[units.rows, which]
+    return gone
 
 
 def _write(clean: PositionSequence, units: UnitRows, copies: Tensor, sources: Tensor) -> NoisedRows:

@@ -5,6 +5,7 @@ A splitter's cuts come at the rate that is asked for, and a denoiser expects doc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -15,7 +16,9 @@ from zonkey_core.model.length_model import usual_logits
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.readers import UnitKinds
 from zonkey_core.model.segmentation import Slots
+from zonkey_core.model.unit_rows import unit_rows
 from zonkey_core.slots import SlotKind
 
 LEAST_DOCUMENTS = 30
@@ -29,14 +32,26 @@ def calibrate(level: Level, sequences: Iterable[PositionSequence]) -> None:
     In training `p` is held to that rate in the mean and on masked text, which leaves another number above one half on
     text as it is. The beginnings of rows and documents, where there is a cut in any case, are left out.
     """
-    logits, positions = [], 0
+    logits, segments = [], 0.0
     for sequence in sequences:
         logits.append(level.split(sequence).start_logits[sequence.cut_open()])
-        positions += int(sequence.exists_mask.sum() - (sequence.exists_mask & sequence.document_mask).sum())
+        segments += wanted_segments(level, sequence)
     ranked = torch.cat(logits).sort(descending=True).values
-    wanted = round(positions / level.config.segment_length)
+    wanted = round(segments)
     if 0 < wanted < len(ranked):
         level.splitter.shift(float(ranked[wanted - 1] + ranked[wanted]) / 2)
+
+
+@torch.no_grad()
+def wanted_segments(level: Level, sequence: PositionSequence) -> float:
+    """How many segments the level's target rate gives for some rows, without the first of each document."""
+    if level.estimator is None or not level.config.bits_per_segment:
+        positions = int(sequence.exists_mask.sum() - (sequence.exists_mask & sequence.document_mask).sum())
+        return positions / level.config.segment_length
+    units = unit_rows(sequence)
+    asked = (~units.fresh_mask).nonzero().flatten()
+    cost = level.estimator(units, UnitKinds(units.keys), asked)
+    return float(cost.sum()) / math.log(2) / level.config.bits_per_segment
 
 
 @torch.no_grad()

@@ -34,6 +34,8 @@ WARMEST, COOLEST = 1.0, 0.4
 """Temperatures at which starts are drawn at the beginning of a splitter's stage and at its end."""
 ESTIMATED = 0.25
 """Share of the units of a batch by which its information is estimated."""
+ROWS_APART = 5.0
+"""Weight of the rate of each row; that of all rows together is 100."""
 LARGEST_RATE = 0.9
 """Cuts a unit, at most, that a rate asks for."""
 DECODER_NOISE = 0.5
@@ -74,8 +76,6 @@ def unit_objective(
     splits = level.splitter.split_units(shown)
     drawn = draw_relaxed(splits, temperature, generator)
     told = level.reader.units.loss(level.reader(shown.keys, hidden, drawn), kinds, hidden.nonzero().flatten())
-    alone = alone_in_segment(drawn[None])[0, hidden]
-    told = (1 - alone) * told + alone * kinds.unigram_cost()[hidden]
     exists = torch.ones_like(drawn)
     cumulative = cumulative_log_continue(splits.start_prob)
     beyond = torch.searchsorted(units.offsets, units.offsets + level.config.window)
@@ -92,9 +92,11 @@ def unit_objective(
 def rate_losses(
     level: Level, units: UnitRows, kinds: UnitKinds, start_prob: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """How far the cuts of units are from their rate: of each row from that of its own information, where one is set.
+    """How far the cuts of units are from their rate: that of their information, where one is set.
 
-    What the units of a row cost is told from some of them, in the same graph as what teaches that to the estimator.
+    The batch is held to its rate firmly and each row loosely, since what a row costs is known but roughly, and a firm
+    hold would drown in that noise what the reader has to say. What the units of a row cost is told from some of them, in
+    the same graph as what teaches that to the estimator.
     """
     if not level.config.bits_per_segment:
         bytes_each = units.sizes.sum() / max(1, len(units.sizes))
@@ -106,7 +108,9 @@ def rate_losses(
     bits = row_means(cost.detach(), units.rows[asked], int(units.rows.max()) + 1) / math.log(2)
     rates = (bits / level.config.bits_per_segment).clamp(max=LARGEST_RATE)
     found = row_means(start_prob, units.rows, len(rates))
-    return {"rate": 100 * (found - rates).square().mean(), "cost": cost.sum() / max(1, len(cost))}
+    apart = ROWS_APART * (found - rates).square().mean()
+    rate = rate_penalty(start_prob, torch.ones_like(start_prob), rates[units.rows].mean())
+    return {"rate": rate + apart, "cost": cost.sum() / max(1, len(cost))}
 
 
 def row_means(values: Tensor, rows: Tensor, count: int) -> Tensor:
@@ -131,11 +135,6 @@ def guide_objective(
         "overlong": overlong_penalty(cumulative, level.config.window),
         "uncertainty": certainty * uncertainty_penalty(splits.start_prob, sequence.exists_mask),
     }
-
-
-def alone_in_segment(start_prob: Tensor) -> Tensor:
-    """[B, L] probability that a position is all of its segment: `p_i p_{i+1}`, and a row's end begins another."""
-    return start_prob * functional.pad(start_prob[:, 1:], (0, 1), value=1.0)
 
 
 def rows_to_noise(sequence: PositionSequence) -> PositionSequence:

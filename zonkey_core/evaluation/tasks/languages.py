@@ -12,7 +12,6 @@ import time
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.errors import DataError
 from zonkey_core.evaluation.baselines.cutters import Cutter, ModelCutter, fit_tokenizers
-from zonkey_core.evaluation.context import EvaluationContext
+from zonkey_core.evaluation.context import EvaluationContext, Language
 from zonkey_core.evaluation.metrics.bootstrap import bootstrap_sums
 from zonkey_core.evaluation.metrics.boundaries import (
     Offsets,
@@ -39,16 +38,6 @@ TOKENIZER_SIZES = (8000, 16000)
 LEARNED_BYTES = 12_000_000
 """Most text of a language that rivals learn from."""
 OWN, FLOOR = "zonkey", "every unit"
-
-
-class Language(NamedTuple):
-    """Text with known words, and raw text of its language."""
-
-    name: str
-    lines: list[list[str]]
-    """Lines as lists of their words, which add up to the line; what is white space alone is no word."""
-    training: list[bytes]
-    """What rivals learn from."""
 
 
 def read_words(path: Path) -> list[list[str]]:

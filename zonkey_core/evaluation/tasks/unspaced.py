@@ -44,7 +44,9 @@ def unspaced_model(context: EvaluationContext, training_text: Sequence[bytes]) -
     training = read_model_card(context.model_path).config.training
     level = context.model.config.levels[0]
     left = sum(map(len, training_text)) / sum(map(len, texts.training))
-    shorter = msgspec.structs.replace(level, segment_length=max(1.5, left * level.segment_length))
+    shorter = msgspec.structs.replace(
+        level, segment_length=max(1.5, left * level.segment_length), bits_per_segment=0.0
+    )
     config = Config(model=splitter_alone(shorter), training=training)
     step_bytes = training.row_bytes * training.batch_rows
     steps = max(1, min(READ_SHARE * options.limit, MOST_READ) // step_bytes)
