@@ -22,7 +22,7 @@ from zonkey_cli.options import (
     Verb,
     common_options,
     compatible,
-    device_option,
+    cutting_device_option,
     forbid_with,
     json_option,
     model_option,
@@ -126,7 +126,7 @@ class Cutting:
 @null_option(r"End each segment by NUL; only NUL and backslash are escaped, as \0 and \\.")
 @click.option("--undo", is_flag=True, help="Turn lines (with -0, NUL-terminated records) back into the exact text.")
 @model_option
-@device_option
+@cutting_device_option
 @common_options
 @click.pass_context
 def command(
