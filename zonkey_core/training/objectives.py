@@ -95,8 +95,8 @@ def rate_losses(
     """How far the cuts of units are from their rate: that of their information, where one is set.
 
     The batch is held to its rate firmly and each row loosely, since what a row costs is known but roughly, and a firm
-    hold would drown in that noise what the reader has to say. What the units of a row cost is told from some of them, in
-    the same graph as what teaches that to the estimator.
+    hold would drown in that noise what the reader has to say. What the units of a row cost is told from some of them,
+    in the same graph as what teaches that to the estimator.
     """
     if not level.config.bits_per_segment:
         bytes_each = units.sizes.sum() / max(1, len(units.sizes))
