@@ -40,9 +40,9 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
 def test_text_is_cut_without_torch(tiny_model: Path, options: list[str], tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIST_MODULES, "segment", "-m", tiny_model, *options], env=clean_environment(tmp_path),
-        cwd=tmp_path, input="A text.", capture_output=True, text=True, check=True,
+        cwd=tmp_path, input="x", capture_output=True, text=True, check=True,
     )
-    assert "text." in done.stdout
+    assert "x" in done.stdout
     modules = set(done.stderr.split())
     assert "zonkey_core.numpy_model.level" in modules
     assert not modules & {"torch", "rich", "safetensors", "zonkey_core.model.level"}
