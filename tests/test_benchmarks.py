@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import math
 import subprocess
@@ -96,3 +97,19 @@ def test_errors_are_relative_and_nothing_hides_a_failure(
     error = device_checks.relative_error([torch.tensor(output)], [torch.tensor([1.0, 2.0])])
     assert (error <= 0.1) == passes
     assert device_checks.relative_error([torch.zeros(2)], [torch.zeros(2)]) == math.inf
+
+
+def test_segmenting_is_measured_beside_a_tokenizer(tmp_path: Path, tiny_model: Path) -> None:
+    text = tmp_path / "text"
+    text.write_bytes(gzip.decompress((ROOT / "zonkey_core" / "data" / "sample.jsonl.gz").read_bytes())[:300_000])
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "segmenting.py"), "--model", tiny_model, "--rounds", "1", text],
+        env=clean_environment(tmp_path), capture_output=True, text=True, timeout=280, check=True,
+    )
+    first, *lines = done.stdout.splitlines()
+    assert first == "0.300 MB of text, 1 rounds"
+    figures = {line[:28].strip(): float(line[28:].split()[0]) for line in lines}
+    speeds = {name for name in figures if name.endswith("MB/s")}
+    assert speeds == {"level 0, MB/s", "level 1, MB/s", "bpe_4k, MB/s"}
+    assert all(value > 0 for value in figures.values())
+    assert figures["level 1, MB of memory"] < 150

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zonkey_cli.console import working
 from zonkey_cli.exit_codes import BadValueError
 from zonkey_cli.streams import Streams
+from zonkey_cli.threads import shared_executor
 
 if TYPE_CHECKING:
+    from zonkey_core.inference.segmentation import CuttingLevel
     from zonkey_core.model.model import Zonkey
 
 BUNDLED = "bundled"
@@ -57,31 +60,41 @@ def resolve_model(name: str | None) -> Path:
     )
 
 
-def load_model(
-    streams: Streams,
-    name: str | None,
-    *,
-    device: str,
-    cutting_level: int | None = None,
-    with_estimator: bool = False,
-) -> Zonkey:
+def load_model(streams: Streams, name: str | None, *, device: str, prefixes: tuple[str, ...] = ("",)) -> Zonkey:
     """Read model `name` for use on `device`, with a sign of life on a terminal.
 
-    With `cutting_level`, only what cutting text up to that level needs is read; `with_estimator`, also what tells the
-    information of a text.
+    With `prefixes`, only the tensors whose names begin with one of them are kept.
     """
     directory = resolve_model(name)
     with working(streams, "loading the model"):
         from zonkey_core.checkpoint import load_model as load
         from zonkey_core.devices import choose_device
-        from zonkey_core.inference.segmentation import splitting_tensors
 
         chosen = choose_device(device)
-        prefixes = ("",) if cutting_level is None else splitting_tensors(cutting_level)
-        prefixes += ("bottom.estimator.",) if with_estimator else ()
         model = load(directory, device=chosen, prefixes=prefixes)
     streams.detail(f"model {directory} on {chosen}")
     return model
+
+
+def load_cutting_levels(streams: Streams, name: str | None, *, device: str, level: int) -> list[CuttingLevel]:
+    """What cuts text up to `level` in model `name`; on a CPU, which `auto` stands for here, torch is not imported."""
+    directory = resolve_model(name)
+    chosen = "cpu" if device == "auto" else device
+    executor = shared_executor()
+    with working(streams, "loading the model"):
+        from zonkey_core.inference.cutting_levels import load_cutting_levels as load
+
+        levels = load(directory, level=level, device=chosen, executor=executor)
+    streams.detail(f"model {directory} on {chosen}")
+    return levels
+
+
+def load_estimator(streams: Streams, name: str | None, *, device: str) -> Callable[[bytes], float]:
+    """What tells how many bits a byte of a text has, by the estimate of model `name`."""
+    model = load_model(streams, name, device=device, prefixes=("bottom.splitter.", "bottom.estimator."))
+    from zonkey_core.inference.text_cost import bits_per_byte
+
+    return lambda text: bits_per_byte(model, text)
 
 
 def check_level(name: str | None, level: int | None) -> None:

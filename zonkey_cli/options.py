@@ -155,10 +155,18 @@ model_option = click.option(
     "-m", "--model", type=ModelName(), metavar="DIR|NAME", default=BUNDLED, show_default=True, envvar="ZONKEY_MODEL",
     help="The model: its folder, or the name of one in the models directory.",
 )
-device_option = click.option(
-    "--device", metavar=f"[{'|'.join(DEVICES)}]", default="auto", show_default=True, envvar="ZONKEY_DEVICE",
-    help="Where to compute; auto takes a GPU when there is one, and cuda:1 the second.",
-    shell_complete=lambda context, parameter, incomplete: [name for name in DEVICES if name.startswith(incomplete)],
+def _device_option(help_text: str) -> Callable[[F], F]:
+    """`--device`, with what it means to the verb."""
+    return click.option(
+        "--device", metavar=f"[{'|'.join(DEVICES)}]", default="auto", show_default=True, envvar="ZONKEY_DEVICE",
+        help=help_text,
+        shell_complete=lambda context, parameter, incomplete: [name for name in DEVICES if name.startswith(incomplete)],
+    )
+
+
+device_option = _device_option("Where to compute; auto takes a GPU when there is one, and cuda:1 the second.")
+cutting_device_option = _device_option(
+    "Where to compute; auto is the processor, which starts soonest, and cuda:1 the second GPU."
 )
 steps_option = click.option(
     "--steps", type=click.IntRange(min=1, max=128), metavar="N", default=8, show_default=True,

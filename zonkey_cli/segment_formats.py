@@ -36,6 +36,8 @@ class Format:
 
     styled = False
     """Whether the bytes hold sequences for a terminal, and no other control characters than those."""
+    null = False
+    """Whether NUL ends what is shown, and stands nowhere else."""
 
     def begin(self, name: str) -> bytes:
         """What comes before the segments of file `name`."""
@@ -54,6 +56,7 @@ class Records(Format):
     """A record for each segment, ended by a newline or NUL; with `prob`, after the probability of its cut and a tab."""
 
     def __init__(self, *, null: bool, prob: bool) -> None:
+        self.null = null
         self._end = 0 if null else ord("\n")
         self._letters = _letters(NULL_ESCAPES if null else LINE_ESCAPES)
         self._prob = prob

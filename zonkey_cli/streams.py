@@ -52,11 +52,16 @@ class Streams:
             colour=not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
         )
 
-    def write(self, data: bytes, *, styled: bool = False) -> None:
-        """Write data to standard output; a terminal gets it without control characters unless they are our `styled`."""
+    def write(self, data: bytes, *, styled: bool = False, null: bool = False) -> None:
+        """Write data to standard output; a terminal gets it without control characters unless they are our `styled`.
+
+        With `null`, NUL parts what was asked for so and stays; terminals make nothing of it.
+        """
         if self.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        self.stdout.write(harmless(data) if self.stdout_is_terminal and not styled else data)
+        if self.stdout_is_terminal and not styled:
+            data = b"\0".join(map(harmless, data.split(b"\0"))) if null else harmless(data)
+        self.stdout.write(data)
 
     def write_json(self, value: Any) -> None:
         """Write one JSON document on a line of its own."""

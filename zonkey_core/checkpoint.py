@@ -178,7 +178,7 @@ def _read_json(directory: Path, name: str) -> Any:
     path = file_path(directory, name)
     if name == CONFIG and not os.path.lexists(path):
         raise CheckpointError(f"{directory}: not a zonkey model ({name} is missing)")
-    with _reading(directory, name):
+    with reading(directory, name):
         content = read_bounded(path, JSON_BYTES)
         if name != CHECKSUMS:
             _compare(zlib.crc32(content), _checksum(directory, name))
@@ -186,7 +186,7 @@ def _read_json(directory: Path, name: str) -> Any:
 
 
 @contextlib.contextmanager
-def _reading(directory: Path, name: str) -> Iterator[None]:
+def reading(directory: Path, name: str) -> Iterator[None]:
     """Turn what goes wrong with a file of a checkpoint into a `CheckpointError` that names it and a way out."""
     try:
         yield
@@ -229,7 +229,7 @@ def _checksum(directory: Path, name: str) -> int | None:
     if not os.path.lexists(file_path(directory, CHECKSUMS)):
         return None
     tree = _read_json(directory, CHECKSUMS)
-    with _reading(directory, CHECKSUMS):
+    with reading(directory, CHECKSUMS):
         sums = tree.get("crc32") if isinstance(tree, dict) else None
         if not isinstance(sums, dict):
             raise ValueError("it holds no checksums")
@@ -247,7 +247,7 @@ def check_weights(directory: Path, name: str = MODEL) -> None:
     from zonkey_core.weights_file import scan_weights
 
     expected = _checksum(directory, name)
-    with _reading(directory, name):
+    with reading(directory, name):
         found = scan_weights(file_path(directory, name), with_checksum=expected is not None, finite=name == MODEL)
         if found is not None:
             _compare(found, expected)
@@ -281,7 +281,7 @@ def require_fit(config: Config, directory: Path, name: str = MODEL, *, prefix: s
     """Raise `CheckpointError` unless the tensors of a file whose names begin with `prefix` are those of a model."""
     from zonkey_core.model_building import fitting_model
 
-    with _reading(directory, name):
+    with reading(directory, name):
         fitting_model(config, file_path(directory, name), prefix=prefix)
 
 
@@ -289,7 +289,7 @@ def _tensors(directory: Path, name: str, prefixes: tuple[str, ...]) -> dict[str,
     """The tensors of a file that was found to be whole."""
     from safetensors import SafetensorError, safe_open
 
-    with _reading(directory, name):
+    with reading(directory, name):
         try:
             with safe_open(file_path(directory, name), framework="pt") as file:
                 keys: list[str] = file.keys()
@@ -310,7 +310,7 @@ def load_model(
     from zonkey_core.model_building import fitting_model
 
     card = read_model_card(directory)
-    with _reading(directory, MODEL):
+    with reading(directory, MODEL):
         model = fitting_model(card.config, file_path(directory, MODEL))
     check_weights(directory)
     tensors: dict[str, Tensor] = {
@@ -318,7 +318,7 @@ def load_model(
         for name, tensor in model.state_dict().items() if not name.startswith(prefixes)
     }
     found = _tensors(directory, MODEL, prefixes)
-    with _reading(directory, MODEL):
+    with reading(directory, MODEL):
         _check_strings(found)
     for name, tensor in found.items():
         tensors[name] = tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype)

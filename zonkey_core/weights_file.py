@@ -9,16 +9,17 @@ The tensors must cover the rest of the file without gaps or overlaps, each with 
 
 from __future__ import annotations
 
-import mmap
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from zonkey_core.safe_files import open_regular
 
@@ -34,8 +35,12 @@ _EXPONENTS: dict[str, tuple[type[np.unsignedinteger], int]] = {
     "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80),
 }
 """The bits of a number that are all set in infinities and in what is no number."""
-_SCANNED_TOGETHER = 1 << 17
-"""Numbers looked at at once; they stay in the cache."""
+_STORED = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U8": "u1", "BOOL": "?",
+}
+_READ_TOGETHER = 1 << 18
+"""Bytes looked at at once; they stay in the cache."""
 
 
 class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,17 +79,57 @@ def read_weights_header(path: Path) -> dict[str, TensorEntry]:
 def scan_weights(path: Path, *, with_checksum: bool, finite: bool) -> int | None:
     """Read a safetensors file once: its header, with `finite` whether its numbers are numbers, and its CRC-32.
 
-    Raises `OSError`, or `ValueError` where it is damaged.
+    It is read in pieces, since what is mapped counts as memory that is held. Raises `OSError`, or `ValueError` where
+    the file is damaged.
     """
     entries = read_weights_header(path)
-    with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        crc32 = zlib.crc32(content) if with_checksum else None
-        if finite:
-            start = len(content) - max((entry.data_offsets[1] for entry in entries.values()), default=0)
-            for name, entry in entries.items():
-                if entry.floats and not _all_finite(content, entry, start + entry.data_offsets[0]):
+    with open_regular(path) as file:
+        head = file.read(_data_start(file))
+        crc32 = zlib.crc32(head) if with_checksum else 0
+        for name, entry in entries.items():
+            for piece in _pieces(file, entry):
+                if with_checksum:
+                    crc32 = zlib.crc32(piece, crc32)
+                if finite and entry.floats and not _all_finite(piece, entry):
                     raise ValueError(f"{name} holds infinities or what is no number")
-    return crc32
+    return crc32 if with_checksum else None
+
+
+def read_arrays(path: Path, prefixes: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    """The tensors of a safetensors file whose names begin with one of `prefixes`; bfloat16 becomes float32.
+
+    Raises `OSError`, or `ValueError` where the file is damaged.
+    """
+    entries = read_weights_header(path)
+    arrays: dict[str, NDArray[Any]] = {}
+    with open_regular(path) as file:
+        start = _data_start(file)
+        for name, entry in entries.items():
+            if not name.startswith(prefixes):
+                continue
+            file.seek(start + entry.data_offsets[0])
+            array = np.fromfile(file, _STORED[entry.dtype], count=prod(entry.shape)).reshape(entry.shape)
+            wide = entry.dtype == "BF16"
+            arrays[name] = (array.astype(np.uint32) << 16).view(np.float32) if wide else array
+    return arrays
+
+
+def _data_start(file: BinaryIO) -> int:
+    """Where the tensors of a file begin whose header was checked; it is left at its beginning."""
+    length = int.from_bytes(file.read(8), "little")
+    file.seek(0)
+    return 8 + length
+
+
+def _pieces(file: BinaryIO, entry: TensorEntry) -> Iterator[bytes]:
+    """The bytes of the tensor that comes next in a file; none holds a part of a number."""
+    left = entry.data_offsets[1] - entry.data_offsets[0]
+    while left:
+        piece = file.read(min(left, _READ_TOGETHER))
+        if not piece:
+            raise ValueError("it ends within its tensors")
+        yield piece
+        left -= len(piece)
 
 
 def _parse_header(raw: bytes) -> dict[str, TensorEntry]:
@@ -117,13 +162,8 @@ def _check_layout(entries: dict[str, TensorEntry], size: int) -> None:
         raise ValueError("its tensors overlap, leave gaps or go beyond its end")
 
 
-def _all_finite(content: mmap.mmap, entry: TensorEntry, offset: int) -> bool:
-    """Whether a tensor of floating-point numbers whose bytes begin at `offset` holds numbers alone."""
+def _all_finite(piece: bytes, entry: TensorEntry) -> bool:
+    """Whether a piece of a tensor of floating-point numbers holds numbers alone."""
     kind, exponent = _EXPONENTS[entry.dtype]
-    bits = np.frombuffer(content, kind, count=prod(entry.shape), offset=offset)
     mask = kind(exponent)
-    finite = all(
-        not ((bits[at : at + _SCANNED_TOGETHER] & mask) == mask).any() for at in range(0, len(bits), _SCANNED_TOGETHER)
-    )
-    del bits  # it holds on to the mapping
-    return finite
+    return not ((np.frombuffer(piece, kind) & mask) == mask).any()

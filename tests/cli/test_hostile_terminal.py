@@ -64,6 +64,15 @@ def test_data_has_none_on_a_terminal_and_is_exact_elsewhere(terminal: bool) -> N
         assert streams.output == EVIL.encode() + b"\xff\n"
 
 
+def test_nul_parts_records_on_a_terminal_too() -> None:
+    streams = Captured(terminal=True)
+    streams.write(b"a\0b\x07\0", null=True)
+    assert streams.output == "a\0b\N{REPLACEMENT CHARACTER}\0".encode()
+    streams = Captured(terminal=True)
+    streams.write(b"a\0b")
+    assert b"\0" not in streams.output
+
+
 def test_json_has_none_anywhere() -> None:
     line = json_line({"text": EVIL})
     assert not controls(line.decode()) and json.loads(line) == {"text": EVIL}
@@ -82,7 +91,7 @@ def test_a_segmented_text_on_a_terminal(tiny_model: Path, monkeypatch: pytest.Mo
         assert not left.value.code
         shown = streams.output.decode("utf-8", "replace")
         assert shown and "\x07" not in shown and "\x9b" not in shown
-        assert controls(shown) <= {"\x1b"}, options
+        assert controls(shown) <= ({"\0"} if options == ["-0"] else {"\x1b"}), options
         assert "\x1b]" not in shown
 
 

@@ -276,7 +276,7 @@ def test_a_terminal_gets_colours_shades_and_guides(run: Run) -> None:
         plain = run(option, stdin=text, stdout_is_terminal=True, colour=False)
         assert plain == run(option, stdin=text)
     ended = run("--prob", "-0", stdin=text, stdout_is_terminal=True).out
-    assert ended == run("--prob", "-0", stdin=text).out.replace(b"\0", "\N{REPLACEMENT CHARACTER}".encode())
+    assert ended == run("--prob", "-0", stdin=text).out
 
 
 def test_a_tree_begins_at_the_highest_level(run: Run) -> None:
@@ -396,3 +396,13 @@ def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+@pytest.mark.parametrize("arguments", [["-0"], ["-0", "--prob"]])
+def test_nul_ends_segments_on_a_terminal_as_in_a_pipe(run: Run, arguments: list[str]) -> None:
+    text = TEXT.encode() + b"a\0b\\"
+    shown = run(*arguments, stdin=text, stdout_is_terminal=True)
+    assert shown == run(*arguments, stdin=text)
+    assert shown.code == 0 and shown.out.count(b"\0") > 20 and shown.out.endswith(b"\0")
+    if arguments == ["-0"]:
+        assert undone(run, shown.out, "-0") == text

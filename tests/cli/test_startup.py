@@ -36,6 +36,18 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
     assert not modules & set(HEAVY)
 
 
+@pytest.mark.parametrize("options", [[], ["--level", "1", "--json", "--tree"], ["--device", "cpu", "--stats"]])
+def test_text_is_cut_without_torch(tiny_model: Path, options: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIST_MODULES, "segment", "-m", tiny_model, *options], env=clean_environment(tmp_path),
+        cwd=tmp_path, input="x", capture_output=True, text=True, check=True,
+    )
+    assert "x" in done.stdout
+    modules = set(done.stderr.split())
+    assert "zonkey_core.numpy_model.level" in modules
+    assert not modules & {"torch", "rich", "safetensors", "zonkey_core.model.level"}
+
+
 def test_group_help_imports_no_verb(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIST_MODULES, "--help"], env=clean_environment(tmp_path), cwd=tmp_path,

@@ -24,6 +24,7 @@ from zonkey_core.evaluation.baselines.cutters import (
     fit_tokenizers,
 )
 from zonkey_core.evaluation.store import Store
+from zonkey_core.inference.cutting_levels import cutting_levels
 from zonkey_core.inference.segmentation import segment_stream
 
 LONG = (TEXT * 8).encode()
@@ -51,7 +52,7 @@ def tokenizers(documents: list[bytes], tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.parametrize("level", [0, 1])
 def test_the_model_cuts_as_it_does_in_use(level: int) -> None:
     model = small_model(seed=3)
-    used = [each.start for found in segment_stream(model, [LONG], level=level) for each in found]
+    used = [each.start for found in segment_stream(cutting_levels(model), [LONG], level=level) for each in found]
     assert len(used) > 40
     assert ModelCutter(model, level=level).cut(LONG).tolist() == used
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from tests.evaluation.context_helpers import small_context
 from tests.model_helpers import level_config, small_model
@@ -23,8 +25,7 @@ from zonkey_core.evaluation.tasks.unspaced import TEXT, splitter_alone, unspaced
 from zonkey_core.evaluation.texts import EvaluationTexts
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
-from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.segment_splitter import Splits
+from zonkey_core.numpy_model.level import NumpyLevel
 
 LEARNED = 60
 """Thirty times as many bytes are learned from, which is next to nothing."""
@@ -126,17 +127,14 @@ def test_the_rule_for_sentences_by_hand(outcomes: dict[str, Outcome]) -> None:
     assert found["segment.sentence_f1_without_punctuation"].rivals == {"rule": 0.0}
 
 
-def words_split(_level: Level, sequence: PositionSequence, _hidden: torch.Tensor | None = None) -> Splits:
+def words_split(_level: NumpyLevel, values: NDArray[np.uint8]) -> NDArray[np.float32]:
     """A splitter that is certain of the first byte after a space or line end, and of nothing else."""
-    white = (sequence.values == 32) | (sequence.values == 10)
-    probs = torch.zeros(white.shape)
-    probs[:, 1:] = (white[:, :-1] & ~white[:, 1:]).float()
-    probs[:, 0] = 1.0
-    return Splits(probs, probs)
+    white = (values == 32) | (values == 10)
+    return np.append(False, white[:-1] & ~white[1:]).astype(np.float32)
 
 
 def test_a_perfect_splitter_reaches_the_ceiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Level, "split", words_split)
+    monkeypatch.setattr(NumpyLevel, "start_probs", words_split)
     found = measure_segmentation(context_in(tmp_path, model=small_model(window=60)))
     error = next(outcome for outcome in found if outcome.name == "segment.calibration_error")
     agreement = next(outcome for outcome in found if outcome.name == "segment.whitespace_f1")

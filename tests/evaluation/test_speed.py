@@ -225,11 +225,12 @@ def test_a_process_that_fails_is_told_of_in_one_line() -> None:
 def test_everything_is_timed(context: EvaluationContext) -> None:
     reported: list[float | None] = []
     found = by_name(measure_speed(replace(context, report=lambda what, share: reported.append(share))))
-    for name in ("train", "segment", "segment_level1", "generate", "infill", "start_up", "peak_memory"):
+    memories = ("peak_memory", "peak_memory_level1")
+    for name in ("train", "segment", "segment_level1", "generate", "infill", "start_up", *memories):
         assert isinstance(found[f"speed.{name}"], Measure), name
     start_up = measured(found, "speed.start_up")
     assert (start_up.better, start_up.unit, list(start_up.rivals)) == ("lower", "s", [IMPORT_TORCH])
     memory = found["speed.peak_memory"]
     assert isinstance(memory, Measure)
-    assert memory.rivals[IMPORT_TORCH] < memory.value < 4_000
+    assert 10 < memory.value < memory.rivals[IMPORT_TORCH]  # torch is not imported
     assert all(share is None or 0 <= share <= 1 for share in reported)

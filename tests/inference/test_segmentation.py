@@ -7,6 +7,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from zonkey_core.checkpoint import CONFIG, MODEL, describe, load_model, pack_ten
 from zonkey_core.config import Config
 from zonkey_core.errors import ConfigError
 from zonkey_core.inference import segmentation
+from zonkey_core.inference.cutting_levels import cutting_levels, load_cutting_levels
 from zonkey_core.inference.segmentation import (
+    CuttingLevel,
     LevelCutter,
     RateThreshold,
     segment_levels,
     segment_stream,
-    splitting_tensors,
     take_head,
     threshold_for_rate,
 )
@@ -36,7 +38,7 @@ from zonkey_core.model.model import Zonkey, text_sequence
 
 WINDOW = 8
 runs = settings(max_examples=30, deadline=None)
-BLOCKS = [((2, 64), (1, 16)), ((3, 16), (1, 7)), ((1, 5), (1, 3)), ((8, 8192), (1, 2048))]
+BLOCKS = [((64, 128), (16, 16)), ((16, 48), (7, 7)), ((5, 5), (3, 3)), ((8192, 65536), (2048, 2048))]
 WIDE = "aé日🦓 "
 texts = st.one_of(
     st.binary(max_size=500),
@@ -61,22 +63,28 @@ models = st.builds(model_with, st.integers(0, 5), biases)
 
 
 @contextlib.contextmanager
-def reading(blocks: tuple[tuple[int, int], tuple[int, int]], *, exact: bool = False) -> Iterator[None]:
-    """With blocks of these sizes, and with `exact` in float32 throughout."""
+def reading(blocks: tuple[tuple[int, int], tuple[int, int]]) -> Iterator[None]:
+    """With blocks of these sizes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmentation, "BYTE_BLOCK", blocks[0])
         patch.setattr(segmentation, "LATENT_BLOCK", blocks[1])
-        if exact:
-            patch.setattr(segmentation, "autocast", lambda device, precision: contextlib.nullcontext())
         yield
 
 
+@functools.lru_cache(maxsize=64)
+def levels_of(model: Zonkey) -> list[CuttingLevel]:
+    """What cuts with a model that stays as it is."""
+    return cutting_levels(model)
+
+
 def segments_of(model: Zonkey, chunks: Iterable[bytes], level: int = 0, threshold: float = 0.5) -> list[Segment]:
-    return list(itertools.chain.from_iterable(segment_stream(model, chunks, level=level, threshold=threshold)))
+    found = segment_stream(levels_of(model), chunks, level=level, threshold=threshold)
+    return list(itertools.chain.from_iterable(found))
 
 
 def trees_of(model: Zonkey, chunks: Iterable[bytes], level: int, **options: Any) -> list[Segment]:
-    return [tree for found in segment_levels(model, chunks, level=level, **options) for tree in found.nested()]
+    found = segment_levels(levels_of(model), chunks, level=level, **options)
+    return [tree for segments in found for tree in segments.nested()]
 
 
 def descendants(segments: Iterable[Segment], level: int) -> list[Segment]:
@@ -153,7 +161,7 @@ def test_blocks_give_the_cuts_of_the_whole_text(
         probs = level.split(located.sequence).start_prob
         assume((probs - 0.5).abs().min() > 1e-4)
         starts = level.choose_starts(located.sequence, probs).starts[0]
-        with reading(blocks, exact=True):
+        with reading(blocks):
             segments = segments_of(model, [data], index)
         assert [segment.start for segment in segments] == located.offsets[0, starts].tolist()
         np.testing.assert_allclose([segment.prob for segment in segments], probs[0, starts].numpy(), atol=1e-5)
@@ -170,7 +178,7 @@ def test_blocks_that_are_denoised_are_the_segments_that_are_shown(seed: int, bia
     lower, upper = model.ascend(text_sequence(data, device=model.device), 1)
     assume(bool(lower.slots.first_mask.all()))
     begins = lower.slots.starts[0, upper.segmentation.starts[0]].tolist()
-    with reading(BLOCKS[3], exact=True):
+    with reading(BLOCKS[3]):
         assert begins == [segment.start for segment in segments_of(model, [data], 1)]
 
 
@@ -228,13 +236,13 @@ def test_three_levels_are_nested() -> None:
 def test_memory_is_bounded_and_segments_come_early(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_with(3, -0.7)
     data, piece = (TEXT * 200).encode(), 100
-    blocks = (2, 64), (1, 16)
+    blocks = (64, 128), (16, 16)
     held: dict[bool, list[int]] = {True: [], False: []}
     push = LevelCutter.push
 
     def watched(self: LevelCutter, *given: Any) -> Iterator[Any]:
         yield from push(self, *given)
-        assert self.values is not None and len(self.values) == len(self.offsets)
+        assert len(self.values) == len(self.offsets)
         held[self.level.reads_bytes].append(len(self.values))
 
     monkeypatch.setattr(LevelCutter, "push", watched)
@@ -247,12 +255,12 @@ def test_memory_is_bounded_and_segments_come_early(level: int, monkeypatch: pyte
 
     lags = []
     with reading(blocks):
-        for segments in segment_stream(model, source(), level=level):
+        for segments in segment_stream(levels_of(model), source(), level=level):
             lags += [taken + piece - segments[-1].end] if segments else []
-    halo = WINDOW + model.levels[0].splitter.reach
-    assert max(held[True]) <= 2 * 64 + 2 * halo + piece
-    assert level == 0 or max(held[False]) <= 16 + 2 * halo + 2 * 64
-    assert len(lags) > 50 and max(lags) < (900 if level == 0 else 3300)
+    around = [WINDOW + 2 * each.reach for each in levels_of(model)]
+    assert max(held[True]) <= 2 * 64 + around[0] + piece
+    assert level == 0 or max(held[False]) <= 16 + around[1] + 2 * 64
+    assert len(lags) > 50 and max(lags) < around[0] + (600 if level == 0 else 3000)
 
 
 def test_a_level_that_is_not_there_is_refused() -> None:
@@ -346,7 +354,7 @@ def test_no_threshold_is_nearer_to_a_rate(
         return len(data) / len(segments_of(model, [data], level, threshold))
 
     with reading(blocks):
-        found = threshold_for_rate(model, data, level=level, bytes_per_segment=rate)
+        found = threshold_for_rate(levels_of(model), data, level=level, bytes_per_segment=rate)
         others = {segment.prob for segment in segments_of(model, [data], level, 0.0)} - {1.0}
         rates = [reached(0.0), *(reached(other) for other in sorted(others)[:: 1 + len(others) // 10])]
         assert found.bytes_per_segment == reached(found.threshold)
@@ -358,12 +366,12 @@ def test_no_threshold_is_nearer_to_a_rate(
 def test_a_rate_out_of_reach_gives_the_nearest() -> None:
     model = model_with(1, -0.7)
     data = (TEXT * 2).encode()
-    long = threshold_for_rate(model, data, level=0, bytes_per_segment=100)
+    long = threshold_for_rate(levels_of(model), data, level=0, bytes_per_segment=100)
     assert not long.within_reach and WINDOW / 2 < long.bytes_per_segment <= WINDOW
-    short = threshold_for_rate(model, data, level=1, bytes_per_segment=1.01)
+    short = threshold_for_rate(levels_of(model), data, level=1, bytes_per_segment=1.01)
     assert not short.within_reach
     assert short.bytes_per_segment == len(data) / len(segments_of(model, [data], 0))
-    assert threshold_for_rate(model, b"", level=0, bytes_per_segment=4) == RateThreshold(0.5, 0.0, True)
+    assert threshold_for_rate(levels_of(model), b"", level=0, bytes_per_segment=4) == RateThreshold(0.5, 0.0, True)
 
 
 @given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=10), st.integers(1, 50))
@@ -387,12 +395,17 @@ def test_a_threshold_out_of_range_is_refused(threshold: float) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-def test_a_part_of_a_model_cuts_as_the_whole(level: int, tmp_path: Path) -> None:
+def test_a_file_cuts_as_the_model_that_it_holds_in_threads_too(level: int, tmp_path: Path) -> None:
     model = model_with(3, -0.7, levels=3)
     files = {CONFIG: describe(Config(model=model.config), 1), MODEL: pack_tensors(model.state_dict(), half=True)}
     write_files(tmp_path, files)
-    whole, part = load_model(tmp_path), load_model(tmp_path, prefixes=splitting_tensors(level))
-    data = (TEXT * 3).encode()
-    assert trees_of(part, [data], level) == trees_of(whole, [data], level)
-    read = {name for name, tensor in part.state_dict().items() if not tensor.is_meta}
-    assert read == {name for name in whole.state_dict() if name.startswith(splitting_tensors(level))}
+    whole = cutting_levels(load_model(tmp_path))
+    data = (TEXT * 60).encode()
+    with ThreadPoolExecutor(3) as executor:
+        for threads in (None, executor):
+            part = load_cutting_levels(tmp_path, level=level, executor=threads)
+            assert len(part) == level + 1
+            one, other = (
+                [found.nested() for found in segment_levels(levels, [data], level=level)] for levels in (part, whole)
+            )
+            assert one == other

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 
 from zonkey_core.model.attention import DocumentBias, attend, attend_document, prepare_bias
 from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue
@@ -24,9 +25,10 @@ def case(*, absent: bool) -> tuple[Tensor, Tensor, Tensor, DocumentBias]:
 def test_computed_and_stored_biases_give_the_same_attention(absent: bool) -> None:
     queries, keys, values, bias = case(absent=absent)
     stored = attend(queries, keys, values, bias.dense())
-    computed = attend_document(queries, keys, values, bias)
+    computed = attend_document(queries, keys, values, bias, flex_attention)
     torch.testing.assert_close(computed, stored, rtol=1e-5, atol=1e-5)
-    without = attend_document(queries, keys, values, bias._replace(cumulative=torch.zeros_like(bias.cumulative)))
+    apart = bias._replace(cumulative=torch.zeros_like(bias.cumulative))
+    without = attend_document(queries, keys, values, apart, flex_attention)
     assert not torch.allclose(without, stored, atol=1e-2)
 
 

@@ -137,7 +137,7 @@ def _write(streams: Streams, sample: Sample, *, style: str | None, last: bool) -
         scored = {} if sample.score is None else {"score": sample.score}
         streams.write_json({"seed": sample.seed, "text": sample.text.decode("utf-8", "replace"), **scored})
     elif style == "null":
-        streams.write(sample.text + b"\0")
+        streams.write(sample.text + b"\0", null=True)
     else:
         streams.write(sample.text + (b"\n" if last else b"\n\n"))
     streams.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import click
 from zonkey_cli.escaping import BadEscapeError, undo
 from zonkey_cli.exit_codes import ExitCode
 from zonkey_cli.files import Inputs, lines, written_whole
-from zonkey_cli.models import check_level, highest_level, load_model
+from zonkey_cli.models import check_level, highest_level, load_cutting_levels, load_estimator
 from zonkey_cli.options import (
     FILE,
     FiniteRange,
@@ -22,7 +22,7 @@ from zonkey_cli.options import (
     Verb,
     common_options,
     compatible,
-    device_option,
+    cutting_device_option,
     forbid_with,
     json_option,
     model_option,
@@ -33,8 +33,8 @@ from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
     from zonkey_cli.segment_formats import Format
+    from zonkey_core.inference.segmentation import CuttingLevel
     from zonkey_core.inference.segments import Segments
-    from zonkey_core.model.model import Zonkey
 
 MANUAL = Manual(
     examples=(
@@ -126,7 +126,7 @@ class Cutting:
 @null_option(r"End each segment by NUL; only NUL and backslash are escaped, as \0 and \\.")
 @click.option("--undo", is_flag=True, help="Turn lines (with -0, NUL-terminated records) back into the exact text.")
 @model_option
-@device_option
+@cutting_device_option
 @common_options
 @click.pass_context
 def command(
@@ -241,21 +241,20 @@ def _segment(
     first = next(files, None)
     if first is None:
         return
-    loaded = load_model(
-        streams, model, device=device, cutting_level=cutting.level, with_estimator=cutting.bits_per_segment is not None
-    )
+    levels = load_cutting_levels(streams, model, device=device, level=cutting.level)
+    estimate = None if cutting.bits_per_segment is None else load_estimator(streams, model, device=device)
     form = make_format()
-    with _output(streams, page, styled=form.styled) as write:
+    with _output(streams, page, form) as write:
         for name, file in itertools.chain([first], files):
             write(form.begin(name))
-            for text in _texts(streams, loaded, cutting, name, inputs.chunks(name, file)):
+            for text in _texts(streams, levels, estimate, cutting, name, inputs.chunks(name, file)):
                 for index, segments in enumerate(text):
                     write(form.show(segments, first=index == 0))
         write(form.end())
 
 
 @contextlib.contextmanager
-def _output(streams: Streams, page: str | None, *, styled: bool) -> Iterator[Callable[[bytes], object]]:
+def _output(streams: Streams, page: str | None, form: Format) -> Iterator[Callable[[bytes], object]]:
     """The function that writes to the file `page`, or to standard output, which gets every piece at once."""
     if page is not None and page != "-":
         with written_whole(page) as file:
@@ -264,29 +263,32 @@ def _output(streams: Streams, page: str | None, *, styled: bool) -> Iterator[Cal
 
     def write(data: bytes) -> None:
         if data:
-            streams.write(data, styled=styled)
+            streams.write(data, styled=form.styled, null=form.null)
             streams.flush()
 
     yield write
 
 
 def _texts(
-    streams: Streams, model: Zonkey, cutting: Cutting, name: str, chunks: Iterable[bytes]
+    streams: Streams,
+    levels: Sequence[CuttingLevel],
+    estimate: Callable[[bytes], float] | None,
+    cutting: Cutting,
+    name: str,
+    chunks: Iterable[bytes],
 ) -> Iterator[Iterator[Segments]]:
-    """The segments of each text of a file: of the whole, or of every line."""
+    """The segments of each text of a file, whose bits a byte `estimate` tells: of the whole, or of every line."""
     from zonkey_core.inference.segmentation import THRESHOLD, segment_levels, take_head, threshold_for_rate
 
     threshold = THRESHOLD if cutting.threshold is None else cutting.threshold
     wanted = cutting.bytes_per_segment
-    if wanted is not None or cutting.bits_per_segment is not None:
+    if wanted is not None or estimate is not None:
         head, chunks = take_head(chunks)
-        if cutting.bits_per_segment is not None:
-            from zonkey_core.inference.text_cost import bits_per_byte
-
-            wanted = cutting.bits_per_segment / max(bits_per_byte(model, head), LEAST_BITS)
+        if cutting.bits_per_segment is not None and estimate is not None:
+            wanted = cutting.bits_per_segment / max(estimate(head), LEAST_BITS)
             streams.detail(f"{name}: {cutting.bits_per_segment:g} bits are {wanted:.4g} bytes")
         assert wanted is not None
-        found = threshold_for_rate(model, head, level=cutting.level, bytes_per_segment=wanted)
+        found = threshold_for_rate(levels, head, level=cutting.level, bytes_per_segment=wanted)
         threshold = found.threshold
         streams.detail(f"{name}: threshold {threshold:.6g}, {found.bytes_per_segment:.4g} bytes a segment")
         if not found.within_reach:
@@ -297,9 +299,9 @@ def _texts(
     typed = name == "-" and streams.stdin_is_terminal
     if cutting.line_buffered or (cutting.line_buffered is None and typed):
         for start, line in lines(chunks):
-            yield segment_levels(model, line, level=cutting.level, threshold=threshold, start=start)
+            yield segment_levels(levels, line, level=cutting.level, threshold=threshold, start=start)
     else:
-        yield segment_levels(model, chunks, level=cutting.level, threshold=threshold)
+        yield segment_levels(levels, chunks, level=cutting.level, threshold=threshold)
 
 
 def _undo(streams: Streams, inputs: Inputs, *, end: bytes) -> None:

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention.flex_attention import flex_attention
 
 from zonkey_core.model.existence import LOG_FLOOR
 
@@ -54,7 +53,7 @@ def document_bias(cumulative: Tensor) -> Tensor:
 
 
 def attend_document(
-    queries: Tensor, keys: Tensor, values: Tensor, bias: DocumentBias, kernel: Callable[..., Tensor] = flex_attention
+    queries: Tensor, keys: Tensor, values: Tensor, bias: DocumentBias, kernel: Callable[..., Tensor]
 ) -> Tensor:
     """Attention that computes a document's bias as it goes, so that nothing of size L x L is stored."""
     cumulative, absent = bias
@@ -68,7 +67,9 @@ def attend_document(
 
 @functools.cache
 def compiled_flex_attention() -> Callable[..., Tensor]:
-    """The fused kernel, compiled when it is first needed."""
+    """The fused kernel, compiled when it is first needed; its module, too, takes a tenth of a second to import."""
+    from torch.nn.attention.flex_attention import flex_attention
+
     compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=True)
     return compiled
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from zonkey_core.model.window_limit import forced_starts
 
 LOG_FLOOR = -60.0
 
@@ -68,24 +69,6 @@ def sample_starts(start_prob: Tensor, generator: torch.Generator) -> Tensor:
     mask = noise.to(start_prob.device) < start_prob
     mask[..., 0] = True
     return mask
-
-
-def forced_starts(bounds: NDArray[np.int64], allowed_mask: NDArray[np.bool_], window: int) -> NDArray[np.int64]:
-    """The starts to add so that no segment between consecutive `bounds` is longer than `window`, in order.
-
-    bounds: the starts and, last, the end; the first may lie before position 0, where a segment is still open. Each
-    added start is the last one that `allowed_mask` [L] permits within the window, or the window's end where it
-    permits none.
-    """
-    added: list[int] = []
-    for index in np.flatnonzero(np.diff(bounds) > window).tolist():
-        position, stop = int(bounds[index]), int(bounds[index + 1])
-        while stop - position > window:
-            low = max(position + 1, 0)
-            options = np.flatnonzero(allowed_mask[low : position + window + 1])
-            position = int(options[-1]) + low if len(options) else position + window
-            added.append(position)
-    return np.asarray(added, dtype=np.int64)
 
 
 def limit_segment_length(start_mask: Tensor, allowed_mask: Tensor, window: int) -> Tensor:

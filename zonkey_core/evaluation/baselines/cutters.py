@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from zonkey_core.devices import autocast, choose_precision
 from zonkey_core.errors import ZonkeyError
 from zonkey_core.evaluation.metrics.boundaries import Offsets, code_points, join_points
 from zonkey_core.evaluation.store import Store, fingerprint
 from zonkey_core.evaluation.texts import passages
-from zonkey_core.model.existence import forced_starts
-from zonkey_core.model.model import Zonkey, text_sequence
+from zonkey_core.inference.cutting_levels import cutting_levels
+from zonkey_core.inference.segmentation import position_probs
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.window_limit import forced_starts
 
 TOKENIZER_KINDS = ("bpe", "unigram")
 TOKENIZER_SIZES = (1000, 2000, 4000, 8000)
@@ -73,6 +73,7 @@ class ModelCutter:
 
     def __init__(self, model: Zonkey, *, level: int = 0, threshold: float = 0.5, name: str = "zonkey") -> None:
         self.model = model
+        self.levels = cutting_levels(model)
         self.level = level
         self.threshold = threshold
         self.name = name
@@ -81,19 +82,10 @@ class ModelCutter:
         """Where the probability exceeds the threshold, and where a segment would else outgrow the level's window."""
         return self.cut_at(self.start_probs(text), self.threshold)
 
-    @torch.no_grad()
     def start_probs(self, text: bytes) -> StartProbs:
         """The probabilities at every position of a text; levels below are cut as the model is used."""
-        offsets = np.arange(len(text), dtype=np.int64)
-        if not text:
-            return StartProbs(offsets, np.zeros(0))
-        sequence = text_sequence(text, device=self.model.device)
-        with autocast(self.model.device, choose_precision("auto", self.model.device)):
-            for index, view in enumerate(self.model.ascend(sequence, self.level - 1)):
-                offsets = offsets[view.segmentation.starts[0].cpu().numpy()]
-                sequence = self.model.levels[index].upper_sequence(view.latents.float(), view.segmentation)
-            probs = self.model.levels[self.level].split(sequence).start_prob[0]
-        return StartProbs(offsets, probs.double().cpu().numpy())
+        found = position_probs(self.levels, text, level=self.level)
+        return StartProbs(found.offsets, found.probs.astype(np.float64))
 
     def cut_at(self, found: StartProbs, threshold: float) -> Offsets:
         """Cuts of a text from its probabilities."""
@@ -101,7 +93,7 @@ class ModelCutter:
         above[:1] = True
         starts = np.flatnonzero(above)
         bounds = np.append(starts, len(above))
-        forced = forced_starts(bounds, found.probs > 0, self.model.levels[self.level].config.window)
+        forced = forced_starts(bounds, found.probs > 0, self.levels[self.level].window)
         cuts: Offsets = found.offsets[np.sort(np.concatenate([starts, forced]))]
         return cuts
 

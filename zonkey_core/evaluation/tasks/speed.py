@@ -6,12 +6,13 @@ the model's figure by the rival's. One round before the others is not counted.
 
 - `speed.train`: text read by a step of each stage of level 0 (splitter, autoencoder, denoiser), by the time of all
   three, with the batch and the optimisers of the model's own configuration, on a copy of the model.
-- `speed.segment`, `speed.segment_level1`: text cut by `zonkey segment` at levels 0 and 1, without its start-up.
+- `speed.segment`, `speed.segment_level1`: text cut at levels 0 and 1 as `zonkey segment` does, without its start-up.
 - `speed.generate`, `speed.generate_batch`: text written from noise, one text at a time and 16 side by side.
 - `speed.infill`: missing text restored by `zonkey infill`: the true length of a gap by the time to fill it, so that
   who fills in more is not the faster.
 - `speed.start_up`: seconds of a `zonkey segment` of 1 kB, a process of its own; the rival only imports torch.
-- `speed.peak_memory`: most memory that such a process holds while it cuts the reference text, in MB of 10^6 bytes.
+- `speed.peak_memory`, `speed.peak_memory_level1`: most memory that such a process holds while it cuts the reference
+  text at levels 0 and 1, in MB of 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -30,11 +32,12 @@ from zonkey_core.evaluation.results import Better, LeftOut, Measure, Outcome
 from zonkey_core.evaluation.tasks.processes import run_process
 from zonkey_core.evaluation.tasks.training_steps import TrainingSteps
 from zonkey_core.evaluation.texts import passages
+from zonkey_core.inference.cutting_levels import cutting_levels
 from zonkey_core.inference.generation import SamplingOptions, generate
 from zonkey_core.inference.infilling import Gap, InfillingOptions, infill
-from zonkey_core.inference.segmentation import segment_stream
+from zonkey_core.inference.segmentation import segment_levels
 
-SEGMENTED_BYTES = 64_000
+SEGMENTED_BYTES = 256_000
 START_UP_BYTES = 1_000
 TOKENIZER_SIZES = (4_000, 1_000)
 TOKENIZED_BYTES = 4_000
@@ -126,18 +129,21 @@ def time_segmenting(context: EvaluationContext) -> Iterator[Outcome]:
         pieces = passages([text], TOKENIZED_BYTES)
         rivals[tokenizer.name] = lambda number: sum(len(piece) for piece in pieces if len(tokenizer.cut(piece)))
 
-    def cut(level: int) -> Work:
-        def work(number: int) -> int:
-            batches = segment_stream(model, [text], level=level)
-            return sum(len(segment.text) for batch in batches for segment in batch)
+    with ThreadPoolExecutor(torch.get_num_threads()) as executor:
+        threads = executor if torch.get_num_threads() > 1 else None
 
-        return work
+        def cut(level: int) -> Work:
+            def work(number: int) -> int:
+                levels = cutting_levels(model, threads)  # anew, since they remember segments
+                return sum(len(found.text) for found in segment_levels(levels, [text], level=level))
 
-    yield from _time(context, "segment", {OWN: cut(0), **rivals})
-    if len(model.levels) > 1:
-        yield from _time(context, "segment_level1", {OWN: cut(1)})
-    else:
-        yield LeftOut(name="speed.segment_level1", reason="this model has level 0 alone")
+            return work
+
+        yield from _time(context, "segment", {OWN: cut(0), **rivals})
+        if len(model.levels) > 1:
+            yield from _time(context, "segment_level1", {OWN: cut(1), **rivals})
+        else:
+            yield LeftOut(name="speed.segment_level1", reason="this model has level 0 alone")
 
 
 def time_generating(context: EvaluationContext) -> Iterator[Outcome]:
@@ -202,12 +208,13 @@ def time_processes(context: EvaluationContext) -> Iterator[Outcome]:
         memory[IMPORT_TORCH].append(other.megabytes)
     between = time.perf_counter()
     yield from summarize("start_up", seconds, seconds=between - before, better="lower", unit="s")
-    context.report("weighing memory", None)
-    cost = run_process(own, text)
-    yield Measure(
-        name="speed.peak_memory", value=cost.megabytes, rivals={IMPORT_TORCH: statistics.median(memory[IMPORT_TORCH])},
-        n=1, seconds=time.perf_counter() - between, better="lower", unit="MB",
-    )
+    for level, name in enumerate(("speed.peak_memory", "speed.peak_memory_level1")[: len(context.model.levels)]):
+        context.report("weighing memory", None)
+        cost = run_process((*own, "--level", str(level)), text)
+        yield Measure(
+            name=name, value=cost.megabytes, rivals={IMPORT_TORCH: statistics.median(memory[IMPORT_TORCH])},
+            n=1, seconds=time.perf_counter() - between, better="lower", unit="MB",
+        )
 
 
 def _tokenizer(context: EvaluationContext) -> TokenizerCutter | LeftOut:

@@ -1,0 +1,33 @@
+"""How many cores a run uses, where numpy computes."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Executor
+
+MOST_THREADS = 8
+"""More of them wait for the interpreter."""
+_LIMITS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+"""What a numpy reads that is imported later: how many threads a single product of matrices may take."""
+
+
+def shared_executor() -> Executor | None:
+    """Threads that read pieces of text side by side, one for each core; None where there is one core.
+
+    `OMP_NUM_THREADS` sets their number. Each product of matrices is then left to one thread, as they are small; so this
+    comes before numpy is imported.
+    """
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    threads = min(int(wanted) if wanted.isascii() and wanted.isdecimal() else _cores(), MOST_THREADS)
+    for name in _LIMITS:
+        os.environ[name] = "1"
+    if threads < 2:
+        return None
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(threads)
+
+
+def _cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,51 @@
+"""Cutting in torch, for devices that numpy does not know; always in float32, so that cuts are those of a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zonkey_core.model.level import Level
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segmentation import Segmentation
+
+
+class TorchLevel:
+    """A level of a model on any device. Shapes: n positions, M segments, latents [M, C]."""
+
+    def __init__(self, level: Level) -> None:
+        self.level = level
+        self.reads_bytes = level.reads_bytes
+        self.window = level.config.window
+        self.reach = level.splitter.reach
+
+    @torch.no_grad()
+    def start_probs(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        """The probability [n] of a start at each of the positions [n] or [n, C], all that are there."""
+        sequence = self._sequence(values)
+        probs = self.level.split(sequence).start_logits.sigmoid() * sequence.cut_allowed()
+        found: NDArray[np.float32] = probs[0].float().cpu().numpy()
+        return found
+
+    @torch.no_grad()
+    def compress(self, values: NDArray[Any], bounds: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The latents of the segments between consecutive `bounds` [M + 1] in positions [n] or [n, C]."""
+        values = values[bounds[0] : bounds[-1]]
+        begins = torch.from_numpy(bounds[:-1] - bounds[0]).to(self.level.device)[None]
+        sequence = self._sequence(values)
+        mask = torch.ones_like(begins, dtype=torch.bool)
+        certain = torch.zeros(1, len(values), device=self.level.device).index_fill(1, begins[0], 1.0)
+        latents = self.level.encode(sequence, Segmentation(begins, mask, torch.zeros_like(mask), certain))
+        found: NDArray[np.float32] = latents.float().cpu().numpy()
+        return found
+
+    def _sequence(self, values: NDArray[Any]) -> PositionSequence:
+        """Positions as a row of a batch of its own."""
+        row: Tensor = torch.from_numpy(values.astype(np.int64 if self.reads_bytes else np.float32))
+        row = row.to(self.level.device)[None]
+        exists = torch.ones(row.shape[:2], dtype=torch.bool, device=row.device)
+        return PositionSequence(row, exists, torch.zeros_like(exists))

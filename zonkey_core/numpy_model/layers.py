@@ -1,0 +1,114 @@
+"""The layers that the networks here are made of. Rows are positions; a row's result hangs on no other row's place.
+
+BLAS multiplies a row in the same way beside any number of others, but for a single row and for products of a few
+columns; so both are avoided, and a text is cut in the same places in whatever pieces it is read.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from zonkey_core.numpy_model.weights import Floats, Weights
+
+NORM_EPSILON = 1e-5
+LEAST_NORM = 1e-6
+
+
+def half_silu(halves: Floats) -> Floats:
+    """`silu(2 h)` of halves `h`, which is `h + h tanh h`: cheaper than an exponential and a division."""
+    gate = np.tanh(halves)
+    gate += 1
+    gate *= halves
+    return gate
+
+
+def standardize(states: Floats) -> Floats:
+    """Each row of [n, D] with mean 0 and variance 1, as in a layer norm without weights."""
+    width = states.shape[1]
+    centred: Floats = states - (np.einsum("nd->n", states) / width)[:, None]
+    variance = np.einsum("nd,nd->n", centred, centred) / width
+    centred /= np.sqrt(variance + NORM_EPSILON)[:, None]
+    return centred
+
+
+def to_sphere(latents: Floats) -> Floats:
+    """Scale [n, C] to the radius sqrt(C)."""
+    norm = np.sqrt(np.einsum("nc,nc->n", latents, latents))
+    scaled: Floats = latents * (latents.shape[1] ** 0.5 / np.maximum(norm, LEAST_NORM))[:, None]
+    return scaled
+
+
+class NormedLogit:
+    """One number for each row: what a layer norm without bias gives, weighed and summed, plus a constant.
+
+    With the weights freed of their mean, the row's own mean falls out of the sum, and only its variance is needed.
+    """
+
+    def __init__(self, norm: Floats, head: Floats, bias: np.float32) -> None:
+        weight = norm * head
+        self.weight = weight - weight.mean()
+        self.bias = bias
+
+    def __call__(self, states: Floats) -> Floats:
+        """[n, D] to [n]."""
+        width = states.shape[1]
+        mean = np.einsum("nd->n", states) / width
+        variance = np.einsum("nd,nd->n", states, states) / width - mean * mean
+        logits: Floats = np.einsum("nd,d->n", states, self.weight) / np.sqrt(variance.clip(0) + NORM_EPSILON)
+        return logits + self.bias
+
+
+class Linear:
+    """`x W + b` of rows."""
+
+    def __init__(self, weights: Weights, inner: int, outer: int, *, bias: bool = True, scale: float = 1.0) -> None:
+        self.weight = np.ascontiguousarray(weights.take("weight", outer, inner).T) * np.float32(scale)
+        self.bias = weights.take("bias", outer) * np.float32(scale) if bias else None
+
+    def __call__(self, rows: Floats) -> Floats:
+        """[n, inner] to [n, outer]."""
+        out: Floats = rows @ self.weight
+        if self.bias is not None:
+            out += self.bias
+        return out
+
+    def after(self, norm: Floats) -> Linear:
+        """The same of rows that were not yet multiplied by the weights [inner] of a layer norm."""
+        self.weight *= norm[:, None]
+        return self
+
+
+class Convolution:
+    """A convolution along positions that are all there are: zeros stand around them. `scale` multiplies its output."""
+
+    def __init__(self, weights: Weights, inner: int, outer: int, kernel: int, *, scale: float = 1.0) -> None:
+        taps = weights.take("weight", outer, inner, kernel)
+        self.kernel = kernel
+        self.weight = np.ascontiguousarray(taps.transpose(2, 1, 0)).reshape(kernel * inner, outer) * np.float32(scale)
+        self.bias = weights.take("bias", outer) * np.float32(scale)
+
+    def project(self, weight: Floats) -> None:
+        """Take rows [n, narrow] from now on, which a weight [inner, narrow] made wider before: once, and not of all."""
+        inner, narrow = weight.shape
+        taps = self.weight.reshape(self.kernel, inner, -1)
+        self.weight = np.ascontiguousarray(weight.T @ taps).reshape(self.kernel * narrow, -1)
+
+    def __call__(self, states: Floats) -> Floats:
+        """[n, inner] to [n, outer].
+
+        Every `kernel`-th window of positions, from any one on, lies in memory as a row of a matrix, so nothing has to
+        be copied for the products.
+        """
+        count, inner = states.shape
+        kernel = self.kernel
+        rows = max(2, -(-count // kernel))
+        padded = np.empty((rows * kernel + kernel - 1, inner), dtype=np.float32)
+        padded[: kernel // 2] = 0
+        padded[kernel // 2 : kernel // 2 + count] = states
+        padded[kernel // 2 + count :] = 0
+        out = np.empty((rows * kernel, self.weight.shape[1]), dtype=np.float32)
+        for shift in range(kernel):
+            windows = padded[shift : shift + rows * kernel].reshape(rows, kernel * inner)
+            np.matmul(windows, self.weight, out=out[shift::kernel])
+        out += self.bias
+        return out[:count]

@@ -1,0 +1,110 @@
+"""One level of the hierarchy as far as cutting needs it: its splitter and, below another level, its Compressor.
+
+Shapes: n positions, M segments, latents [M, C].
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zonkey_core.config import LevelConfig
+from zonkey_core.numpy_model.compressor import Compressor
+from zonkey_core.numpy_model.layers import Linear
+from zonkey_core.numpy_model.segment_splitter import ByteSplitter, LatentSplitter
+from zonkey_core.numpy_model.weights import Floats, Weights
+
+KEPT_LATENTS = 1 << 16
+"""Strings whose latents are kept, since a text says most of them again and again."""
+BYTE_VALUES = 256
+
+
+class NumpyLevel:
+    """Splits positions and compresses the segments; those below a level that is asked for `compress`."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        config: LevelConfig,
+        channels: int | None,
+        *,
+        compresses: bool,
+        executor: Executor | None,
+    ) -> None:
+        self.reads_bytes = channels is None
+        self.window = config.window
+        part = weights.part("splitter")
+        self.splitter: ByteSplitter | LatentSplitter
+        self.splitter = ByteSplitter(part, config) if channels is None else LatentSplitter(part, config, channels)
+        self.reach = self.splitter.reach
+        self._executor = executor
+        self._kept: dict[bytes, int] = {}
+        if compresses:
+            embedding = weights.part("embedding")
+            if channels is None:
+                self.table = embedding.take("table.weight", BYTE_VALUES, config.width)
+            else:
+                self.linear = Linear(embedding.part("linear"), channels, config.width)
+            self.compressor = Compressor(weights.part("compressor"), config)
+            self._latents = np.empty((KEPT_LATENTS if self.reads_bytes else 0, self.compressor.channels), np.float32)
+
+    def start_probs(self, values: NDArray[Any]) -> Floats:
+        """The probability [n] of a start at each of the positions [n] or [n, C], all that are there."""
+        return self.splitter(values, self._executor)
+
+    def compress(self, values: NDArray[Any], bounds: NDArray[np.int64]) -> Floats:
+        """The latents of the segments between consecutive `bounds` [M + 1] in positions [n] or [n, C]."""
+        if not self.reads_bytes:
+            return self._compress(self.linear(values), bounds[:-1], np.diff(bounds))
+        text = values.tobytes()
+        edges = bounds.tolist()
+        segments = [text[begin:end] for begin, end in itertools.pairwise(edges)]
+        kept = self._kept
+        new = [segment for segment in dict.fromkeys(segments) if segment not in kept]
+        if len(kept) + len(new) > len(self._latents):
+            kept.clear()
+            new = [*dict.fromkeys(segments)]
+        if len(new) > len(self._latents):
+            self._latents = np.empty((len(new), self.compressor.channels), dtype=np.float32)
+        if new:
+            self._keep(new)
+        return self._latents[[kept[segment] for segment in segments]]
+
+    def _keep(self, segments: Sequence[bytes]) -> None:
+        """Compress distinct strings and keep what comes of them."""
+        lengths = np.array([len(segment) for segment in segments])
+        begins = np.cumsum(lengths) - lengths
+        places = np.arange(len(self._kept), len(self._kept) + len(segments))
+        embedded = self.table[np.frombuffer(b"".join(segments), dtype=np.uint8)]
+        self._latents[places] = self._compress(embedded, begins, lengths)
+        self._kept.update(zip(segments, places.tolist(), strict=True))
+
+    def _compress(self, embedded: Floats, begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> Floats:
+        """Latents of segments of embedded positions [n, D], those of one length together."""
+        latents = np.empty((len(begins), self.compressor.channels), dtype=np.float32)
+        for length in np.unique(lengths).tolist():
+            chosen = np.flatnonzero(lengths == length)
+            latents[chosen] = self.compressor(embedded[begins[chosen, None] + np.arange(length)])
+        return latents
+
+
+def numpy_levels(
+    tensors: Mapping[str, NDArray[Any]], configs: Sequence[LevelConfig], executor: Executor | None = None
+) -> list[NumpyLevel]:
+    """Levels from the lowest to the one that is cut, of a model's tensors by name.
+
+    Raises `ValueError` where a tensor that they need is missing or of another shape.
+    """
+    levels: list[NumpyLevel] = []
+    channels: int | None = None
+    for index, config in enumerate(configs):
+        weights = Weights(tensors, f"bottom.{'above.' * index}")
+        compresses = index + 1 < len(configs)
+        levels.append(NumpyLevel(weights, config, channels, compresses=compresses, executor=executor))
+        channels = config.latents * config.width
+    return levels

@@ -1,0 +1,99 @@
+"""Segment Splitter in numpy: `zonkey_core.model.segment_splitter` without gradients, for one text at a time.
+
+Shapes: n positions, those of a whole text or of so much of it that no probability asked for hangs on the rest; at
+level 0 K units of n bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zonkey_core.config import LevelConfig
+from zonkey_core.model.units import LONGEST_UNIT, LOOKBACK, read_units
+from zonkey_core.numpy_model.layers import Convolution, Linear, NormedLogit, half_silu
+from zonkey_core.numpy_model.ngrams import ngram_vectors
+from zonkey_core.numpy_model.weights import Floats, Weights
+
+NGRAM_ORDERS = (1, 2, 3, 4, 5)
+TABLE_WIDTH = 32
+READ_TOGETHER = 2048
+"""Positions that one thread reads at once: what is computed of them stays in the cache of a core."""
+
+
+class Network:
+    """Convolutions over what `embed` gives of symbols, one start probability for each."""
+
+    def __init__(
+        self, weights: Weights, config: LevelConfig, embed: Callable[[NDArray[Any]], Floats], embed_reach: int
+    ) -> None:
+        width = config.splitter_width
+        self.embed = embed
+        self.convolutions = [
+            Convolution(weights.part(f"convolutions.{index}"), width, width, config.splitter_kernel, scale=0.5)
+            for index in range(config.splitter_layers)
+        ]
+        head = weights.part("head")
+        self.logit = NormedLogit(
+            weights.take("norm.weight", width), head.take("weight", 1, width)[0], head.take("bias", 1)[0]
+        )
+        self.reach = embed_reach + config.splitter_layers * (config.splitter_kernel // 2)
+        """Symbols on either side that a probability depends on."""
+
+    def __call__(self, symbols: NDArray[Any], executor: Executor | None) -> Floats:
+        """[n] probabilities of symbols [n] or [n, C]."""
+        begins = range(0, len(symbols), READ_TOGETHER)
+        read = partial(self._read, symbols)
+        return np.concatenate([*(map(read, begins) if executor is None else executor.map(read, begins))])
+
+    def _read(self, symbols: NDArray[Any], begin: int) -> Floats:
+        """The probabilities of `READ_TOGETHER` symbols from `begin` on."""
+        first = max(0, begin - self.reach)
+        states = self.embed(symbols[first : begin + READ_TOGETHER + self.reach])
+        for index, convolution in enumerate(self.convolutions):
+            update = half_silu(convolution(states))
+            if index:
+                update += states
+            states = update
+        logits = self.logit(states[begin - first : begin - first + READ_TOGETHER])
+        probs: Floats = np.tanh(logits * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
+        return probs
+
+
+class ByteSplitter:
+    """The splitter of level 0, which reads the uncuttable units of bytes and what it learned of their n-grams."""
+
+    def __init__(self, weights: Weights, config: LevelConfig) -> None:
+        ngrams = weights.part("ngrams")
+        table = ngrams.take("table", 1, config.splitter_ngrams, TABLE_WIDTH)[0]
+        embed = partial(ngram_vectors, table=table, orders=NGRAM_ORDERS)
+        self.network = Network(weights, config, embed, max(NGRAM_ORDERS) - 1)
+        self.network.convolutions[0].project(ngrams.take("linear.weight", config.splitter_width, TABLE_WIDTH))
+        self.reach = (self.network.reach + 1) * LONGEST_UNIT + LOOKBACK
+
+    def __call__(self, values: NDArray[np.uint8], executor: Executor | None = None) -> Floats:
+        """[n] probabilities of bytes: 0 where no unit begins."""
+        fresh = np.zeros(len(values), dtype=np.bool_)
+        fresh[:1] = True
+        units = read_units(values, fresh)
+        probs = np.zeros(len(values), dtype=np.float32)
+        probs[units.offsets] = self.network(units.keys, executor)
+        return probs
+
+
+class LatentSplitter:
+    """The splitter of a level above, which reads latents of `channels` numbers."""
+
+    def __init__(self, weights: Weights, config: LevelConfig, channels: int) -> None:
+        embed = Linear(weights.part("embedding.linear"), channels, config.splitter_width)
+        self.network = Network(weights, config, embed, 0)
+        self.reach = self.network.reach
+
+    def __call__(self, values: Floats, executor: Executor | None = None) -> Floats:
+        """[n] probabilities of latents [n, C]."""
+        return self.network(values, executor)
