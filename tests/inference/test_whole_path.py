@@ -55,7 +55,8 @@ def written(model: Zonkey) -> bytes:
 
 def filled(model: Zonkey) -> bytes:
     """What goes into two gaps."""
-    fills = infill(model, GAPPED, find_gaps(GAPPED), seed=1, options=InfillingOptions(steps=3, candidates=2))
+    options = InfillingOptions(steps=3, candidates=2, temperature=2.0)
+    fills = infill(model, GAPPED, find_gaps(GAPPED), seed=1, options=options)
     return b"|".join(fill.text for fill in fills)
 
 

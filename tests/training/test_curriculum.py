@@ -154,7 +154,7 @@ def test_a_stage_leaves_all_else_as_it_was(tmp_path: Path) -> None:
     run.resume(stop_at=3)
     after = run.tensors()
     changed = {name for name in before if name[:5] == "live." and not before[name].equal(after[name])}
-    assert {part_of(name.removeprefix("live.")) for name in changed} == {"splitter", "reader"}
+    assert {part_of(name.removeprefix("live.")) for name in changed} == {"splitter", "reader", "estimator"}
     assert {level_of(name) for name in changed} == {0}
 
 
@@ -207,7 +207,8 @@ def test_tables_of_strings_have_a_rate_of_their_own() -> None:
     groups = [group for each in build_optimizers(model.parameters(), config) for group in each.param_groups]
     (of_tables,) = [group for group in groups if group["lr"] == 2.0]
     assert {names[parameter] for parameter in of_tables["params"]} == {
-        "bottom.splitter.ngrams.table", "bottom.reader.vectors.table", "bottom.vocabulary.table",
+        "bottom.splitter.ngrams.table", "bottom.reader.units.table", "bottom.estimator.units.table",
+        "bottom.estimator.ngrams.table", "bottom.vocabulary.table",
     }
     above = stage_parameters(model, Stage("splitter", 1, 1.0))
     of_latents = [group for each in build_optimizers(above, config) for group in each.param_groups]

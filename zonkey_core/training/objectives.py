@@ -27,7 +27,7 @@ from zonkey_core.training.losses import (
     rate_penalty,
     uncertainty_penalty,
 )
-from zonkey_core.training.processes import mean_over, over_all
+from zonkey_core.training.processes import mean_over
 
 NOISED_ROWS = 2
 """One row in so many is noised where a splitter is held to the same cuts under noise."""
@@ -99,20 +99,21 @@ def rate_losses(
     hold would drown in that noise what the reader has to say. What the units of a row cost is told from some of them,
     in the same graph as what teaches that to the estimator.
     """
-    if not level.config.bits_per_segment:
-        bytes_each = over_all(units.sizes.sum().float()) / over_all(torch.tensor(float(len(units.sizes)))).clamp(min=1)
-        rate = (bytes_each / level.config.segment_length).clamp(max=LARGEST_RATE)
-        return {"rate": rate_penalty(start_prob, torch.ones_like(start_prob), rate)}
     assert level.estimator is not None
     asked = (torch.rand(units.keys.shape, generator=generator) < ESTIMATED).to(units.keys.device).nonzero().flatten()
     cost = level.estimator(units, kinds, asked)
+    losses = {"cost": mean_over(cost.sum(), len(cost))}
+    everywhere = torch.ones_like(start_prob)
+    if not level.config.bits_per_segment:
+        bytes_each = mean_over(units.sizes.sum().float(), len(units.sizes))
+        rate = (bytes_each / level.config.segment_length).clamp(max=LARGEST_RATE)
+        return losses | {"rate": rate_penalty(start_prob, everywhere, rate)}
     bits = row_means(cost.detach(), units.rows[asked], int(units.rows.max()) + 1) / math.log(2)
     rates = (bits / level.config.bits_per_segment).clamp(max=LARGEST_RATE)
     found = row_means(start_prob, units.rows, len(rates))
     apart = ROWS_APART * mean_over((found - rates).square().sum(), len(rates))
     wanted = mean_over(rates[units.rows].sum(), len(units.rows))
-    rate = rate_penalty(start_prob, torch.ones_like(start_prob), wanted)
-    return {"rate": rate + apart, "cost": mean_over(cost.sum(), len(cost))}
+    return losses | {"rate": rate_penalty(start_prob, everywhere, wanted) + apart}
 
 
 def row_means(values: Tensor, rows: Tensor, count: int) -> Tensor:
