@@ -28,7 +28,15 @@ from torch.nn import functional
 
 from zonkey_core.config import Config
 from zonkey_core.devices import autocast
-from zonkey_core.inference import block_decoding, block_generation, generation, infilling, latent_sampler, planning
+from zonkey_core.inference import (
+    block_decoding,
+    block_generation,
+    generation,
+    infilling,
+    latent_sampler,
+    planning,
+    windows,
+)
 from zonkey_core.inference.generation import SamplingOptions, generate
 from zonkey_core.inference.infilling import Gap, InfillingOptions, infill
 from zonkey_core.inference.latent_sampler import OpenText, form_slots
@@ -45,6 +53,7 @@ from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.model.segmentation import Segmentation
 from zonkey_core.model.slot_batches import Plans, slot_batch
 from zonkey_core.model.stitcher import stitch
+from zonkey_core.model.unit_rows import unit_rows
 from zonkey_core.slots import SlotBatch
 from zonkey_core.training import stages
 from zonkey_core.training.denoiser_objective import denoising_losses
@@ -178,10 +187,10 @@ class Choices:
         unfold = generation.unfold_entries
         probs: list[Tensor] = []
 
-        def hold_entries(logits: Tensor, chance: Tensor, temperature: float) -> Tensor:
+        def hold_entries(logits: Tensor, chance: Tensor, temperature: float, least_share: float) -> Tensor:
             if len(logits):
                 probs.append(logits.softmax(-1))
-            return keep_entries(draw(logits, chance, temperature))
+            return keep_entries(draw(logits, chance, temperature, least_share))
 
         def hold_counts(logits: Tensor, chance: Tensor) -> Tensor:
             probs.append(logits.sigmoid())
@@ -203,6 +212,7 @@ class Choices:
                 (infilling, "unfold_entries", hold_texts),
                 (block_decoding, "choose_precision", lambda _name, _device: side.precision),
                 (latent_sampler, "choose_precision", lambda _name, _device: side.precision),
+                (windows, "choose_precision", lambda _name, _device: side.precision),
             ):
                 patches.enter_context(mock.patch.object(module, name, held))
             patches.enter_context(torch.autocast(side.device.type, enabled=False))
@@ -257,7 +267,11 @@ def component_probes(index: int, level: Level, views: Sequence[Ascent], generato
     def read(side: Side) -> Sequence[Tensor]:
         start_prob = side.put(view.segmentation.start_prob)
         with choices.pinned(side):
-            return [of(side).reader(side.put(view.sequence.values), side.put(hidden), start_prob)]
+            if below is not None:
+                return [of(side).reader(side.put(view.sequence.values), side.put(hidden), start_prob)]
+            units = unit_rows(side.put(view.sequence))
+            masked, starts = (each.flatten()[units.offsets] for each in (side.put(hidden), start_prob))
+            return [of(side).reader(units.keys, masked, starts)]
 
     def guide(side: Side) -> Sequence[Tensor]:
         cutter = of(side).guide

@@ -19,10 +19,12 @@ from torch.overrides import TorchFunctionMode
 
 from tests.model_helpers import TEXT
 from tests.training_helpers import SAMPLE, small_config
-from zonkey_core.config import StageShares
+from zonkey_core.config import ModelConfig, StageShares
 from zonkey_core.model import positions
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.readers import UnitKinds
+from zonkey_core.model.unit_rows import UnitRows, unit_rows
 from zonkey_core.training import (
     Event,
     StepEvent,
@@ -47,7 +49,10 @@ STAGES = {
     "denoiser 1": (Stage("denoiser", 1, 1.0), 0.5),
     "joint": (Stage("joint", None, 1.0), 0.5),
 }
-CONFIG = small_config(2, batch_rows=ROWS, shares=StageShares((1,), (1,), (1,), 1))
+_SMALL = small_config(2, batch_rows=ROWS, shares=StageShares((1,), (1,), (1,), 1))
+_LEVELS = tuple(msgspec.structs.replace(level, reader_span=ROWS * LENGTH) for level in _SMALL.model.levels)
+CONFIG = msgspec.structs.replace(_SMALL, model=ModelConfig(levels=_LEVELS))
+"""Readers read all at once, so that no span ends elsewhere in half a batch."""
 STEPS, STOP = 14, 11
 """Two steps for each of seven stages; stopped in the middle of the sixth, that of a denoiser."""
 
@@ -78,6 +83,20 @@ def hide_by_place(sequence: PositionSequence, rate: float, generator: torch.Gene
     )
 
 
+def hide_units_by_place(units: UnitRows, rate: float, generator: torch.Generator) -> tuple[Tensor, UnitRows]:
+    """The same of units; none that begins a document."""
+    hidden = (((units.offsets % LENGTH + 1) * 0.618034).frac() < rate) & ~units.fresh_mask
+    return hidden, units._replace(keys=units.keys.roll(1).where(hidden, units.keys))
+
+
+class KindsOfAll(UnitKinds):
+    """The kinds of units of all rows, whichever a process has."""
+
+    def __init__(self, keys: Tensor) -> None:
+        super().__init__(unit_rows(byte_sequence(*some_rows())).keys)
+        self.which = torch.searchsorted(self.keys, keys)
+
+
 def some_rows() -> tuple[Tensor, Tensor]:
     """Rows of different texts, with documents that begin in some of them."""
     text = (TEXT * 20).encode()
@@ -106,13 +125,15 @@ def losses_and_gradients(name: str, part: slice) -> tuple[dict[str, float], dict
     """What a stage's losses of some of the rows are, and the gradients that all processes have of them together.
 
     Left out is what is drawn from the rows that a process has: what stands for hidden positions, which rows are noised,
-    and which other latents one is to be told from.
+    which kinds of units one of them may be, and which other latents one is to be told from.
     """
     stage, fraction = STAGES[name]
     model = some_model()
     rows, begins = some_rows()
     with PlacedDraws(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(objectives, "hide_positions", hide_by_place)
+        patch.setattr(objectives, "hide_units", hide_units_by_place)
+        patch.setattr(objectives, "UnitKinds", KindsOfAll)
         patch.setattr(objectives, "rows_to_noise", lambda sequence: sequence)
         patch.setattr(stages, "rows_to_noise", lambda sequence: sequence)
         patch.setattr(positions, "contrastive_loss", lambda estimate, target, bank: 0 * estimate.sum(-1))
