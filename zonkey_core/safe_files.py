@@ -18,25 +18,12 @@ import msgspec
 def open_regular(path: Path) -> BinaryIO:
     """Open a regular file, or a link to one, to read; raises `OSError` at once for a pipe, device, socket or folder."""
     _require_regular(os.stat(path), path)  # before opening, which can move a device
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        _require_regular(os.fstat(descriptor), path)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return open(descriptor, "rb")
+    return open(_open_regular(path, os.O_RDONLY), "rb")
 
 
 def open_to_append(path: Path) -> BinaryIO:
     """Open a regular file to append to it, and no link, which could lead to another file of the user's."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o666)
-    try:
-        _require_regular(os.fstat(descriptor), path)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return open(descriptor, "ab")
+    return open(_open_regular(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW), "ab")
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
@@ -56,6 +43,17 @@ def decode_json(content: bytes) -> Any:
         raise ValueError("JSON is nested too deeply") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(str(error)) from error
+
+
+def _open_regular(path: Path, flags: int) -> int:
+    """A descriptor of a regular file."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    try:
+        _require_regular(os.fstat(descriptor), path)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _require_regular(status: os.stat_result, path: Path) -> None:

@@ -13,14 +13,13 @@ from tests.model_helpers import law
 from zonkey_core.model.bytes import NO_BYTE
 from zonkey_core.model.hash_embeddings import (
     NO_SYMBOL,
-    SPREAD,
     NgramVectors,
     is_lookup_table,
     lookup_table,
     ngram_keys,
     table_rows,
 )
-from zonkey_core.model.segment_splitter import NGRAM_ORDERS
+from zonkey_core.model.ngram_tables import NGRAM_ORDERS, SPREAD
 
 ROWS = 4096
 

@@ -26,9 +26,10 @@ from tests.model_helpers import (
 )
 from zonkey_core.model.bytes import cut_allowed_mask
 from zonkey_core.model.level import Level
+from zonkey_core.model.ngram_tables import NGRAM_ORDERS
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.readers import CostEstimator, SegmentReader, UnitKinds, UnitReader
-from zonkey_core.model.segment_splitter import NEVER, NGRAM_ORDERS, SegmentSplitter, hide_positions, hide_units
+from zonkey_core.model.segment_splitter import NEVER, SegmentSplitter, hide_positions, hide_units
 from zonkey_core.model.unit_rows import UnitRows, unit_rows
 from zonkey_core.training.objectives import splitter_objective
 

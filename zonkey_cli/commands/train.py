@@ -96,7 +96,7 @@ MANUAL = Manual(
 @click.option(
     "--resume", is_flag=True,
     help="Go on with the run in --out where it was stopped; all other options are its own, but for --save-every, "
-    "--keep and --on-bad-data."
+    "--keep, --accumulate, --checkpoint-activations, --shard and --on-bad-data."
 )
 @click.option(
     "--back-to", type=click.IntRange(min=0), metavar="STEP",

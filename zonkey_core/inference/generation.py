@@ -24,8 +24,9 @@ from zonkey_core.inference.scoring import Question, log_likelihoods
 from zonkey_core.inference.windows import read_windows
 from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.existence import LOG_FLOOR
-from zonkey_core.model.level import WINDOW_STEPS, Level
+from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, text_sequence
+from zonkey_core.model.segmentation import length_groups
 from zonkey_core.model.stitcher import stitch
 
 GROUP_BYTES = 512
@@ -197,13 +198,11 @@ def unfold_entries(level: Level, texts: Sequence[Tensor]) -> list[bytes]:
 
 def _spelled(level: Level, latents: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """One-hot bytes [n, S, 256] and log existence [n, S] of windows, short ones decoded apart from long ones."""
-    steps = sorted({min(step, level.config.window) for step in (*WINDOW_STEPS, level.config.window)})
-    which = torch.bucketize(sizes, torch.tensor(steps, device=sizes.device))
-    longest = steps[int(which.max())]
+    groups = list(length_groups(sizes, level.config.window))
+    longest = groups[-1][0]
     symbols = torch.zeros(len(latents), longest, BYTE_VALUES)
     log_existence = torch.full((len(latents), longest), LOG_FLOOR)
-    for number in sorted(set(which.tolist())):
-        index, length = (which == number).nonzero().flatten(), steps[number]
+    for length, index in groups:
         windows = read_windows(level, latents[index], length)
         symbols[index.cpu(), :length] = functional.one_hot(windows.contents.argmax(-1), BYTE_VALUES).float().cpu()
         log_existence[index.cpu(), :length] = windows.log_existence.cpu()

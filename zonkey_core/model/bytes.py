@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from zonkey_core.model.units import LONGEST_CODE_POINT
+
 BYTE_VALUES = 256
 NO_BYTE = 256
 """What stands before the first byte of a text, and after its last."""
 SYMBOLS = 257
-LONGEST_CODE_POINT = 4
 
 
 def cut_allowed_mask(values: Tensor) -> Tensor:

@@ -14,13 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zonkey_core.model.bytes import NO_BYTE
+from zonkey_core.model.ngram_tables import SPREAD, TABLE_WIDTH
 
 NO_SYMBOL = -1
 """What stands before the first of symbols that are not bytes."""
-SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)
-"""An odd number that spreads what it multiplies over 64 bits."""
-TABLE_WIDTH = 32
-"""Channels of the tables here, before they are projected."""
 
 
 def lookup_table(rows: int, width: int) -> nn.Parameter:

@@ -31,15 +31,12 @@ from zonkey_core.model.positions import PositionEmbedding, PositionReadout, Posi
 from zonkey_core.model.readers import CostEstimator, SegmentReader, UnitReader
 from zonkey_core.model.segment_splitter import SegmentSplitter, Splits
 from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary, StringCounter
-from zonkey_core.model.segmentation import Segmentation, Slots, Windows
+from zonkey_core.model.segmentation import Segmentation, Slots, Windows, length_groups
 
 NEGLIGIBLE_EXISTENCE = 0.05
 """Positions of a window that exist with less than this are neither compressed nor decoded in training."""
 COMPRESSED_TOGETHER = 1024
 """Strings of a vocabulary that are compressed at once."""
-WINDOW_STEPS = (7, 10, 14, 19)
-"""Window lengths, below the level's own, at which segments are handled together."""
-
 
 class Level(nn.Module):
     """Splitter, reader, compressor, decoder and denoiser of one level, and the level above it, if any.
@@ -205,11 +202,8 @@ class Level(nn.Module):
         log_existence = torch.full(exists.shape, LOG_FLOOR, device=exists.device).masked_fill(exists, 0.0)
         sizes = exists.sum(1)
         latents = log_existence.new_zeros(len(entries), self.channels)
-        lower = 0
-        for length in sorted({min(step, values.shape[1]) for step in (*WINDOW_STEPS, values.shape[1])}):
-            chosen = ((sizes > lower) & (sizes <= length)).nonzero().flatten()
-            lower = length
-            for index in torch.split(chosen, COMPRESSED_TOGETHER) if len(chosen) else ():
+        for length, chosen in length_groups(sizes, values.shape[1]):
+            for index in torch.split(chosen, COMPRESSED_TOGETHER):
                 compressed = self.compress(values[index, :length], log_existence[index, :length])
                 latents = latents.index_copy(0, index, compressed.to(latents.dtype))
         return latents
@@ -276,12 +270,7 @@ class Level(nn.Module):
         useful = (useful + 1).clamp(max=longest)  # what stands behind a segment says that it ends
         if chosen is not None:
             useful = useful.where(chosen, 0)
-        lower = 0
-        for length in sorted({min(step, longest) for step in (*WINDOW_STEPS, longest)}):
-            index = ((useful > lower) & (useful <= length)).nonzero().flatten()
-            lower = length
-            if not index.numel():
-                continue
+        for length, index in length_groups(useful, longest):
             place = starts[index].unsqueeze(-1) + torch.arange(length, device=starts.device)
             at = place.clamp(max=sequence.values.shape[1] - 1)
             row = rows[index].unsqueeze(-1)

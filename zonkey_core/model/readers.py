@@ -70,13 +70,8 @@ class UnitReader(nn.Module):
         They are read in spans of at most `span` units.
         """
         embedded = torch.where(hidden_mask.unsqueeze(-1), self.hidden, self.units(keys))
-        length, width = embedded.shape
-        span = min(self.span, max(1, length))
-        padding = -length % span
-        embedded = functional.pad(embedded, (0, 0, 0, padding)).view(-1, span, width)
-        start_prob = functional.pad(start_prob, (0, padding), value=1.0).view(-1, span)
-        states: Tensor = self.norm(self.transformer(embedded, DocumentBias(cumulative_log_continue(start_prob))))
-        return states.view(-1, width)[:length][hidden_mask]
+        states: Tensor = self.norm(_read_in_spans(self.transformer, embedded[None], start_prob[None], self.span))
+        return states[0][hidden_mask]
 
 
 class CostEstimator(nn.Module):
@@ -122,15 +117,20 @@ class SegmentReader(nn.Module):
         """
         embedded = self.embedding(values) + self.code_embedding(self.codebook(values))
         embedded = torch.where(hidden_mask.unsqueeze(-1), self.hidden.to(embedded.dtype), embedded)
-        batch, length, width = embedded.shape
-        span = min(self.span, length)
-        padding = -length % span
-        embedded = functional.pad(embedded, (0, 0, 0, padding)).view(-1, span, width)
-        start_prob = functional.pad(start_prob, (0, padding), value=1.0).view(-1, span)
-        bias = DocumentBias(cumulative_log_continue(start_prob))
-        states: Tensor = self.norm(self.transformer(embedded, bias))
-        return states.view(batch, length + padding, width)[:, :length][hidden_mask]
+        states: Tensor = self.norm(_read_in_spans(self.transformer, embedded, start_prob, self.span))
+        return states[hidden_mask]
 
     def loss(self, states: Tensor, values: Tensor) -> Tensor:
         """[K] nats that it cost to tell the codes of hidden latents [K, C] from states [K, width]."""
         return functional.cross_entropy(self.readout(states).float(), self.codebook(values), reduction="none")
+
+
+def _read_in_spans(transformer: Transformer, embedded: Tensor, start_prob: Tensor, span: int) -> Tensor:
+    """States [B, L, D] of embedded positions, of which at most `span` are read at once, each in its own segment."""
+    batch, length, width = embedded.shape
+    span = min(span, max(1, length))
+    padding = -length % span
+    spans = functional.pad(embedded, (0, 0, 0, padding)).view(-1, span, width)
+    start_prob = functional.pad(start_prob, (0, padding), value=1.0).view(-1, span)
+    states: Tensor = transformer(spans, DocumentBias(cumulative_log_continue(start_prob)))
+    return states.view(batch, length + padding, width)[:, :length]

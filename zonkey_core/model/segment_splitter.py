@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zonkey_core.model.hash_embeddings import NgramVectors
+from zonkey_core.model.ngram_tables import NGRAM_ORDERS
 from zonkey_core.model.positions import PositionEmbedding, PositionSequence
 from zonkey_core.model.unit_rows import NO_UNIT, UnitRows, spaced_apart, unit_rows
-from zonkey_core.model.units import LONGEST_UNIT, LOOKBACK
+from zonkey_core.model.units import byte_reach
 
-NGRAM_ORDERS = (1, 2, 3, 4, 5)
 NEVER = -30.0
 """The start logit where no unit begins."""
 
@@ -72,7 +72,7 @@ class SegmentSplitter(nn.Module):
         """Positions on either side that a probability depends on."""
         if self.ngrams is None:
             return self.spread
-        return (self.gap + 1) * LONGEST_UNIT + LOOKBACK
+        return byte_reach(self.gap)
 
     @property
     def gap(self) -> int:

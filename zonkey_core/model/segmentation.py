@@ -5,12 +5,16 @@ Shapes: B rows of L positions, M segments or slots in each, K segments over the 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from zonkey_core.model.positions import PositionSequence
+
+WINDOW_STEPS = (7, 10, 14, 19)
+"""Window lengths, below the longest, at which segments are handled together."""
 
 
 class Segmentation(NamedTuple):
@@ -70,3 +74,14 @@ class Windows(NamedTuple):
     """[K, S]."""
     start_prob: Tensor
     """[K, S] probability that a segment begins at each position."""
+
+
+def length_groups(sizes: Tensor, longest: int) -> Iterator[tuple[int, Tensor]]:
+    """Which of K windows of these sizes, at most `longest`, are handled together: a length and the numbers [n] of the
+    windows that fit into it and no shorter one, from the shortest on. Those of size 0 are left out."""
+    lower = 0
+    for length in sorted({min(step, longest) for step in (*WINDOW_STEPS, longest)}):
+        index = ((sizes > lower) & (sizes <= length)).nonzero().flatten()
+        lower = length
+        if len(index):
+            yield length, index

@@ -72,6 +72,11 @@ class Units(NamedTuple):
     """[K] a number that stands for each; of a unit of one code point, that code point."""
 
 
+def byte_reach(units: int) -> int:
+    """Bytes on either side of a place that hold so many units, and what decides where the first of them begins."""
+    return (units + 1) * LONGEST_UNIT + LOOKBACK
+
+
 def read_units(values: NDArray[np.uint8], fresh_mask: Mask) -> Units:
     """The units of bytes [n], none of which goes on across a byte at which `fresh_mask` [n] is true."""
     starts = np.flatnonzero(~inside_code_point(values, fresh_mask))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from zonkey_core.model.ngram_tables import SPREAD
 from zonkey_core.numpy_model.weights import Floats
-
-SPREAD = np.int64(0x9E3779B97F4A7C15 - (1 << 64))
 
 
 def ngram_vectors(keys: NDArray[np.int64], table: Floats, orders: tuple[int, ...]) -> Floats:

@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zonkey_core.config import LevelConfig
-from zonkey_core.model.units import LONGEST_UNIT, LOOKBACK, read_units
+from zonkey_core.model.ngram_tables import NGRAM_ORDERS, TABLE_WIDTH
+from zonkey_core.model.units import byte_reach, read_units
 from zonkey_core.numpy_model.layers import Convolution, Linear, NormedLogit, half_silu
 from zonkey_core.numpy_model.ngrams import ngram_vectors
 from zonkey_core.numpy_model.weights import Floats, Weights
 
-NGRAM_ORDERS = (1, 2, 3, 4, 5)
-TABLE_WIDTH = 32
 READ_TOGETHER = 2048
 """Positions that one thread reads at once: what is computed of them stays in the cache of a core."""
 
@@ -74,7 +73,7 @@ class ByteSplitter:
         embed = partial(ngram_vectors, table=table, orders=NGRAM_ORDERS)
         self.network = Network(weights, config, embed, max(NGRAM_ORDERS) - 1)
         self.network.convolutions[0].project(ngrams.take("linear.weight", config.splitter_width, TABLE_WIDTH))
-        self.reach = (self.network.reach + 1) * LONGEST_UNIT + LOOKBACK
+        self.reach = byte_reach(self.network.reach)
 
     def __call__(self, values: NDArray[np.uint8], executor: Executor | None = None) -> Floats:
         """[n] probabilities of bytes: 0 where no unit begins."""

@@ -1,0 +1,10 @@
+"""How n-grams are looked up by hash: what every form of the splitter, in torch or without it, must agree on."""
+
+from __future__ import annotations
+
+NGRAM_ORDERS = (1, 2, 3, 4, 5)
+"""Lengths of the n-grams of units that a splitter looks up."""
+SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)
+"""An odd number that spreads what it multiplies over 64 bits."""
+TABLE_WIDTH = 32
+"""Channels of tables, before they are projected."""
