@@ -56,7 +56,7 @@ from zonkey_core.model.stitcher import stitch
 from zonkey_core.model.unit_rows import unit_rows
 from zonkey_core.slots import SlotBatch
 from zonkey_core.training import stages
-from zonkey_core.training.denoiser_objective import denoising_losses
+from zonkey_core.training.denoiser_objective import denoising_losses, surely_first
 from zonkey_core.training.objectives import autoencoder_losses, splitter_objective
 from zonkey_core.training.optimizers import build_optimizers
 from zonkey_core.training.order_sampling import draw_orders, known_and_open
@@ -330,7 +330,7 @@ def noisy_slots(level: Level, views: Sequence[Ascent], generator: torch.Generato
             to_sphere(torch.randn(*shape, level.channels, generator=generator)),
         )
     if level.vocabulary is not None:
-        rows = draw_orders(slots.slot_mask, slots.document_mask, block_mask, generator).rows
+        rows = draw_orders(slots.slot_mask, slots.document_mask, surely_first(views[0]), block_mask, generator).rows
     else:
         held = (torch.rand(shape, generator=generator) < 0.3) & slots.slot_mask
         rows = known_and_open(slots.slot_mask, slots.document_mask, held, torch.zeros_like(held), block_mask)

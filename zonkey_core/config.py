@@ -84,6 +84,8 @@ class StageShares(_Struct, frozen=True):
     splitter: tuple[float, ...] = (1.2, 0.6)
     autoencoder: tuple[float, ...] = (1.6, 0.5)
     denoiser: tuple[float, ...] = (5.0, 0.8)
+    plan: tuple[float, ...] = (3.0,)
+    """Of the levels below the top one."""
     joint: float = 4.0
 
 
@@ -237,10 +239,10 @@ def check_training_config(training: TrainingConfig, *, origin: str) -> None:
         raise ConfigError(f"{origin}: training.average_decay must be below 1, or the averaged weights never change")
     shares = training.shares
     for key, values in (("splitter", shares.splitter), ("autoencoder", shares.autoencoder),
-                        ("denoiser", shares.denoiser), ("joint", (shares.joint,))):
+                        ("denoiser", shares.denoiser), ("plan", shares.plan), ("joint", (shares.joint,))):
         if not values or not all(0 <= value < math.inf for value in values):
             raise ConfigError(f"{origin}: training.shares.{key} must hold finite numbers of 0 or more")
-    if not any((*shares.splitter, *shares.autoencoder, *shares.denoiser, shares.joint)):
+    if not any((*shares.splitter, *shares.autoencoder, *shares.denoiser, *shares.plan, shares.joint)):
         raise ConfigError(f"{origin}: training.shares must leave at least one stage above 0")
 
 

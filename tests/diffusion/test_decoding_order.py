@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.model_helpers import law
+from tests.model_helpers import law, seeds
 from zonkey_core.diffusion.decoding_order import (
     GAP_WIDTH,
     PADDING,
@@ -20,6 +20,7 @@ from zonkey_core.diffusion.decoding_order import (
     in_blocks,
     in_streams,
     lay_out,
+    nearest_openings,
     opening_times,
     side_by_side,
     with_blocks,
@@ -363,6 +364,35 @@ def test_a_reading_belongs_to_the_block_of_what_it_asks_and_knows_how_much_of_it
             assert order.left[place] == last - first, "an opening that asks nothing says how long its block is"
         else:
             assert 0 <= order.left[place] <= last - order.source[place]
+
+
+@law
+@given(blocks(), seeds)
+def test_streams_of_blocks_open_where_they_may(case: Blocks, seed: int) -> None:
+    count = case.edges[-1]
+    opens = np.random.default_rng(seed).random(count) < 0.5
+    order = in_blocks(case.lengths, case.steps, known=case.known, begins=True, ends=True, opens=opens)
+    assert all(opens[slot] for slot in order.told[order.kinds == SlotKind.STREAM])
+    told_in = tell(order, set(range(case.known)))
+    assert sorted(itertools.chain(*told_in)) == list(range(case.known, count))
+    anywhere = in_blocks(case.lengths, case.steps, known=case.known, begins=True, ends=True, opens=opens | True)
+    plain = in_blocks(case.lengths, case.steps, known=case.known, begins=True, ends=True)
+    assert all(map(np.array_equal, anywhere, plain))
+
+
+@law
+@given(st.lists(st.integers(0, 30), max_size=6), st.integers(1, 31), seeds)
+def test_the_nearest_openings_are_openings_and_none_is_nearer(places: list[int], count: int, seed: int) -> None:
+    opens = np.random.default_rng(seed).random(count) < 0.3
+    found = nearest_openings(np.array(sorted(places), dtype=np.int64), opens)
+    possible = np.flatnonzero(opens)
+    assert opens[found].all() and len(set(found.tolist())) == len(found)
+    nearest = [np.abs(possible - place).min(initial=10**6) for place in places]
+    if len(possible):
+        assert all(np.abs(found - place).min() == least for place, least in zip(places, nearest, strict=True))
+    assert all(
+        any(abs(slot - place) == least for place, least in zip(places, nearest, strict=True)) for slot in found
+    )
 
 
 def test_two_blocks_by_hand() -> None:

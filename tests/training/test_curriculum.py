@@ -14,7 +14,7 @@ from tests.training_helpers import Run, assert_same_tensors, small_config
 from zonkey_core.config import ModelConfig, StageShares, TrainingConfig
 from zonkey_core.errors import CheckpointError, ConfigError
 from zonkey_core.training import StageEvent
-from zonkey_core.training.curriculum import Stage, plan_stages
+from zonkey_core.training.curriculum import LAST, Stage, plan_stages
 from zonkey_core.training.optimizers import (
     GUIDE_BETAS,
     SMALLEST_MATRIX,
@@ -34,8 +34,8 @@ from zonkey_core.training.stages import (
 )
 
 CURRICULUM = [
-    ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("joint", None),
-    ("denoiser", 1),
+    ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("denoiser", 1),
+    ("plan", 0), ("joint", None),
 ]
 
 
@@ -50,28 +50,32 @@ def part_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_the_plan_goes_level_by_level_then_jointly_and_ends_with_what_text_begins_from(levels: int) -> None:
+def test_levels_learn_upwards_then_to_be_planned_downwards_then_jointly(levels: int) -> None:
     model = ModelConfig(levels=tuple(level_config() for _ in range(levels)))
-    shares = StageShares(splitter=(1.0, 0.5), autoencoder=(2.0,), denoiser=(3.0, 2.0, 1.0), joint=4.0)
+    shares = StageShares(splitter=(1.0, 0.5), autoencoder=(2.0,), denoiser=(3.0, 2.0, 1.0), plan=(5.0, 4.0), joint=4.0)
     stages = plan_stages(model, shares)
-    below = [(name, level) for level in range(levels) for name in ("splitter", "autoencoder", "denoiser")]
-    joint, top = ("joint", None), below.pop()
-    asked = [*(1.0, 2.0, 3.0, 0.5, 2.0, 2.0, 0.5, 2.0, 1.0)[: 3 * levels]]
-    share_of_top = asked.pop()
-    last = [(joint, 4.0), (top, share_of_top)] if levels > 1 else [(top, share_of_top), (joint, 4.0)]
-    assert [(stage.name, stage.level) for stage in stages] == [*below, *(stage for stage, _ in last)]
+    names = [(name, level) for level in range(levels) for name in ("splitter", "autoencoder", "denoiser")]
+    asked = [1.0, 2.0, 3.0, 0.5, 2.0, 2.0, 0.5, 2.0, 1.0][: 3 * levels]
+    names += [("plan", level) for level in reversed(range(levels - 1))]
+    asked += [5.0, 4.0][: levels - 1][::-1]
+    names.append(("joint", None))
+    asked.append(4.0)
+    if levels > 1:  # the top level's denoiser learns half of its time after all else has settled
+        names.append(("denoiser", levels - 1))
+        asked.append(asked[3 * levels - 1] * LAST)
+        asked[3 * levels - 1] *= 1 - LAST
+    assert [(stage.name, stage.level) for stage in stages] == names
     assert sum(stage.share for stage in stages) == pytest.approx(1)
-    asked += [share for _, share in last]
     assert [stage.share for stage in stages] == pytest.approx([share / sum(asked) for share in asked])
 
 
-@pytest.mark.parametrize("name", ["splitter", "autoencoder", "denoiser", "joint"])
+@pytest.mark.parametrize("name", ["splitter", "autoencoder", "denoiser", "plan", "joint"])
 def test_one_stage_may_be_trained_alone(tmp_path: Path, name: str) -> None:
     run = Run(tmp_path / "model")
     run.train(small_config(), steps=4, stage=name, stop_at=1)
     assert {event.stage for event in run.events if isinstance(event, StageEvent)} == {name}
     stages = plan_stages(small_config().model, StageShares(), only=name)
-    assert [stage.level for stage in stages] == ([None] if name == "joint" else [0, 1])
+    assert [stage.level for stage in stages] == {"joint": [None], "plan": [0]}.get(name, [0, 1])
     assert sum(stage.share for stage in stages) == pytest.approx(1)
 
 
@@ -118,7 +122,7 @@ def test_guides_are_followed_from_the_middle_of_the_stage_that_trains_them() -> 
 
 def test_stages_without_a_share_are_left_out() -> None:
     model = small_config().model
-    shares = StageShares(splitter=(1.0, 0.0), autoencoder=(0.0, 1.0), denoiser=(0.0,), joint=0.0)
+    shares = StageShares(splitter=(1.0, 0.0), autoencoder=(0.0, 1.0), denoiser=(0.0,), plan=(0.0,), joint=0.0)
     assert plan_stages(model, shares) == [Stage("splitter", 0, 0.5), Stage("autoencoder", 1, 0.5)]
     with pytest.raises(ConfigError, match="no stage"):
         plan_stages(model, shares, only="joint")
@@ -139,6 +143,7 @@ def test_a_stage_moves_its_own_parameters_alone(index: int) -> None:
         "splitter": ("splitter", "guide", "reader", "estimator"),
         "autoencoder": ("embedding", "compressor", "decoder", "readout"),
         "denoiser": ("denoiser", "vocabulary", "decoder", "readout"),
+        "plan": ("denoiser",),
     }
     expected = {
         key for key, _ in model.named_parameters()

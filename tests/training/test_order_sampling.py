@@ -42,6 +42,8 @@ class Batch:
         drawn = torch.rand(self.slot_mask.shape, generator=chance(seed)) < 0.3
         self.block_mask = (drawn | self.document_mask) & self.slot_mask
         self.block_mask[:, 0] = True
+        drawn = torch.rand(self.slot_mask.shape, generator=chance(seed + 1)) < 0.6
+        self.open_mask = (drawn | self.block_mask) & self.slot_mask
         self.block_of = self.block_mask.long().cumsum(1) - 1
 
     def orders(self, seed: int, mode: int | None = None) -> DrawnOrders:
@@ -49,7 +51,7 @@ class Batch:
         with pytest.MonkeyPatch.context() as patch:
             if mode is not None:
                 patch.setattr(order_sampling, "SHARES", tuple(float(each == mode) for each in range(4)))
-            return draw_orders(self.slot_mask, self.document_mask, self.block_mask, chance(seed))
+            return draw_orders(self.slot_mask, self.document_mask, self.open_mask, self.block_mask, chance(seed))
 
     def documents(self) -> list[tuple[int, int, int, int]]:
         """Row, number in it, first slot and the one after the last, of every document."""
@@ -175,9 +177,19 @@ def test_how_much_of_a_block_is_left_is_counted_from_what_is_asked(
 @given(rows_of_documents, seeds)
 def test_with_nothing_above_there_are_no_blocks(lengths: list[list[int]], seed: int) -> None:
     batch = Batch(lengths, seed)
-    drawn = draw_orders(batch.slot_mask, batch.document_mask, None, chance(seed))
+    drawn = draw_orders(batch.slot_mask, batch.document_mask, batch.open_mask, None, chance(seed))
     assert drawn.known_blocks is None and drawn.alone_blocks is None and not drawn.at_once_mask.any()
     assert (drawn.rows.blocks == -1).all() and (drawn.rows.left == 0).all()
+
+
+@law
+@given(rows_of_documents, seeds)
+def test_in_blocks_streams_open_where_they_may(lengths: list[list[int]], seed: int) -> None:
+    batch = Batch(lengths, seed)
+    drawn = batch.orders(seed, BLOCKS)
+    told = drawn.rows.told[(drawn.rows.layout.kinds == SlotKind.STREAM) & (drawn.rows.layout.documents >= 0)]
+    rows = ((drawn.rows.layout.kinds == SlotKind.STREAM) & (drawn.rows.layout.documents >= 0)).nonzero()[:, 0]
+    assert batch.open_mask[rows, told].all()
 
 
 def test_every_mode_is_drawn_about_as_often_as_its_share_says() -> None:
@@ -209,13 +221,17 @@ def test_an_order_is_decided_by_its_generator() -> None:
 @law
 @given(st.integers(1, 60), seeds, st.booleans(), st.booleans())
 def test_a_document_alone_asks_every_slot_or_those_of_its_gaps(count: int, seed: int, begins: bool, ends: bool) -> None:
-    order, certain = draw_alone(count, np.random.default_rng(seed), begins=begins, ends=ends)
+    dice = np.random.default_rng(seed)
+    opens = dice.random(count) < dice.random()
+    order, certain = draw_alone(opens, dice, begins=begins, ends=ends)
     asked = order.told[order.told >= 0]
     held = order.source[order.source >= 0]
     assert len(set(asked.tolist())) == len(asked) and len(set(held.tolist())) == len(held)
     if SlotKind.GAP not in order.kinds:
         assert sorted(asked.tolist()) == sorted(held.tolist()) == list(range(count))
         assert certain == ends
+        streams = order.told[order.kinds == SlotKind.STREAM]
+        assert opens[streams[streams > 0]].all(), "streams open where they may"
         measured = order.remaining >= 0
         assert measured[0] and order.remaining[0] == count, "how long it is, is asked where it opens"
         assert (order.remaining[measured] == count - 1 - order.positions[measured]).all()

@@ -98,7 +98,8 @@ def view(sequence: PositionSequence, *rows: list[int]) -> Ascent:
     numbers = torch.arange(int(mask.sum()), dtype=torch.float32).unsqueeze(1)
     table = torch.zeros(*mask.shape, 1).masked_scatter(mask.unsqueeze(-1), numbers)
     order = torch.arange(longest).expand_as(mask)
-    return Ascent(sequence, segmentation, numbers, Slots(table, None, mask, mask & False, starts, order, mask))
+    slots = Slots(table, None, mask, mask & False, starts, order, mask)
+    return Ascent(sequence, segmentation, segmentation.start_prob, numbers, slots)
 
 
 WORDS = [b"ab", b"cde", b"f", b"gh", b"ij"]
@@ -179,7 +180,7 @@ def test_ends_are_forecast_at_every_place_up_to_the_one_behind_a_segment(monkeyp
     segmentation = Segmentation(starts, slot_mask, slot_mask & (starts == 0), mask.float())
     order = torch.arange(3).expand_as(slot_mask)
     slots = Slots(torch.zeros(2, 3, 5), None, slot_mask, slot_mask & False, starts, order, slot_mask)
-    view = Ascent(sequence, segmentation, torch.eye(5), slots)
+    view = Ascent(sequence, segmentation, segmentation.start_prob, torch.eye(5), slots)
 
     def decode(latents: Tensor) -> DecodedWindows:
         """The logit names the segment and the place."""

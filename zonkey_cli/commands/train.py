@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from zonkey_core.training import Event, TrainingOptions, TrainingResult
 
 PRESETS = ("tiny", "small", "base", "large")
-STAGES = ("splitter", "autoencoder", "denoiser", "joint")
+STAGES = ("splitter", "autoencoder", "denoiser", "plan", "joint")
 PRECISIONS = ("auto", "bf16", "fp32")
 DEFAULT_PRESET = "tiny"
 DEFAULT_MINUTES = 10.0

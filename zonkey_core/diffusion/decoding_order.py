@@ -130,12 +130,14 @@ def opening_times(lengths: Sequence[int], steps: int) -> list[int]:
 
 
 def in_blocks(
-    lengths: Sequence[int], steps: int, *, known: int = 0, summarised: int = 0, begins: bool, ends: bool
-) -> Order:
+    lengths: Sequence[int], steps: int, *, known: int = 0, summarised: int = 0, begins: bool, ends: bool,
+    opens: NDArray[np.bool_] | None = None,
+) -> Order:  # fmt: skip
     """A text whose blocks have these lengths, told side by side in `steps` evaluations.
 
     Its first `known` slots are known. The first `summarised` blocks are read through their plans alone, and the
-    positions of their slots stay free. A block with more open slots than evaluations is told in several streams.
+    positions of their slots stay free. A block with more open slots than evaluations is told in several streams, which
+    open where a mask `opens` [M] of slots is true, if one is given, and then may be fewer.
     """
     firsts = np.cumsum([0, *lengths])
     open_from = max(summarised, int(np.searchsorted(firsts[1:], known, side="right")))
@@ -144,7 +146,7 @@ def in_blocks(
     parts = [
         _block(
             block, int(first), length, steps, time, known=max(0, min(length, known - int(first))),
-            told=block >= summarised,
+            told=block >= summarised, opens=None if opens is None else opens[first : first + length],
         )
         for block, (first, length, time) in enumerate(zip(firsts, lengths, times, strict=False))
     ]
@@ -158,7 +160,21 @@ def in_blocks(
     return Order(*map(np.concatenate, zip(fields, end, strict=True)))
 
 
-def _block(block: int, first: int, length: int, steps: int, time: int, *, known: int, told: bool) -> Order:
+def nearest_openings(places: NDArray[np.int64], opens: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The slots nearest to these places, each once, where a mask [M] is true; none where it never is."""
+    possible = np.flatnonzero(opens)
+    if not len(possible):
+        return possible
+    after = np.searchsorted(possible, places).clip(max=len(possible) - 1)
+    before = (after - 1).clip(min=0)
+    nearer = possible[after] - places < places - possible[before]
+    return np.unique(np.where(nearer, possible[after], possible[before]))
+
+
+def _block(
+    block: int, first: int, length: int, steps: int, time: int, *, known: int, told: bool,
+    opens: NDArray[np.bool_] | None,
+) -> Order:  # fmt: skip
     """One block that opens at a time, its first `known` slots known; without `told`, its opening alone."""
     if not told or known == length:
         held = np.arange(length if told else 0)
@@ -170,6 +186,9 @@ def _block(block: int, first: int, length: int, steps: int, time: int, *, known:
         return fields
     number = -(-(length - known) // steps)
     cuts = known + np.round(np.arange(number) * (length - known) / number).astype(int)
+    if opens is not None:
+        cuts = np.append(known, nearest_openings(cuts[1:], opens & (np.arange(length) > known)))
+        number = len(cuts)
     slots = np.arange(length)
     stream = np.searchsorted(cuts, slots, side="right") - 1
     # A stream after the first has an opening of its own, before its first slot; the block's stands before all.

@@ -20,6 +20,8 @@ class Ascent(NamedTuple):
     sequence: PositionSequence
     """The level's positions: bytes, or the slots of the level below."""
     segmentation: Segmentation
+    split_prob: Tensor
+    """[B, L] what the splitter says of each position, where the segmentation may be certain."""
     latents: Tensor
     """[K, C] latents of the existing segments, in order."""
     slots: Slots
@@ -69,30 +71,31 @@ class Zonkey(nn.Module):
         """
         views: list[Ascent] = []
         for level in self.levels[: top + 1]:
-            positions, segmentation = self._cut(sequence, views, start_probs)
+            positions, split_prob = self._split(sequence, views, start_probs)
+            segmentation = level.choose_starts(positions, split_prob)
             latents = level.encode(positions, segmentation)
             slots = level.read_slots(positions, segmentation, latents)
-            views.append(Ascent(positions, segmentation, latents, slots))
+            views.append(Ascent(positions, segmentation, split_prob, latents, slots))
         return views
 
     @torch.no_grad()
     def slot_masks(self, sequence: PositionSequence, index: int) -> tuple[Tensor, Tensor]:
         """`slot_mask` and `document_mask` [B, M] of the slots of level `index`, which are not compressed for that."""
         views = self.ascend(sequence, index - 1) if index else []
-        return self.levels[index].slot_masks(*self._cut(sequence, views, None))
+        level = self.levels[index]
+        positions, split_prob = self._split(sequence, views, None)
+        return level.slot_masks(positions, level.choose_starts(positions, split_prob))
 
-    def _cut(
+    def _split(
         self, sequence: PositionSequence, views: Sequence[Ascent], start_probs: Tensor | None
-    ) -> tuple[PositionSequence, Segmentation]:
-        """The positions of the level above those of `views`, or of the lowest one, and their segmentation."""
+    ) -> tuple[PositionSequence, Tensor]:
+        """The positions of the level above those of `views`, or of the lowest one, and where segments may begin."""
         level = self.levels[len(views)]
         if not views:
-            probs = level.split(sequence).start_prob if start_probs is None else start_probs
-            return sequence, level.choose_starts(sequence, probs)
+            return sequence, level.split(sequence).start_prob if start_probs is None else start_probs
         below = views[-1]
         upper = self.levels[len(views) - 1].upper_sequence(below.latents, below.segmentation)
-        positions = below.slots.as_positions()
-        return positions, level.choose_starts(positions, below.slots.share_out(level.split(upper).start_prob))
+        return below.slots.as_positions(), below.slots.share_out(level.split(upper).start_prob)
 
     @torch.no_grad()
     def located_positions(self, sequence: PositionSequence, index: int) -> LocatedPositions:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from zonkey_core.model.positions import PositionSequence
 
-WINDOW_STEPS = (7, 10, 14, 19)
+WINDOW_STEPS = (7, 10, 14, 19, 26, 36)
 """Window lengths, below the longest, at which segments are handled together."""
 
 

@@ -1,8 +1,9 @@
 """The order in which a model learns.
 
-Level by level: its splitter, its autoencoder, its denoiser (which also adapts the decoder to what is told);
-then one joint phase from end to end. A naive joint start gives a poor model. The denoiser of the top level, from which
-text begins, comes after that phase: what it has to form has settled then.
+From the bottom up each level learns to split, to compress and to denoise, with nothing above it yet. Then from the top
+down the denoisers below learn to tell what the level above *plans*, all else as it is; then all learn in one joint
+phase from end to end. A naive joint start gives a poor model. The denoiser of the top level, from which text begins,
+goes on learning after that phase: what it has to form has settled then.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import NamedTuple
 from zonkey_core.config import ModelConfig, StageShares
 from zonkey_core.errors import ConfigError
 
-STAGES = ("splitter", "autoencoder", "denoiser", "joint")
+STAGES = ("splitter", "autoencoder", "denoiser", "plan", "joint")
+LAST = 0.5
+"""Share of the top level's time for its denoiser that comes after the joint stage."""
 
 
 class Stage(NamedTuple):
@@ -28,13 +31,16 @@ def plan_stages(model: ModelConfig, shares: StageShares, only: str | None = None
     """The curriculum of a model; with `only`, just the stages of that name."""
     if only is not None and only not in STAGES:
         raise ConfigError(f"unknown stage {only!r}; choose one of {', '.join(STAGES)}")
-    stages = [
-        Stage(name, level, _share(getattr(shares, name), level))
-        for level in range(len(model.levels))
-        for name in STAGES[:3]
+    depth = len(model.levels)
+    upwards = [
+        Stage(name, level, _share(getattr(shares, name), level)) for level in range(depth) for name in STAGES[:3]
     ]
-    joint = Stage("joint", None, shares.joint)
-    stages = [*stages[:-1], joint, stages[-1]] if len(model.levels) > 1 else [*stages, joint]
+    downwards = [Stage("plan", level, _share(shares.plan, level)) for level in reversed(range(depth - 1))]
+    stages = [*upwards, *downwards, Stage("joint", None, shares.joint)]
+    if depth > 1 and shares.joint and only is None:
+        top = upwards[-1]
+        stages[len(upwards) - 1] = top._replace(share=top.share * (1 - LAST))
+        stages.append(top._replace(share=top.share * LAST))
     stages = [stage for stage in stages if stage.share > 0 and only in (None, stage.name)]
     total = sum(stage.share for stage in stages)
     if not total:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from zonkey_core.diffusion.decoding_order import OrderedRows
@@ -47,28 +47,35 @@ EXACT = 0.5
 """Share of known plans that are exactly known; the others have a little noise."""
 SPELLED = 0.15
 """Share of the slots of a vocabulary that are decoded as well."""
+SURE = 0.75
+"""Share of the segments of a row, those of whose starts the splitter is surest, with which a stream may open: one that
+went on with a word of another stream would have to guess it."""
 ESTIMATED, DIRTY = 0.5, 0.25
 """Shares of rows that are read beside an earlier estimate, and of those where it was decoded and compressed again."""
 
 
-def denoising_losses(level: Level, views: Sequence[Ascent], generator: torch.Generator) -> dict[str, Tensor]:
+def denoising_losses(
+    level: Level, views: Sequence[Ascent], generator: torch.Generator, *, learning: int | None = None
+) -> dict[str, Tensor]:
     """Losses of `level`, whose view of a batch is the first, and of the levels above whose views follow.
 
-    Named `LEVEL/NAME`, counted from this one.
+    Named `LEVEL/NAME`, counted from this one. With `learning`, so many levels, from this one up, have losses; those
+    above are as they are, and only plan. Where nothing that cuts or decodes learns, what it minimises is left out.
     """
     slots, above = views[0].slots, views[1:]
+    learning = len(views) if learning is None else learning
     if level.vocabulary is None:
         known, alone = draw_known(slots.slot_mask, slots.document_mask, generator)
-        return _plan(level, views, known, alone, generator)[1]
+        return _plan(level, views, known, alone, generator, learning)[1]
     block_mask = None
     if above:
         block_mask = above[0].segmentation.start_mask()
-    drawn = draw_orders(slots.slot_mask, slots.document_mask, block_mask, generator)
+    drawn = draw_orders(slots.slot_mask, slots.document_mask, surely_first(views[0]), block_mask, generator)
     losses: dict[str, Tensor] = {}
     plans = None
     if above:
         assert level.above is not None and drawn.known_blocks is not None and drawn.alone_blocks is not None
-        plans, losses = _plan(level.above, above, drawn.known_blocks, drawn.alone_blocks, generator)
+        plans, losses = _plan(level.above, above, drawn.known_blocks, drawn.alone_blocks, generator, learning - 1)
         losses = _raised(losses)
     alpha = _drawn_alpha(drawn.at_once_mask.shape, generator, FINEST, COARSEST, level)
     alpha = alpha.to(slots.latents.device) * drawn.at_once_mask
@@ -81,10 +88,25 @@ def denoising_losses(level: Level, views: Sequence[Ascent], generator: torch.Gen
     sigma = (1 - batch.alpha[asked].square()).clamp(min=0).sqrt()
     choice, nats = level.vocabulary.loss(found.latents[asked], sigma, entries)
     own = {"choice": mean_over(choice * len(entries), len(entries))}
-    own["cuts"] = _cut_loss(level, views[0], drawn.rows.told, asked, nats)
     own["endings"] = _endings_loss(found.ending_logits, drawn.rows)
-    own["spelled"] = _spelling_loss(level, views[0].by_slots(), generator)
+    if views[0].segmentation.start_prob.requires_grad:
+        own["cuts"] = _cut_loss(level, views[0], drawn.rows.told, asked, nats)
+    if _learns(level.decoder):
+        own["spelled"] = _spelling_loss(level, views[0].by_slots(), generator)
     return losses | {f"0/{name}": loss for name, loss in own.items()}
+
+
+def surely_first(view: Ascent) -> Tensor:
+    """[B, M] the slots with which one of the segments begins whose starts are surest in their row (`SURE`)."""
+    slots = view.slots
+    start_prob = view.split_prob.detach().gather(1, slots.starts).masked_fill(~slots.first_mask, -1.0)
+    count = (slots.first_mask.sum(1, keepdim=True) * SURE).ceil().long().clamp(min=1)
+    least = start_prob.sort(1, descending=True).values.gather(1, count - 1)
+    return slots.first_mask & (start_prob >= least)
+
+
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _raised(losses: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -97,9 +119,29 @@ def _raised(losses: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _plan(
-    level: Level, views: Sequence[Ascent], known_mask: Tensor, alone_mask: Tensor, generator: torch.Generator
+    level: Level,
+    views: Sequence[Ascent],
+    known_mask: Tensor,
+    alone_mask: Tensor,
+    generator: torch.Generator,
+    learning: int,
 ) -> tuple[Plans, dict[str, Tensor]]:
-    """Denoise the slots of a level, the blocks of the one below, of which some are known and some not used at all."""
+    """Denoise the slots of a level, the blocks of the one below, of which some are known and some not used at all.
+
+    So many levels as are `learning`, from this one up, have losses.
+    """
+    with torch.set_grad_enabled(torch.is_grad_enabled() and learning > 0):
+        return _denoise_blocks(level, views, known_mask, alone_mask, generator, learning)
+
+
+def _denoise_blocks(
+    level: Level,
+    views: Sequence[Ascent],
+    known_mask: Tensor,
+    alone_mask: Tensor,
+    generator: torch.Generator,
+    learning: int,
+) -> tuple[Plans, dict[str, Tensor]]:
     view, above = views[0], views[1:]
     slots = view.slots
     clean, mask = slots.latents, slots.slot_mask
@@ -114,7 +156,7 @@ def _plan(
     upper = None
     if above:
         assert level.above is not None
-        upper, losses = _upper_plan(level.above, above, held, counted, generator)
+        upper, losses = _upper_plan(level.above, above, held, counted, generator, learning - 1)
     noisy = _noised(clean, alpha, generator)
     batch = slot_batch(clean, rows, noisy=noisy, alpha=alpha * asked, plans=upper)
     with torch.no_grad():
@@ -123,21 +165,27 @@ def _plan(
     estimate = gather_slots(estimate, rows.told)
     batch = batch._replace(estimate=batch.estimate.where(estimate == 0, estimate.to(batch.estimate.dtype)))
     found = level.denoiser(batch)
-    questions = rows.told >= 0
     estimates = torch.where(asked.unsqueeze(-1), at_slots(found.latents, rows.told, clean), clean.float())
+    drafts, parts = _unfold(level, view, estimates[mask])
+    plans = Plans(estimates, alpha.where(~held, 1.0) * mask * ~counted, drafts)
+    if learning <= 0:
+        return plans, losses
+    questions = rows.told >= 0
     truth = gather_slots(clean, rows.told)
     own = {
         "latents": latent_regression(found.latents, truth.detach(), _weights(batch.alpha, questions)),
         "spread": spread_penalty(clean[mask]),
         "endings": _endings_loss(found.ending_logits, rows),
     }
-    drafts, decoded = _unfold(level, view, estimates[mask])
-    alpha = alpha.where(~held, 1.0) * mask * ~counted
-    return Plans(estimates, alpha, drafts), losses | {f"0/{name}": loss for name, loss in (own | decoded).items()}
+    if _learns(level.decoder):
+        starts = view.segmentation.start_prob.gather(1, view.segmentation.starts)[view.segmentation.slot_mask]
+        told, lengths = window_losses(level, parts, starts)
+        own |= {"decoded": DECODED_WEIGHT * told, "lengths": ENDINGS_WEIGHT * lengths}
+    return plans, losses | {f"0/{name}": loss for name, loss in own.items()}
 
 
 def _upper_plan(
-    level: Level, views: Sequence[Ascent], held: Tensor, counted: Tensor, generator: torch.Generator
+    level: Level, views: Sequence[Ascent], held: Tensor, counted: Tensor, generator: torch.Generator, learning: int
 ) -> tuple[Plans, dict[str, Tensor]]:
     """The plan of the level above a level of plans: it knows the blocks that hold no open slot."""
     cuts = views[0].segmentation
@@ -145,7 +193,7 @@ def _upper_plan(
     blocks = torch.zeros(cuts.slot_mask.shape, device=held.device)
     unknown = blocks.scatter_reduce(1, block, (~held).float(), "amax") > 0
     alone = blocks.scatter_reduce(1, block, counted.float(), "amax") > 0
-    plans, losses = _plan(level, views, ~unknown & cuts.slot_mask, alone & cuts.slot_mask, generator)
+    plans, losses = _plan(level, views, ~unknown & cuts.slot_mask, alone & cuts.slot_mask, generator, learning)
     return plans, _raised(losses)
 
 
@@ -264,8 +312,10 @@ def _given_estimates(
     return estimate * ((chance < ESTIMATED).unsqueeze(1) & asked).unsqueeze(-1)
 
 
-def _unfold(level: Level, view: Ascent, estimates: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Decode blocks [K, C'] to drafts [B, M, C] of the slots below at their true places, and what that cost."""
+def _unfold(
+    level: Level, view: Ascent, estimates: Tensor
+) -> tuple[Tensor, list[tuple[Windows, DecodedWindows]]]:
+    """Decode blocks [K, C'] to drafts [B, M, C] of the slots below at their true places; the windows too."""
     positions, segmentation = view.sequence, view.segmentation
     rows, places = segmentation.slot_mask.nonzero(as_tuple=True)
     starts = segmentation.starts[rows, places]
@@ -281,5 +331,4 @@ def _unfold(level: Level, view: Ascent, estimates: Tensor) -> tuple[Tensor, dict
         inside = at < ends[windows.segments].unsqueeze(1)
         row = rows[windows.segments].unsqueeze(1).expand_as(at)[inside]
         drafts = drafts.index_put((row, at[inside]), level.readout(decoded.states[inside]))
-    told, lengths = window_losses(level, parts, segmentation.start_prob[rows, starts])
-    return drafts, {"decoded": DECODED_WEIGHT * told, "lengths": ENDINGS_WEIGHT * lengths}
+    return drafts, parts

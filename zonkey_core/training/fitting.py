@@ -45,7 +45,7 @@ def fit_vocabularies(
     models: tuple[Zonkey, Zonkey], stage: Stage, sequences: Iterator[PositionSequence], precision: torch.dtype
 ) -> None:
     """Collect the strings that a denoiser is to choose from, once in a model's life; `models` as above."""
-    if stage.name not in ("denoiser", "joint"):
+    if stage.name not in ("denoiser", "plan", "joint"):
         return
     for index, (live, average) in enumerate(zip(*(model.levels for model in models), strict=True)):
         if live.vocabulary is None or live.vocabulary.fitted or stage.level not in (None, index):

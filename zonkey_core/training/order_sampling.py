@@ -24,6 +24,7 @@ from zonkey_core.diffusion.decoding_order import (
     columns,
     in_blocks,
     in_streams,
+    nearest_openings,
     side_by_side,
     with_blocks,
     with_gaps,
@@ -76,17 +77,22 @@ class _Document(NamedTuple):
 
 
 def draw_orders(
-    slot_mask: Tensor, document_mask: Tensor, block_mask: Tensor | None, generator: torch.Generator
+    slot_mask: Tensor,
+    document_mask: Tensor,
+    open_mask: Tensor,
+    block_mask: Tensor | None,
+    generator: torch.Generator,
 ) -> DrawnOrders:
     """Orders of all documents in rows of slots [B, M], in the order of the text; no row decides about another.
 
-    slot_mask: false in padding; document_mask: true where a slot begins a document; block_mask: true where one begins a
-    block, as at the beginnings of rows and documents; without it there is no level above.
+    slot_mask: false in padding; document_mask: true where a slot begins a document; open_mask: true where a stream may
+    open with a slot; block_mask: true where one begins a block, as at the beginnings of rows and documents; without it
+    there is no level above.
     """
     device = slot_mask.device
     counts = slot_mask.sum(1).tolist()
     seeds = torch.randint(2**62, (len(counts),), generator=generator).tolist()
-    begins = document_mask.cpu().numpy()
+    begins, opens = document_mask.cpu().numpy(), open_mask.cpu().numpy()
     blocks = None if block_mask is None else block_mask.cpu().numpy()
     rows, known_rows, alone_rows = [], [], []
     itself = np.zeros(slot_mask.shape, dtype=bool)
@@ -98,7 +104,7 @@ def draw_orders(
         for number, (first, last) in enumerate(itertools.pairwise(edges)):
             starts = None if blocks is None else np.flatnonzero(blocks[row, first:last])
             drawn = _draw_document(
-                last - first, starts, chance, begins=bool(begins[row, first]), ends=last < count
+                opens[row, first:last], starts, chance, begins=bool(begins[row, first]), ends=last < count
             )
             order = drawn.order
             shifted = order._replace(
@@ -137,11 +143,17 @@ def _padded(rows: Sequence[NDArray[np.bool_]], device: torch.device) -> Tensor:
 
 
 def _draw_document(
-    count: int, starts: NDArray[np.int64] | None, chance: np.random.Generator, *, begins: bool, ends: bool
+    opens: NDArray[np.bool_],
+    starts: NDArray[np.int64] | None,
+    chance: np.random.Generator,
+    *,
+    begins: bool,
+    ends: bool,
 ) -> _Document:
-    """A document of `count` slots whose blocks begin at `starts`."""
+    """A document of slots whose blocks begin at `starts`; streams may open where `opens` is true of a slot."""
+    count = len(opens)
     if starts is None:
-        order, certain = draw_alone(count, chance, begins=begins, ends=ends)
+        order, certain = draw_alone(opens, chance, begins=begins, ends=ends)
         return _Document(order, certain, np.zeros(0, dtype=bool), ALONE)
     lengths = np.diff(np.append(starts, count))
     known = np.zeros(len(lengths), dtype=bool)
@@ -155,7 +167,7 @@ def _draw_document(
             known[block_of[first:last]] = False
         return _Document(with_blocks(order, lengths.tolist()), True, known, mode)
     if mode == ALONE:
-        order, certain = draw_alone(count, chance, begins=begins, ends=ends)
+        order, certain = draw_alone(opens, chance, begins=begins, ends=ends)
         return _Document(order, certain, known, mode)
     if mode == AT_ONCE:
         order = at_once(count, begins=begins, ends=ends)
@@ -163,12 +175,13 @@ def _draw_document(
         inside = slice(1, count + 1)
         order.blocks[inside], order.left[inside] = block_of, np.append(starts, count)[block_of + 1] - np.arange(count)
         return _Document(order, True, known, mode)
-    return _draw_blocks(lengths, known, chance, begins=begins, ends=ends)
+    return _draw_blocks(lengths, known, opens, chance, begins=begins, ends=ends)
 
 
 def _draw_blocks(
     lengths: NDArray[np.int64],
     known: NDArray[np.bool_],
+    opens: NDArray[np.bool_],
     chance: np.random.Generator,
     *,
     begins: bool,
@@ -184,19 +197,27 @@ def _draw_blocks(
     steps = count
     if chance.random() >= ONE_BY_ONE:
         steps = max(1, round(2 ** chance.uniform(1, np.log2(max(3, min(count, MOST_STEPS * longest))))))
-    order = in_blocks(lengths.tolist(), steps, known=prompt, summarised=summarised, begins=begins, ends=ends)
+    order = in_blocks(
+        lengths.tolist(), steps, known=prompt, summarised=summarised, begins=begins, ends=ends, opens=opens
+    )
     known[:first_open] = True
     return _Document(order, True, known, BLOCKS)
 
 
-def draw_alone(count: int, chance: np.random.Generator, *, begins: bool, ends: bool) -> tuple[Order, bool]:
-    """A document of `count` slots told with nothing above, and whether what it asks of lengths is certain."""
+def draw_alone(
+    opens: NDArray[np.bool_], chance: np.random.Generator, *, begins: bool, ends: bool
+) -> tuple[Order, bool]:
+    """A document of slots told with nothing above, and whether what it asks of lengths is certain.
+
+    Streams may open where `opens` is true of a slot.
+    """
+    count = len(opens)
     if count > 2 and chance.random() < GAPPED:
         measured = chance.random() >= UNMEASURED
         gaps = draw_gaps(count, chance, LONGEST_GAP if measured else GAP_WIDTH)
         if gaps:
             return with_gaps(count, gaps, begins=begins, ends=ends, measured=measured), True
-    firsts = _draw_streams(count, chance)
+    firsts = _draw_streams(opens, chance)
     second = 1 if chance.random() < TOGETHER else int(chance.integers(1, (firsts[1] if len(firsts) > 1 else count) + 1))
     stagger = STAGGERS[int(chance.integers(len(STAGGERS)))]
     openings = [0, *(second + stagger * number for number in range(len(firsts) - 1))]
@@ -207,14 +228,16 @@ def draw_alone(count: int, chance: np.random.Generator, *, begins: bool, ends: b
     return order, ends
 
 
-def _draw_streams(count: int, chance: np.random.Generator) -> list[int]:
+def _draw_streams(opens: NDArray[np.bool_], chance: np.random.Generator) -> list[int]:
     """Where streams begin: one, or some of about equal length."""
+    count = len(opens)
     if count <= SHORTEST_STREAM or chance.random() < ONE_STREAM:
         return [0]
     size = 2 ** chance.uniform(np.log2(SHORTEST_STREAM), np.log2(count))
     number = round(count / size)
     cuts = np.arange(1, number) * (count / number) + chance.uniform(-0.4, 0.4, max(0, number - 1)) * size
-    return [0, *sorted({int(cut) for cut in cuts if 1 <= cut < count})]
+    inside = np.array([int(cut) for cut in cuts if 1 <= cut < count], dtype=np.int64)
+    return [0, *nearest_openings(inside, opens & (np.arange(count) > 0)).tolist()]
 
 
 def draw_gaps(count: int, chance: np.random.Generator, longest: int) -> list[tuple[int, int]]:

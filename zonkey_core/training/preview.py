@@ -41,7 +41,7 @@ class Preview:
             self.split_at = now
             self.on_event(SplitsEvent(self._splits()))
         whole = self.trainer.options.shard == "none"  # else all processes would have to take part
-        if whole and stage.name in ("denoiser", "joint") and now - self.sampled_at >= SAMPLE_SECONDS:
+        if whole and stage.name in ("denoiser", "plan", "joint") and now - self.sampled_at >= SAMPLE_SECONDS:
             self.sampled_at = now
             self.on_event(SampleEvent(self._sample(stage)))
 

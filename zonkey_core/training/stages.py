@@ -65,8 +65,10 @@ def _level_parameters(level: Level, name: str) -> Iterator[nn.Parameter]:
         yield from level.splitter_parameters()
     elif name == "autoencoder":
         yield from level.autoencoder_parameters()
-    else:
+    elif name == "denoiser":
         yield from level.denoiser_parameters()
+    else:
+        yield from level.denoiser.parameters()
 
 
 def stage_losses(
@@ -89,11 +91,12 @@ def stage_losses(
         if level.guide is not None and fraction >= FOLLOW_FROM:
             losses["following"] = guided_loss(model, stage.level, sequence, located, generator)
     else:
-        view = model.ascend(sequence, stage.level)[-1]
+        top = len(model.levels) - 1 if stage.name == "plan" else stage.level
+        views = model.ascend(sequence, top)[stage.level :]
         if stage.name == "autoencoder":
-            losses = autoencoder_losses(level, view.sequence, view.segmentation, generator)
+            losses = autoencoder_losses(level, views[0].sequence, views[0].segmentation, generator)
         else:
-            told = denoising_losses(level, [view], generator)
+            told = denoising_losses(level, views, generator, learning=1)
             losses = {name.partition("/")[2]: loss for name, loss in told.items()}
     return {f"{stage.level}/{name}": loss for name, loss in losses.items()}
 
@@ -135,7 +138,7 @@ def joint_losses(
         if level.vocabulary is not None:
             losses[f"{index}/drift"] = drift_loss(level, slots)
         slots = slots._replace(latents=_scaled_gradient(slots.latents, upper_gradient))
-        views.append(Ascent(sequence, segmentation, latents, slots))
+        views.append(Ascent(sequence, segmentation, start_prob.detach(), latents, slots))
         split_on = level.upper_sequence(_scaled_gradient(latents, upper_gradient), segmentation)
     return losses | denoising_losses(model.bottom, views, generator)
 

@@ -294,7 +294,7 @@ class Trainer:
         indices = range(len(self.model.levels)) if stage.level is None else (stage.level,)
         models = self.model, self.average
         with autocast(self.device, self.precision):
-            if stage.name in ("denoiser", "joint"):
+            if stage.name in ("denoiser", "plan", "joint"):
                 count = min(ENDING_BATCHES, CALIBRATION_BATCHES + steps)
                 calibrate_lengths(models, indices, list(itertools.islice(self.pieces.whole(batches), count)))
             if stage.name in ("splitter", "joint"):
