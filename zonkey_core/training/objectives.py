@@ -186,12 +186,20 @@ def window_losses(
 
 
 def autoencoder_losses(
-    level: Level, sequence: PositionSequence, segmentation: Segmentation, generator: torch.Generator
+    level: Level,
+    sequence: PositionSequence,
+    segmentation: Segmentation,
+    generator: torch.Generator,
+    *,
+    share: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Compress every segment and decode it from its latent, half of them under a little noise."""
+    """Compress segments, all or a `share` of them, and decode each from its latent, half of them under a little noise."""
     start_prob = segmentation.start_prob.gather(1, segmentation.starts)[segmentation.slot_mask]
+    chosen = None
+    if share < 1:
+        chosen = (torch.rand(len(start_prob), generator=generator) < share).to(start_prob.device)
     parts = []
-    for windows in level.windows(sequence, segmentation):
+    for windows in level.windows(sequence, segmentation, chosen):
         clean = level.compress(windows.values, windows.log_existence)
         ratio = DECODER_NOISE * torch.rand(len(clean), generator=generator).mul(2).sub(1).clamp(min=0)
         noise = torch.randn(clean.shape, generator=generator) * ratio.unsqueeze(-1)

@@ -36,6 +36,8 @@ from zonkey_core.training.splitter_distillation import following_loss, telling_v
 STABILITY = 3.0
 STABLE_FROM = 0.3
 """Share of level 0's splitter's stage after which its cuts are to stay the same under noise."""
+REBUILT = 0.25
+"""Share of the segments that the joint stage compresses and decodes for their own sake."""
 FOLLOW_FROM = 0.6
 """Share of a later splitter's stage after which it follows its guide."""
 CERTAIN_FROM = 0.7
@@ -133,7 +135,7 @@ def joint_losses(
         latents = level.encode(sequence, segmentation)
         slots = level.read_slots(sequence, segmentation, latents)
         losses |= {f"{index}/{name}": loss for name, loss in splits.items()}
-        rebuilt = autoencoder_losses(level, sequence, segmentation, generator)
+        rebuilt = autoencoder_losses(level, sequence, segmentation, generator, share=REBUILT)
         losses |= {f"{index}/{name}": loss for name, loss in rebuilt.items()}
         if level.vocabulary is not None:
             losses[f"{index}/drift"] = drift_loss(level, slots)
