@@ -65,6 +65,7 @@ def _measure_documents(context: EvaluationContext) -> Iterator[Outcome]:
     beginnings = (document[: _whole(document, DOCUMENT_BYTES)] for document in context.texts.reference)
     texts = sorted(filter(None, beginnings), key=len)
     sizes = np.array([len(text) for text in texts], np.float64)
+    nats_in_all = math.log(2) * float(sizes.sum())  # at one bit a byte
 
     def score(some: Sequence[bytes]) -> list[float]:
         return [found.total for found in log_likelihoods(context.model, [Question(x, [(0, len(x))]) for x in some])]
@@ -80,10 +81,10 @@ def _measure_documents(context: EvaluationContext) -> Iterator[Outcome]:
             reason = "it gives no more than a bound of its own bits"
             yield LeftOut(name=f"likelihood.bits_per_byte.{contestant.name}", reason=reason)
         else:
-            rivals[contestant.name] = sum(found) / math.log(2) / sizes.sum()
+            rivals[contestant.name] = sum(found) / nats_in_all
     yield _measure(
         context, "bits_per_byte", np.stack([bits, sizes], 1), lambda sums: sums[:, 0] / sums[:, 1], began,
-        floor=sum(map(float, map(np.sum, nats))) / math.log(2) / sizes.sum(), rivals=rivals, better="lower",
+        floor=float(np.concatenate(nats).sum()) / nats_in_all, rivals=rivals, better="lower",
         unit="bits/byte",
     )  # fmt: skip
 
