@@ -83,7 +83,7 @@ class Comparison:
             return LeftOut(name=name, reason="nearly all real texts are as long as the longest sample may be")
         found = score_with_interval(self.samples, self.yardstick, metric, seed=seed)
         if not math.isfinite(found.value):
-            return LeftOut(name=name, reason="the model's samples are too short, so there is nothing to measure")
+            return LeftOut(name=name, reason="there is nothing in the model's samples to measure it on")
         rivals = {rival: self._score(texts, metric) for rival, texts in self.rivals.items()}
         ceiling = self._score(self.held_out, metric)
         return Measure(
