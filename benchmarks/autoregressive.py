@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zonkey_core.data.rows import RowBatch
-from zonkey_core.evaluation.baselines.byte_model import ByteModel, ByteModelShape, KeyValueCache
+from zonkey_core.evaluation.baselines.byte_model import ByteModel, ByteModelShape, KeyValueCache, byte_losses
 from zonkey_core.evaluation.tasks.infills import GAP_WORDS
 from zonkey_core.inference.infilling import Gap
 
@@ -90,6 +90,10 @@ class AutoregressiveRival(Rival):
             before += fills[-1]
             position = gap.end
         return fills
+
+    def nats(self, texts: Sequence[bytes]) -> list[float]:
+        """-log p of each text, in windows as in writing; the boundary's share of each prediction is left out."""
+        return [float(losses.sum()) for losses in byte_losses(self.writer, texts)]
 
     def _words(self, before: bytes, words: int, generator: torch.Generator) -> bytes:
         """That many words after a text, without the space that follows them."""

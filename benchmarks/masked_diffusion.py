@@ -159,6 +159,9 @@ class MaskedRival(Rival):
             row[window] = unmask(self.denoiser, row[window][None], self.drawing, generator, boundaries=False)[0]
         return [bytes(row[begin:end].tolist()) for begin, end in spans]
 
+    def nats(self, texts: Sequence[bytes]) -> None:
+        """Only a bound of a text's likelihood is known."""
+
 
 def _until_boundary(symbols: list[int]) -> bytes:
     """The bytes before the first boundary."""

@@ -5,8 +5,9 @@
 First the model is trained, unless `--model` names a trained one; then, for as long and one after another, an
 autoregressive and a masked-diffusion byte Transformer (`autoregressive.py`, `masked_diffusion.py`). Both have the
 model's number of parameters within 2 %, its stream of documents and its threads, and rows as long as the model's, up
-to 512 bytes. Then the parts `generate`, `infill` and `speed` of `zonkey eval` are measured with both as contestants.
-In infilling the masked one is called `masked_true_length`, because it is told how long each gap was.
+to 512 bytes. Then the parts `likelihood`, `generate`, `infill` and `speed` of `zonkey eval` are measured with both as
+contestants; the masked one knows only a bound of its likelihood, which is left out. In infilling it is called
+`masked_true_length`, because it is told how long each gap was.
 
 Models have learned from the train split; the test split is scored, and the judge learns from the validation split. All
 is kept below `--out`: a run that was stopped goes on when it is started again.
@@ -45,7 +46,7 @@ from zonkey_core.evaluation.texts import load_texts
 from zonkey_core.training import Event, StageEvent, StepEvent, TrainingOptions, resume, train
 from zonkey_core.training.curriculum import plan_stages
 
-COMPARED_PARTS = ("generate", "infill", "speed")
+COMPARED_PARTS = ("likelihood", "generate", "infill", "speed")
 DEFAULT_MINUTES = 10.0
 REPORT_SECONDS = 10.0
 RATE_FACTOR = 2.0

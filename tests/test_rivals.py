@@ -347,6 +347,19 @@ def test_what_a_user_can_mend_is_one_line(tmp_path: Path, capsys: pytest.Capture
     assert captured.out == "" and captured.err.count("\n") == 1 and "missing" in captured.err
 
 
+def test_the_autoregressive_one_knows_its_own_likelihood_and_the_masked_one_a_bound() -> None:
+    rival = contestant("autoregressive")
+    texts = [b"Heron", b"Heron flew over the water, and the reeds.", b""]
+    for text, nats in zip(texts, rival.nats(texts), strict=True):
+        cache, total = autoregressive.KeyValueCache(), 0.0
+        symbols = torch.tensor([[neural_rival.BOUNDARY]])
+        for byte in text:
+            total -= float(rival.writer.read(symbols, cache)[0, -1, :256].log_softmax(-1)[byte])
+            symbols = torch.tensor([[byte]])
+        assert nats == pytest.approx(total, rel=1e-2, abs=1e-6)
+    assert contestant("masked_diffusion").nats(texts) is None
+
+
 def run_rivals(home: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """The script as a process."""
     return subprocess.run(

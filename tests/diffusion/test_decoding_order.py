@@ -23,6 +23,7 @@ from zonkey_core.diffusion.decoding_order import (
     nearest_openings,
     opening_times,
     side_by_side,
+    then_in_stream,
     with_blocks,
     with_gaps,
 )
@@ -416,6 +417,20 @@ def test_a_block_in_two_streams_behind_a_prompt_by_hand() -> None:
     assert order.order.tolist() == [0, 0, 0, 0, 0, 0, 1, 2, 0, 1, 2]
     assert order.positions.tolist() == [-1, 0, 1, 1, 2, 3, 4, 5, 5, 6, 7]
     assert order.left[3:].tolist() == [6, 5, 4, 3, 2, 2, 1, 0]
+
+
+def test_a_stream_behind_blocks_that_are_read_through_their_plans_by_hand() -> None:
+    known = in_blocks([3, 2], 1, known=5, summarised=2, begins=True, ends=False)
+    order = then_in_stream(known, 5, 2)
+    assert order.kinds.tolist() == [
+        SlotKind.DOCUMENT, SlotKind.BLOCK, SlotKind.STREAM, SlotKind.TEXT, SlotKind.TEXT
+    ]
+    assert order.source.tolist() == [-1, -1, -1, 5, 6]
+    assert order.told.tolist() == [-1, -1, 5, 6, -1]
+    assert order.positions.tolist() == [-1, 2, 4, 5, 6]
+    assert order.order.tolist() == [0, 0, 1, 2, 3]
+    assert order.blocks.tolist() == [0, 1, -1, -1, -1]
+    assert order.left.tolist() == [3, 2, 0, 0, 0]
 
 
 @law

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tests.model_helpers import small_model
 from zonkey_core.data import SourceSpec
 from zonkey_core.errors import DataError
+from zonkey_core.evaluation.baselines.coherence_judge import fit_coherence_judge
 from zonkey_core.evaluation.context import Contestant, EvaluationContext, EvaluationOptions
 from zonkey_core.evaluation.metrics.text_metrics import (
     METRICS,
@@ -31,6 +32,7 @@ from zonkey_core.evaluation.store import Store
 from zonkey_core.evaluation.tasks import generation
 from zonkey_core.evaluation.tasks.generation import (
     FLOORS,
+    LOWEST_ALONE,
     TRIVIAL_RIVALS,
     Comparison,
     beginnings,
@@ -80,7 +82,10 @@ def comparison(texts: EvaluationTexts) -> Comparison:
     """Real texts in the place of a model's samples."""
     reference, held_out = real_texts(texts.reference, COUNT, SIZE)
     judge = Remembered(NgramJudge(texts.judging).nats_per_byte)
-    yardstick = Yardstick(reference=reference, training=TrainingWords(texts.training), judge=judge)
+    coherence = fit_coherence_judge(texts.judging, read_bytes=1_000_000, seed=0, report=lambda share: None)
+    yardstick = Yardstick(
+        reference=reference, training=TrainingWords(texts.training), judge=judge, coherence=coherence.gains
+    )
     return Comparison(held_out, held_out, {}, trivial_texts(texts.training, COUNT, SIZE, 0), yardstick)
 
 
@@ -195,7 +200,7 @@ def test_beginnings_come_before_what_follows_them() -> None:
 
 def test_trivial_methods_do_what_they_say(texts: EvaluationTexts) -> None:
     found = trivial_texts(texts.training, 5, 100, 3)
-    assert set(found) == {name for names in FLOORS.values() for name in names}
+    assert set(found) == {name for names in FLOORS.values() for name in names} - {LOWEST_ALONE}
     assert all(len(each) == 5 and max(map(len, each)) <= 100 for each in found.values())
     for document, copy in zip(texts.training[:5], found["training_text"], strict=True):
         assert copy and document.startswith(copy)
@@ -218,6 +223,9 @@ class Parrot:
         return [b"The parrot said that it was a parrot, and that was all it said."[:max_bytes]] * count
 
     def infill(self, *given: object) -> list[bytes]:
+        raise AssertionError
+
+    def nats(self, texts: Sequence[bytes]) -> None:
         raise AssertionError
 
     def train_step(self) -> int:
@@ -251,8 +259,11 @@ def test_measurement_from_end_to_end(
     measured = {outcome.name: outcome for outcome in outcomes if isinstance(outcome, Measure)}
     judged = measured.pop("generate.judge_itself.nats_per_byte")
     assert judged.floor is not None and judged.value < judged.floor
+    seen = measured.pop("generate.coherence_itself.real_gain")
+    assert seen.floor is not None and seen.low is not None and seen.floor < seen.value
     left_out = {outcome.name: outcome.reason for outcome in outcomes if isinstance(outcome, LeftOut)}
-    assert set(left_out) == {"generate.frechet", "generate.length_distance"}
+    assert set(left_out) == {"generate.coherence", "generate.frechet", "generate.length_distance"}
+    assert "samples" in left_out["generate.coherence"]  # what is untrained writes no two halves of words
     assert "zonkey[eval]" in left_out["generate.frechet"]
     assert set(measured) | set(left_out) == {f"generate.{metric}" for metric in METRICS}
     for outcome in measured.values():
@@ -293,6 +304,28 @@ def test_model_that_writes_nothing_is_measured(
     assert isinstance(known, Measure) and known.value == 0
     assert isinstance(distinct, Measure) and distinct.value == 1
     json.dumps(as_json(outcomes.values()), allow_nan=False)
+
+
+@pytest.mark.usefixtures("bare")
+def test_the_lowest_level_alone_is_a_floor_of_coherence(
+    texts: EvaluationTexts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = [text[:300] for text in texts.training[:8]]
+    other = [first[:150] + second[150:] for first, second in zip(real, [*real[1:], real[0]], strict=True)]
+    levels: list[int | None] = []
+
+    def write(model: object, *, seeds: Sequence[int], options: SamplingOptions) -> Iterator[Sample]:
+        levels.append(options.level)
+        return (Sample(seed, (real if options.level is None else other)[seed]) for seed in seeds)
+
+    monkeypatch.setattr(generation, "generate", write)
+    context = replace(evaluation(tmp_path, texts, []), model=small_model(2, seed=3))
+    outcomes = {outcome.name: outcome for outcome in measure_generation(context)}
+    assert levels == [None, 0]
+    coherence = outcomes["generate.coherence"]
+    assert isinstance(coherence, Measure) and coherence.floor is not None
+    assert coherence.value > coherence.floor + 0.02
+    assert len(list(context.store.directory.glob("texts-*"))) == 2  # samples of both are kept apart
 
 
 @pytest.mark.usefixtures("bare")

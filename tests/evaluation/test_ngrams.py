@@ -15,6 +15,30 @@ from zonkey_core.evaluation.metrics.ngrams import HIGHEST_ORDER, ByteNgramModel,
 FABLE = b"the heron stood in the shallows and the water went by the heron and the heron flew"
 
 
+@pytest.mark.parametrize("order", range(1, HIGHEST_ORDER + 1))
+@pytest.mark.parametrize("before", [b"", b"h", b"the heron ", b"\xff\x00zzzzz"])
+def test_bytes_that_may_follow_have_probability_one_in_all(order: int, before: bytes) -> None:
+    model = ByteNgramModel(order).fit([FABLE, b"other"])
+    nats = model.nats([before + bytes([value]) for value in range(256)])
+    assert sum(np.exp(-each[-1]) for each in nats) == pytest.approx(1)
+
+
+def test_likelihood_by_hand() -> None:
+    (nats,) = ByteNgramModel(2).fit([b"ab", b"ac"]).nats([b"abx"])
+    single = {"a": (2 + 3 / 256) / 7, "b": (1 + 3 / 256) / 7, "x": (3 / 256) / 7}
+    after_border = (2 + single["a"]) / 3
+    after_a = (1 + 2 * single["b"]) / 4
+    assert np.exp(-nats) == pytest.approx([after_border, after_a, single["x"]])
+    assert ByteNgramModel(2).fit([b"ab"]).nats([]) == []
+    assert [len(each) for each in ByteNgramModel(2).fit([b"ab"]).nats([b"", b"xy"])] == [0, 2]
+
+
+def test_more_context_foresees_text_better() -> None:
+    model = [ByteNgramModel(order).fit([FABLE]) for order in (1, 3, HIGHEST_ORDER)]
+    totals = [each.nats([b"the water and the heron"])[0].sum() for each in model]
+    assert totals[0] > totals[1] > totals[2]
+
+
 @pytest.mark.parametrize("order", range(2, HIGHEST_ORDER + 1))
 def test_only_text_is_written_as_it_is(order: int) -> None:
     assert ByteNgramModel(order).fit([b"abc"]).sample(3, 10, 0) == [b"abc"] * 3

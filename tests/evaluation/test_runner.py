@@ -55,6 +55,9 @@ class Rival:
     def infill(self, text: bytes, gaps: Sequence[Gap], answers: Sequence[bytes], seed: int) -> list[bytes]:
         raise NotImplementedError
 
+    def nats(self, texts: Sequence[bytes]) -> None:
+        raise NotImplementedError
+
     def train_step(self) -> int:
         raise NotImplementedError
 
@@ -65,7 +68,7 @@ def context(tmp_path: Path) -> EvaluationContext:
 
 
 def test_the_parts_of_the_program() -> None:
-    assert PARTS == ("reconstruct", "segment", "generate", "infill", "speed")
+    assert PARTS == ("reconstruct", "segment", "likelihood", "generate", "infill", "speed")
 
 
 def test_parts_run_in_the_order_given_and_outcomes_come_at_once(context: EvaluationContext) -> None:

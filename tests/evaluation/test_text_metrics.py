@@ -16,6 +16,7 @@ from zonkey_core.evaluation.metrics.bootstrap import bootstrap_sums
 from zonkey_core.evaluation.metrics.text_metrics import (
     FEW_TRAINING_BYTES,
     METRICS,
+    Gains,
     Remembered,
     TrainingWords,
     Yardstick,
@@ -127,7 +128,7 @@ def test_frechet_distance_needs_embeddings() -> None:
 def test_nothing_written_is_as_bad_as_can_be() -> None:
     nothing = [b""] * 4
     for metric in METRICS:
-        if metric == "frechet" or metric.startswith("judge"):
+        if metric in ("coherence", "frechet") or metric.startswith("judge"):
             continue
         expected = 0 if metric in ("known_words", "copied_8grams") else 1
         assert score(nothing, metric, reference=[b"some real text here"]) == pytest.approx(expected), metric
@@ -183,3 +184,17 @@ def test_intervals_do_not_leave_what_is_possible() -> None:
     assert 0 <= found.low <= found.value <= found.high <= 1
     one = score_with_interval(texts[:1], yardstick(training=[b"known"]), "known_words", seed=0)
     assert one == (1, 1, 1)
+
+
+def test_coherence_is_a_gain_per_byte_of_what_has_two_halves() -> None:
+    texts = [b"a", b"b", b"c"]
+    found = Gains(np.array([4.0, -1.0, 0.0]), np.array([10.0, 20.0, 0.0]))
+    given = Yardstick(reference=texts, training=TrainingWords(texts), judge=length_judge, coherence=lambda _: found)
+    figure = METRICS["coherence"].figure(texts, given)
+    assert figure(np.arange(3)) == pytest.approx(3 / 30)
+    assert figure(np.array([1])) == pytest.approx(-1 / 20)
+    assert math.isnan(figure(np.array([2])))
+    spread = score_with_interval(texts[:2], given, "coherence", seed=0)
+    assert spread.low < 0 < spread.value < spread.high
+    with pytest.raises(ValueError, match="judge"):
+        METRICS["coherence"].figure(texts, yardstick())

@@ -16,7 +16,7 @@ from tests.model_helpers import TEXT, chance, few, fit_vocabulary, law, small_mo
 from zonkey_core.diffusion.decoding_order import in_streams, lay_out, with_gaps
 from zonkey_core.inference import block_decoding, scoring
 from zonkey_core.inference.block_generation import OpenText, write_texts
-from zonkey_core.inference.scoring import Likelihood, Question, log_likelihoods
+from zonkey_core.inference.scoring import Likelihood, Question, Row, log_likelihoods, row_likelihoods
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.model import Zonkey, text_sequence
 from zonkey_core.model.segmentation import Slots
@@ -242,6 +242,6 @@ def test_a_text_told_slot_by_slot_is_as_likely_as_its_draws_were(
     order = in_streams(count, [0], [0], begins=begins, end_order=before + 1 if written.ended else None)
     asked = torch.arange(count) >= before
     with torch.no_grad():
-        (found,) = scoring._row_likelihoods(level, [scoring._Row(torch.cat([known, written.entries]), asked, order)])
+        (found,) = row_likelihoods(level, [Row(torch.cat([known, written.entries]), asked, order)])
     assert found.pieces == len(drawn)
     assert found.total == pytest.approx(float(torch.stack(drawn).sum()), rel=1e-4)

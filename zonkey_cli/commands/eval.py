@@ -162,9 +162,9 @@ def command(
 ) -> ExitCode:
     """Measure a model beside floors, ceilings and rivals.
 
-    The parts are reconstruct, segment, generate, infill and speed; several may be named, and all are measured when
-    none is. A floor is what a trivial method scores, a ceiling what real text or a perfect answer scores; rivals are
-    other methods that learn from the same text in the same run.
+    The parts are reconstruct, segment, likelihood, generate, infill and speed; several may be named, and all are
+    measured when none is. A floor is what a trivial method scores, a ceiling what real text or a perfect answer
+    scores; rivals are other methods that learn from the same text in the same run.
 
     Each part that is done becomes a table on standard output. The sign beside a value is a tick when it is better than
     its floor and every rival, ~ when a rival is at least as good, and a cross when its floor is. Intervals are 95 %

@@ -213,6 +213,18 @@ def _block(
     return fields
 
 
+def then_in_stream(known: Order, before: int, count: int) -> Order:
+    """An order of `before` known slots, and behind it `count` slots in one stream that belongs to no block."""
+    stream = in_streams(count, [0], [0], begins=False, end_order=None)
+    stream = stream._replace(
+        source=np.where(stream.source < 0, -1, stream.source + before),
+        positions=stream.positions + before,
+        order=stream.order + 1,
+        told=np.where(stream.told < 0, -1, stream.told + before),
+    )
+    return Order(*map(np.concatenate, zip(known, stream, strict=True)))
+
+
 def at_once(
     count: int, *, begins: bool, ends: bool, known: NDArray[np.bool_] | None = None
 ) -> Order:

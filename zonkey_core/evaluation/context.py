@@ -59,6 +59,10 @@ class Contestant(Protocol):
     def infill(self, text: bytes, gaps: Sequence[Gap], answers: Sequence[bytes], seed: int) -> list[bytes]:
         """Fill the gaps of a text; the true answers may be used for their lengths alone, where a method needs them."""
 
+    def nats(self, texts: Sequence[bytes]) -> Sequence[float] | None:
+        """-log p of each text's bytes from its beginning, given that it does not end before; None where that is not
+        exactly known."""
+
     def train_step(self) -> int:
         """One step of training on a batch of its own, for timing; returns the bytes that it read."""
 

@@ -1,4 +1,8 @@
-"""The model's own opinion of texts: the probability of chosen pieces, given the others."""
+"""The model's own opinion of texts: the probability of chosen pieces, given the others.
+
+Text can be spelled with many rows of strings, and the one that the model cuts it into is counted. So a log-probability
+is a lower bound of the text's own: that of one spelling out of all.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,9 @@ from zonkey_core.diffusion.decoding_order import Order, in_streams, lay_out, wit
 from zonkey_core.inference.block_decoding import read_whole
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, text_sequence
+from zonkey_core.model.segment_vocabulary import ROWS_TOGETHER as LOGITS_TOGETHER
 from zonkey_core.model.segmentation import Slots
+from zonkey_core.model.slot_batches import Plans
 
 ROWS_TOGETHER = 16
 """Texts that are read at once."""
@@ -40,7 +46,7 @@ class Likelihood(NamedTuple):
     """Strings of the vocabulary that it is the sum of."""
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     """A text as the denoiser reads it."""
 
     entries: Tensor
@@ -48,30 +54,39 @@ class _Row(NamedTuple):
     asked_mask: Tensor
     """[M]"""
     order: Order
+    plans: Plans | None = None
+    """What the level above says of its blocks, without the first dimension."""
 
 
-@torch.no_grad()
 def log_likelihoods(model: Zonkey, questions: Sequence[Question]) -> list[Likelihood]:
     """How likely the pieces are that touch the spans of each text, given the others and each other from left to right.
 
     This is the chain rule in a single pass. Spans that reach the end of their text are given only what stands before.
     """
-    level = model.bottom
     rows = {index: _read(model, question) for index, question in enumerate(questions) if question.text}
-    results = [Likelihood(0.0, 0)] * len(questions)
-    numbers = list(rows)
-    for first in range(0, len(numbers), ROWS_TOGETHER):
-        some = numbers[first : first + ROWS_TOGETHER]
-        for index, result in zip(some, _row_likelihoods(level, [rows[index] for index in some]), strict=True):
-            results[index] = result
+    found = dict(zip(rows, row_likelihoods(model.bottom, list(rows.values())), strict=True))
+    return [found.get(index, Likelihood(0.0, 0)) for index in range(len(questions))]
+
+
+@torch.no_grad()
+def row_likelihoods(level: Level, rows: Sequence[Row]) -> list[Likelihood]:
+    """How likely what is asked of each row is; either all of the rows have plans, or none."""
+    results = []
+    for first in range(0, len(rows), ROWS_TOGETHER):
+        results += _together(level, rows[first : first + ROWS_TOGETHER])
     return results
 
 
-def _read(model: Zonkey, question: Question) -> _Row:
+def tokenize(model: Zonkey, text: bytes) -> Slots:
+    """The slots of a text by itself, a batch of one row."""
+    level, sequence = model.bottom, text_sequence(text, device=model.device)
+    return level.read_tokens(sequence, level.choose_starts(sequence, level.split(sequence).start_prob))
+
+
+@torch.no_grad()
+def _read(model: Zonkey, question: Question) -> Row:
     """Take a text apart, and lay out what is asked of it."""
-    level = model.bottom
-    sequence = text_sequence(question.text, device=model.device)
-    slots = level.read_tokens(sequence, level.choose_starts(sequence, level.split(sequence).start_prob))
+    slots = tokenize(model, question.text)
     assert slots.entries is not None
     asked = _touched(slots, len(question.text), question.spans)
     edges = np.flatnonzero(np.diff(asked.cpu().numpy().astype(np.int8), prepend=0, append=0)).tolist()
@@ -82,7 +97,7 @@ def _read(model: Zonkey, question: Question) -> _Row:
         order = in_streams(count, [0], [0], begins=question.begins, end_order=end_order)
     else:
         order = with_gaps(count, gaps, begins=question.begins, ends=question.ends, measured=True)
-    return _Row(slots.entries[0], asked, order)
+    return Row(slots.entries[0], asked, order)
 
 
 def _touched(slots: Slots, length: int, spans: Sequence[tuple[int, int]]) -> Tensor:
@@ -95,8 +110,8 @@ def _touched(slots: Slots, length: int, spans: Sequence[tuple[int, int]]) -> Ten
     return chosen
 
 
-def _row_likelihoods(level: Level, rows: Sequence[_Row]) -> list[Likelihood]:
-    """What is asked of each row."""
+def _together(level: Level, rows: Sequence[Row]) -> list[Likelihood]:
+    """What is asked of each of some rows, which are read at once."""
     vocabulary = level.vocabulary
     assert vocabulary is not None
     table = vocabulary.latents()
@@ -105,8 +120,14 @@ def _row_likelihoods(level: Level, rows: Sequence[_Row]) -> list[Likelihood]:
     asked = pad_sequence([row.asked_mask for row in rows], batch_first=True)
     told = ordered.told.clamp(min=0)
     wanted = (ordered.told >= 0) & asked.gather(1, told)
-    latents = read_whole(level, ordered, table[entries]).latents[wanted]
-    logits = vocabulary.logits(latents, latents.new_ones(len(latents)), table)
-    log_prob = logits.log_softmax(-1).gather(1, entries.gather(1, told)[wanted].unsqueeze(1)).squeeze(1)
+    given = [row.plans for row in rows if row.plans is not None]
+    plans = Plans(*(pad_sequence(list(each), batch_first=True) for each in zip(*given, strict=True))) if given else None
+    latents = read_whole(level, ordered, table[entries], plans).latents[wanted]
+    true_entries = entries.gather(1, told)[wanted]
+    log_prob = latents.new_zeros(len(latents))
+    for first in range(0, len(latents), LOGITS_TOGETHER):
+        part = slice(first, first + LOGITS_TOGETHER)
+        logits = vocabulary.logits(latents[part], latents.new_ones(len(latents[part])), table)
+        log_prob[part] = logits.log_softmax(-1).gather(1, true_entries[part].unsqueeze(1)).squeeze(1)
     found = log_prob.new_zeros(wanted.shape).masked_scatter(wanted, log_prob)
     return list(itertools.starmap(Likelihood, zip(found.sum(1).tolist(), wanted.sum(1).tolist(), strict=True)))

@@ -3,13 +3,14 @@
 `ByteNgramModel` is the floor that a learned generator has to beat. Its whole state is one sorted array: every byte of
 the training text, packed behind the bytes before it with the nearest of them first. The places that follow a context
 are then one run of the array, and so are those that follow the context's shorter endings, so one array serves every
-order and the next byte is a place of the run drawn at random.
+order and the next byte is a place of the run drawn at random. Writing has no smoothing; for a likelihood, which must
+foresee everything, each order is smoothed by the next lower one (Witten and Bell 1991).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +21,19 @@ SYMBOL_BITS = 9
 BORDER = 256
 
 
+class _Counts(NamedTuple):
+    """How often each byte followed each context of one length."""
+
+    keys: NDArray[np.int64]
+    """[K] contexts with the byte behind them, packed, in order."""
+    before: NDArray[np.int64]
+    """[K + 1] the times of all that stand before each key."""
+
+
 class ByteNgramModel:
     """Writes each byte as it followed the `order - 1` bytes before it in training text; the end of a text counts too.
 
-    A context that was never seen is shortened from its far end until it was. There is no smoothing.
+    A context that was never seen is shortened from its far end until it was.
     """
 
     def __init__(self, order: int) -> None:
@@ -82,6 +92,33 @@ class ByteNgramModel:
             contexts = _push(contexts, symbol, self.order - 1)
         return bytes(written)
 
+    def nats(self, texts: Sequence[bytes]) -> list[NDArray[np.float64]]:
+        """-log p of every byte of every text, given the bytes before it and that the text goes on.
+
+        With N bytes of T kinds behind a context in training text, `p(b) = (N(b) + T p'(b)) / (N + T)`, where p' is of
+        the context without its farthest byte, and below all contexts is 1/256.
+        """
+        symbols = [np.frombuffer(text, np.uint8).astype(np.int64) for text in texts]
+        joined = np.concatenate([np.empty(0, np.int64), *symbols])
+        probs = np.full(len(joined), 1 / 256)
+        for length in range(self.order):
+            counts = self._counts(length)
+            contexts = np.concatenate([np.empty(0, np.int64), *(_contexts(each, length) for each in symbols)])
+            low, high = (np.searchsorted(counts.keys, (contexts + side) << SYMBOL_BITS) for side in (0, 1))
+            own = contexts << SYMBOL_BITS | joined
+            first, last = (np.searchsorted(counts.keys, own, side=side) for side in ("left", "right"))
+            seen = counts.before[last] - counts.before[first]
+            kinds, total = high - low, counts.before[high] - counts.before[low]
+            probs = np.where(kinds > 0, (seen + kinds * probs) / np.maximum(total + kinds, 1), probs)
+        return np.split(-np.log(probs), np.cumsum([len(each) for each in symbols])[:-1]) if symbols else []
+
+    def _counts(self, length: int) -> _Counts:
+        """Of contexts of a length; ends of texts are not among what follows."""
+        bytes_behind = self._grams & ((1 << SYMBOL_BITS) - 1)
+        contexts = self._grams >> SYMBOL_BITS * (self.order - length)
+        keys, times = np.unique((contexts << SYMBOL_BITS | bytes_behind)[bytes_behind != BORDER], return_counts=True)
+        return _Counts(keys, np.concatenate([[0], np.cumsum(times)]))
+
     def _context(self, prefix: bytes, length: int) -> int:
         """The last `length` symbols of a text that begins with `prefix`, packed, the last one first."""
         context = 0
@@ -104,6 +141,15 @@ class ByteNgramModel:
         """Where the places that follow each context begin and end."""
         shift = SYMBOL_BITS * (self.order - length)
         return np.searchsorted(self._grams, contexts << shift), np.searchsorted(self._grams, (contexts + 1) << shift)
+
+
+def _contexts(symbols: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+    """[n] the `length` symbols before each of a text's [n], packed, the last one first; before it are borders."""
+    padded = np.concatenate([np.full(length, BORDER), symbols])
+    contexts = np.zeros(len(symbols), np.int64)
+    for back in range(1, length + 1):
+        contexts = contexts << SYMBOL_BITS | padded[length - back : length - back + len(symbols)]
+    return contexts
 
 
 def byte_ngrams(text: bytes, n: int) -> NDArray[np.int64]:

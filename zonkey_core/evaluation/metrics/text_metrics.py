@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,15 @@ class PerText(Protocol):
     """Something said of each text by itself: nats per byte [T], or an embedding [T, C]."""
 
     def __call__(self, texts: Sequence[bytes], /) -> NDArray[np.floating]: ...
+
+
+class Gains(NamedTuple):
+    """What the second halves of texts gain from the first ones."""
+
+    nats: NDArray[np.float64]
+    """[T]"""
+    sizes: NDArray[np.float64]
+    """[T] bytes of the second halves; 0 where a text has no two halves with words."""
 
 
 class Remembered:
@@ -119,6 +128,8 @@ class Yardstick:
     """An independent model's nats per byte of each text [T]."""
     embed: PerText | None = None
     """Sentence embeddings [T, C]; without them there is no Fréchet distance."""
+    coherence: Callable[[Sequence[bytes]], Gains] | None = None
+    """What the second half of each text gains from its own first half; without it there is no coherence."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +142,9 @@ class TextMetric:
     is_gap: bool = False
     """The figure has a sign, and the metric is its distance from 0."""
     most: float = np.inf
-    """Highest value that is possible; the lowest is 0."""
+    """Highest value that is possible."""
+    least: float = 0.0
+    """The lowest."""
 
 
 def words(text: bytes) -> list[str]:
@@ -178,7 +191,7 @@ def score_with_interval(texts: Sequence[bytes], yardstick: Yardstick, metric: st
     if rule.is_gap:
         nearest = 0.0 if low <= 0 <= high else min(abs(low), abs(high))
         return Interval(abs(value), nearest, max(abs(low), abs(high)))
-    return Interval(value, max(0.0, low), min(rule.most, high))
+    return Interval(value, max(rule.least, low), min(rule.most, high))
 
 
 def _known_words(texts: Sequence[bytes], yardstick: Yardstick) -> Figure:
@@ -260,6 +273,19 @@ def _judge_gap(texts: Sequence[bytes], yardstick: Yardstick) -> Figure:
     return lambda chosen: judged(chosen) - real
 
 
+def _coherence(texts: Sequence[bytes], yardstick: Yardstick) -> Figure:
+    """Nats per byte that all second halves together gain from their own first halves."""
+    if yardstick.coherence is None:
+        raise ValueError("coherence needs a yardstick with a judge of it")
+    gains = yardstick.coherence(texts)
+
+    def figure(chosen: NDArray[np.intp]) -> float:
+        size = gains.sizes[chosen].sum()
+        return float(gains.nats[chosen].sum() / size) if size else np.nan
+
+    return figure
+
+
 def _frechet(texts: Sequence[bytes], yardstick: Yardstick) -> Figure:
     """Fréchet distance of sentence embeddings from as many of the reference's."""
     if yardstick.embed is None:
@@ -280,6 +306,7 @@ METRICS: Mapping[str, TextMetric] = {
     "length_distance": TextMetric(_lengths, "lower"),
     "judge_nats_per_byte": TextMetric(_judged, "neither", unit="nats/byte"),
     "judge_gap": TextMetric(_judge_gap, "lower", unit="nats/byte", is_gap=True),
+    "coherence": TextMetric(_coherence, "higher", unit="nats/byte", least=-np.inf),
     "frechet": TextMetric(_frechet, "lower"),
 }
 """Every metric by its name, the cheap ones first."""

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from zonkey_core.errors import ConfigError
+from zonkey_core.evaluation.baselines.coherence_judge import get_coherence_judge, measure_coherence_judge
 from zonkey_core.evaluation.baselines.judge import get_judge, measure_judge
 from zonkey_core.evaluation.context import Contestant, EvaluationContext
 from zonkey_core.evaluation.metrics.embeddings import SentenceEmbedder
@@ -49,13 +50,17 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "length_distance": ("repeated_word",),
     "judge_nats_per_byte": (),
     "judge_gap": ("byte_3gram", "shuffled_words"),
+    "coherence": ("byte_6gram", "lowest_level_alone"),
     "frechet": ("byte_3gram", "byte_6gram"),
 }
 """The trivial methods that a metric exists to tell from real text; its floor is the best of their values.
 
 Sentence embeddings take little notice of the order of words, so shuffled ones are no floor of the Fréchet distance. A
 6-gram model of little text copies long stretches of it, which a judge of little text takes for real; it is a rival.
+What the model writes with its lowest level alone, where it has more than one, is a floor of coherence: it is what the
+levels above are for.
 """
+LOWEST_ALONE = "lowest_level_alone"
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ class Comparison:
             return LeftOut(name=name, reason="nearly all real texts are as long as the longest sample may be")
         found = score_with_interval(self.samples, self.yardstick, metric, seed=seed)
         if not math.isfinite(found.value):
-            return LeftOut(name=name, reason="the model's samples are empty, so there is nothing to measure")
+            return LeftOut(name=name, reason="there is nothing in the model's samples to measure it on")
         rivals = {rival: self._score(texts, metric) for rival, texts in self.rivals.items()}
         ceiling = self._score(self.held_out, metric)
         return Measure(
@@ -99,7 +104,8 @@ class Comparison:
         return score_texts(texts, self.yardstick, [metric])[metric]
 
     def _floor(self, metric: str) -> float | None:
-        values = [self._score(self.trivial[method], metric) for method in FLOORS[metric]]
+        methods = (method for method in FLOORS[metric] if method in self.trivial)
+        values = [self._score(self.trivial[method], metric) for method in methods]
         finite = [value for value in values if math.isfinite(value)]
         best = max if METRICS[metric].better == "higher" else min
         return best(finite) if finite else None
@@ -111,20 +117,25 @@ def measure_generation(context: EvaluationContext) -> Iterator[Outcome]:
     options, texts = context.options, context.texts
     count, size = options.samples, options.sample_bytes
     reference, held_out = real_texts(texts.reference, count, size)
-    samples = _model_samples(context)
+    samples = _model_samples(context, level=None)
     rivals = {contestant.name: _contestant_samples(context, contestant) for contestant in context.contestants}
     context.report("writing by trivial methods", None)
     trivial = trivial_texts(texts.training, count, size, options.seed)
+    if len(context.model.levels) > 1:
+        trivial[LOWEST_ALONE] = _model_samples(context, level=0)
     context.report("reading the words of training text", None)
     find_judge = cache(partial(get_judge, context))
+    coherence = get_coherence_judge(context)
     yardstick = Yardstick(
         reference=reference,
         training=TrainingWords(texts.training),
         judge=Remembered(lambda passed: find_judge().nats_per_byte(passed)),
+        coherence=coherence.gains,
     )
     rivals |= {name: trivial[name] for name in TRIVIAL_RIVALS}
     comparison = Comparison(samples, held_out, rivals, trivial, yardstick)
     yield measure_judge(context, find_judge())
+    yield measure_coherence_judge(coherence, held_out, seed=options.seed)
     began = time.perf_counter()
     for metric in METRICS:
         context.report(f"comparing: {metric}", None)
@@ -183,9 +194,10 @@ def trivial_texts(training: Sequence[bytes], count: int, size: int, seed: int) -
     }
 
 
-def _model_samples(context: EvaluationContext) -> list[bytes]:
-    """The model's texts with its default options; sample i has the seed `seed + i`."""
-    settings = SamplingOptions(max_bytes=context.options.sample_bytes)
+def _model_samples(context: EvaluationContext, *, level: int | None) -> list[bytes]:
+    """The model's texts from this level down, with its default options; sample i has the seed `seed + i`."""
+    settings = SamplingOptions(max_bytes=context.options.sample_bytes, level=level)
+    doing = "sampling from the model" if level is None else "sampling from its lowest level alone"
     count, first = context.options.samples, context.options.seed
     samples: list[bytes] = []
     for start in range(0, count, KEPT_TOGETHER):
@@ -195,7 +207,7 @@ def _model_samples(context: EvaluationContext) -> list[bytes]:
             texts = []
             for sample in generate(context.model, seeds=seeds, options=settings):
                 texts.append(sample.text)
-                context.report("sampling from the model", (sample.seed + 1 - first) / count)
+                context.report(doing, (sample.seed + 1 - first) / count)
             return texts
 
         samples += context.store.texts([context.model_identity, settings, list(seeds)], draw)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     Part = Callable[[EvaluationContext], Iterator[Outcome]]
 
-FORMAT = 1
+FORMAT = 2
 """To be raised when figures change their meaning."""
 OUTCOMES = "outcomes.msgpack"
 """MessagePack, unlike JSON, holds values that are no numbers."""
@@ -42,6 +42,12 @@ def _segment(context: EvaluationContext) -> Iterator[Outcome]:
     from zonkey_core.evaluation.tasks.segmentation import measure_segmentation
 
     return measure_segmentation(context)
+
+
+def _likelihood(context: EvaluationContext) -> Iterator[Outcome]:
+    from zonkey_core.evaluation.tasks.likelihood import measure_likelihood
+
+    return measure_likelihood(context)
 
 
 def _generate(context: EvaluationContext) -> Iterator[Outcome]:
@@ -65,6 +71,7 @@ def _speed(context: EvaluationContext) -> Iterator[Outcome]:
 MEASURES: Mapping[str, Part] = {
     "reconstruct": _reconstruct,
     "segment": _segment,
+    "likelihood": _likelihood,
     "generate": _generate,
     "infill": _infill,
     "speed": _speed,

@@ -1,0 +1,102 @@
+"""Passages with text before them: the chain rule holds, readings see what they are to see, and no more."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from tests.model_helpers import TEXT, chance, fit_vocabulary, small_model
+from zonkey_core.inference import context_scoring
+from zonkey_core.inference.context_scoring import Passage, Reading, closed_bytes, passage_likelihoods
+from zonkey_core.inference.planning import read_context
+from zonkey_core.inference.scoring import Question, log_likelihoods, tokenize
+from zonkey_core.model.model import Zonkey
+
+DATA = (TEXT * 2).encode()
+PASSAGE = Passage(DATA[:200], DATA[200:320])
+
+
+@functools.lru_cache(maxsize=1)
+def judge() -> Zonkey:
+    """An untrained model of strong opinions, to which plans say much."""
+    model = small_model(2, seed=5)
+    nn.init.normal_(fit_vocabulary(model).table, generator=chance(0))
+    nn.init.normal_(model.bottom.denoiser.latent_out.weight, generator=chance(1))
+    nn.init.normal_(model.bottom.denoiser.left, generator=chance(2))
+    return model.eval().requires_grad_(False)
+
+
+def score(passage: Passage, reading: Reading) -> float:
+    (found,) = passage_likelihoods(judge(), [passage], reading)
+    assert found.pieces == len(tokenize(judge(), passage.text).starts[0])
+    return found.total
+
+
+def test_nothing_is_the_passage_alone() -> None:
+    question = Question(PASSAGE.text, [(0, len(PASSAGE.text))], begins=False)
+    (alone,) = log_likelihoods(judge(), [question])
+    assert score(PASSAGE, Reading.NOTHING) == pytest.approx(alone.total, rel=1e-5)
+    assert score(PASSAGE._replace(before=b"something else"), Reading.NOTHING) == score(PASSAGE, Reading.NOTHING)
+
+
+def test_slots_are_the_rest_of_the_whole_by_the_chain_rule() -> None:
+    row = context_scoring._lay_out(judge(), PASSAGE, Reading.SLOTS)
+    everything = row._replace(asked_mask=torch.ones_like(row.asked_mask))
+    before = row._replace(asked_mask=~row.asked_mask)
+    both, first = context_scoring.row_likelihoods(judge().bottom, [everything, before])
+    assert score(PASSAGE, Reading.SLOTS) == pytest.approx(both.total - first.total, rel=1e-4)
+
+
+@pytest.mark.parametrize("reading", [Reading.LATENTS, Reading.SLOTS, Reading.BOTH])
+def test_what_stands_before_counts(reading: Reading) -> None:
+    assert abs(score(PASSAGE, reading) - score(PASSAGE, Reading.NOTHING)) > 1e-3
+    other = Passage(PASSAGE.before[::-1], PASSAGE.text)
+    assert abs(score(other, reading) - score(PASSAGE, reading)) > 1e-3
+
+
+def test_latents_are_all_that_is_read_of_slots_in_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = {reading: score(PASSAGE, reading) for reading in Reading}
+    sound = context_scoring._plans
+
+    def silenced(*given: object) -> object:
+        plans = sound(*given)  # type: ignore[arg-type]
+        return plans._replace(latents=torch.zeros_like(plans.latents))
+
+    monkeypatch.setattr(context_scoring, "_plans", silenced)
+    assert score(PASSAGE, Reading.LATENTS) != pytest.approx(plain[Reading.LATENTS], abs=1e-3)
+    assert score(PASSAGE, Reading.BOTH) != pytest.approx(plain[Reading.BOTH], abs=1e-3)
+    assert score(PASSAGE, Reading.SLOTS) == plain[Reading.SLOTS]
+
+
+@pytest.mark.parametrize("reading", list(Reading))
+def test_nothing_of_the_passage_is_given_away(reading: Reading) -> None:
+    """What foretells its first pieces does not depend on what comes after them."""
+    row = context_scoring._lay_out(judge(), PASSAGE, reading)
+    first = row.asked_mask.cumsum(0) <= 5
+    row = row._replace(asked_mask=row.asked_mask & first)
+    changed = row._replace(entries=torch.where(first, row.entries, row.entries.flip(0)))
+    assert not torch.equal(row.entries, changed.entries)
+    found, other = context_scoring.row_likelihoods(judge().bottom, [row, changed])
+    assert found.pieces == 5
+    assert found.total == pytest.approx(other.total, rel=1e-5)
+    asking = row.order.told >= int(row.asked_mask.nonzero()[0])
+    assert (row.order.blocks[asking] == -1).all() and (row.order.left[asking] == 0).all()
+
+
+def test_texts_are_scored_as_each_alone() -> None:
+    passages = [PASSAGE, Passage(DATA[:90], DATA[90:130]), Passage(DATA[50:190], DATA[190:200], begins=False)]
+    for reading in Reading:
+        found = [each.total for each in passage_likelihoods(judge(), passages, reading)]
+        assert found == pytest.approx([score(each, reading) for each in passages], rel=1e-4, abs=1e-4)
+
+
+def test_closed_blocks_end_where_the_open_one_begins() -> None:
+    count = closed_bytes(judge(), DATA)
+    assert 0 < count < len(DATA)
+    starts = tokenize(judge(), DATA).starts[0].tolist()
+    blocks = read_context(judge(), DATA, closed=True)[1].starts.tolist()
+    assert starts[blocks[-2]] == count
+    assert closed_bytes(judge(), DATA[:1]) == 0

@@ -1,0 +1,94 @@
+"""What a text before it says of a passage, read as slots, or as the latents of the level above, or both.
+
+A passage is told from left to right, in one stream to which the level above says nothing: where its blocks begin and
+how long they are stays unknown, so nothing of the passage itself is given away. What stands before it is known, and
+what is read of that is chosen (`Reading`). Both are cut apart from each other, so the passage is spelled with the same
+strings whatever is read before it, and the latents know nothing of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zonkey_core.diffusion.decoding_order import in_blocks, in_streams, then_in_stream
+from zonkey_core.inference.planning import LevelContext, read_context
+from zonkey_core.inference.scoring import Likelihood, Row, row_likelihoods, tokenize
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.slot_batches import Plans
+
+
+class Reading(Enum):
+    """What is read of the text before a passage."""
+
+    NOTHING = "nothing"
+    LATENTS = "latents"
+    """Of its blocks, the latents of the level above alone."""
+    SLOTS = "slots"
+    """The slots, with nothing above."""
+    BOTH = "both"
+    """The slots, in blocks with their latents."""
+
+
+class Passage(NamedTuple):
+    """A text, and what stands before it in its document; neither is empty."""
+
+    before: bytes
+    text: bytes
+    begins: bool = True
+    """Whether the document begins with the text before."""
+
+
+def closed_bytes(model: Zonkey, text: bytes) -> int:
+    """How many bytes of a text its closed blocks take, the last one of which ends for certain; 0 of a single block.
+
+    The model has at least two levels.
+    """
+    slots = tokenize(model, text).starts[0].tolist()
+    return int(slots[int(read_context(model, text)[1].starts[-1])])
+
+
+def passage_likelihoods(model: Zonkey, passages: Sequence[Passage], reading: Reading) -> list[Likelihood]:
+    """How likely each passage is, given what is read of the text before it; where a document ends is not asked.
+
+    `Reading.LATENTS` and `Reading.BOTH` need a model of at least two levels.
+    """
+    return row_likelihoods(model.bottom, [_lay_out(model, passage, reading) for passage in passages])
+
+
+@torch.no_grad()
+def _lay_out(model: Zonkey, passage: Passage, reading: Reading) -> Row:
+    """A passage behind what is read of the text before it."""
+    text = _entries(model, passage.text)
+    asked = torch.ones_like(text, dtype=torch.bool)
+    if reading is Reading.NOTHING:
+        return Row(text, asked, in_streams(len(text), [0], [0], begins=False, end_order=None))
+    before = _entries(model, passage.before)
+    entries = torch.cat([before, text])
+    asked = torch.cat([torch.zeros_like(before, dtype=torch.bool), asked])
+    if reading is Reading.SLOTS:
+        return Row(entries, asked, in_streams(len(entries), [0], [0], begins=passage.begins, end_order=None))
+    context = read_context(model, passage.before, closed=True)[1]
+    lengths = context.starts.diff().tolist()
+    assert sum(lengths) == len(before)
+    summarised = len(lengths) if reading is Reading.LATENTS else 0
+    known = in_blocks(lengths, 1, known=len(before), summarised=summarised, begins=passage.begins, ends=False)
+    return Row(entries, asked, then_in_stream(known, len(before), len(text)), _plans(model, context, len(entries)))
+
+
+def _entries(model: Zonkey, text: bytes) -> Tensor:
+    """[M] the strings of a text by itself."""
+    entries = tokenize(model, text).entries
+    assert entries is not None
+    return entries[0]
+
+
+def _plans(model: Zonkey, context: LevelContext, slots: int) -> Plans:
+    """The latents of known blocks as plans without noise, and no drafts."""
+    latents = context.latents
+    drafts = latents.new_zeros(slots, model.bottom.channels)
+    return Plans(latents, torch.ones(len(latents), device=latents.device), drafts)
