@@ -28,12 +28,14 @@ from zonkey_core.model.level import Level
 from zonkey_core.model.slot_batches import at_places, slot_batch
 from zonkey_core.slots import SlotKind
 
-ROWS_TOGETHER = 32
+ROWS_TOGETHER = 64
 """Rows that are told side by side; fewer are padded to so many."""
 READ_STEP = 8
 """Slots of a row that are scored at once are padded to a multiple of so many."""
 FOLLOWING = 4
 """Slots after a gap that are scored with what was put into it."""
+SCORED_CONTEXT = 32
+"""Slots before the first gap, and behind what is scored after the last, that scores are given."""
 
 T = TypeVar("T")
 
@@ -155,7 +157,7 @@ def score_fills(level: Level, rows: Sequence[FilledRow]) -> list[list[GapScore]]
     """
     asked = {id(row.pieces): _without_following(row.pieces) for row in rows}
     contexts = dict(zip(asked, read_contexts(level, [each for each, _ in asked.values()]), strict=True))
-    laid = [_lay_out_filled(row, contexts[id(row.pieces)], asked[id(row.pieces)][1]) for row in rows]
+    laid = [_lay_out_filled(row.fills, contexts[id(row.pieces)], *asked[id(row.pieces)]) for row in rows]
     assert level.vocabulary is not None
     table = level.vocabulary.latents()
     denoiser = in_precision(level.denoiser, choose_precision("auto", level.device))
@@ -199,23 +201,30 @@ class _AskedRow(NamedTuple):
 
 
 def _without_following(pieces: Pieces) -> tuple[Pieces, list[Tensor]]:
-    """Pieces without the first slots of all but the first, and these slots."""
-    taken = [piece[:FOLLOWING] for piece in pieces.known[1:]]
-    known = [pieces.known[0], *(piece[FOLLOWING:] for piece in pieces.known[1:])]
-    return Pieces(known, pieces.begins, pieces.ends), taken
+    """What of pieces a score is given, and the first slots of all but the first, which it asks."""
+    first, *rest = pieces.known
+    taken = [piece[:FOLLOWING] for piece in rest]
+    known = [first[-SCORED_CONTEXT:], *(piece[FOLLOWING:] for piece in rest)]
+    begins, ends = pieces.begins and len(first) <= SCORED_CONTEXT, pieces.ends and len(known[-1]) <= SCORED_CONTEXT
+    known[-1] = known[-1][:SCORED_CONTEXT]
+    return Pieces(known, begins, ends), taken
 
 
-def _lay_out_filled(row: FilledRow, context: Context, following: Sequence[Tensor]) -> _AskedRow:
-    known, *rest = row.pieces.known
+def _lay_out_filled(
+    given: Sequence[Tensor], context: Context, pieces: Pieces, following: Sequence[Tensor]
+) -> _AskedRow:
+    """Pieces with fills between them, and what follows each of these."""
+    known, *rest = pieces.known
     parts, fills, behind, asked = [known], [], [], []
     position = len(known)
-    for fill, taken, piece in zip(row.fills, following, rest, strict=True):
-        parts += [fill, piece]
-        fills.append((position, position + len(fill)))
-        behind.append((position + len(fill), position + len(fill) + len(taken)))
-        asked.append((position, position + len(fill) + len(taken)))
-        position += len(fill) + len(piece)
-    order = with_gaps(position, asked, begins=row.pieces.begins, ends=row.pieces.ends, measured=True)
+    for fill, taken, piece in zip(given, following, rest, strict=True):
+        parts += [fill, taken, piece]
+        end = position + len(fill)
+        fills.append((position, end))
+        behind.append((end, end + len(taken)))
+        asked.append((position, end + len(taken)))
+        position = end + len(taken) + len(piece)
+    order = with_gaps(position, asked, begins=pieces.begins, ends=pieces.ends, measured=True)
     return _AskedRow(torch.cat(parts), Placed(context, order), fills, behind)
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from zonkey_core.inference.block_decoding import TOGETHER
 from zonkey_core.inference.latent_sampler import Formed, OpenText, form_slots
 from zonkey_core.inference.planning import MOST_STEPS, BlockPlan
 from zonkey_core.inference.text_reading import ReadText
@@ -26,8 +25,11 @@ from zonkey_core.model.model import Zonkey
 from zonkey_core.model.slot_batches import Plans
 from zonkey_core.model.stitcher import stitch
 
-LENGTH_STEP = 16
+LENGTH_STEP = 4
 """Rows of slots are padded to a multiple of so many."""
+PLANNED_TOGETHER = 32
+"""Candidates that are planned side by side; fewer are padded to so many, since products of other shapes round
+otherwise."""
 
 
 class GappedBlocks(NamedTuple):
@@ -71,7 +73,7 @@ def plan_gaps(
 ) -> list[BlockPlan | None]:
     """Plans of the blocks of texts with gaps, each from its own generator; None without a level above.
 
-    Candidates are planned `TOGETHER` at a time in rows whose length is their own, so none depends on the others.
+    Candidates are planned `PLANNED_TOGETHER` at a time in rows whose length is their own, so none depends on the others.
     """
     if len(model.levels) == 1:
         return [None] * len(candidates)
@@ -79,13 +81,15 @@ def plan_gaps(
     plans: list[BlockPlan | None] = [None] * len(candidates)
     for shape in sorted(set(shapes)):
         alike = [index for index, each in enumerate(shapes) if each == shape]
-        for first in range(0, len(alike), TOGETHER):
-            group = alike[first : first + TOGETHER]
+        for first in range(0, len(alike), PLANNED_TOGETHER):
+            group = alike[first : first + PLANNED_TOGETHER]
+            lacking = PLANNED_TOGETHER - len(group)
             found = _plan_alike(
-                model, [candidates[index] for index in group], [generators[index] for index in group], shape,
+                model, [*(candidates[index] for index in group), *[candidates[group[0]]] * lacking],
+                [*(generators[index] for index in group), *[torch.Generator()] * lacking], shape,
                 steps=steps, temperature=temperature,
             )  # fmt: skip
-            for index, plan in zip(group, found, strict=True):
+            for index, plan in zip(group, found, strict=False):
                 plans[index] = plan
     return plans
 
@@ -99,7 +103,7 @@ def _plan_alike(
     steps: int,
     temperature: float,
 ) -> list[BlockPlan]:
-    """Plans for at most `TOGETHER` candidates, whose blocks fit into rows of the lengths `shape`, lowest level first."""
+    """Plans for `PLANNED_TOGETHER` candidates, whose blocks fit into rows of the lengths `shape`, lowest level first."""
     upper: Plans | None = None
     planned: list[BlockPlan] = []
     for number in range(len(shape), 0, -1):

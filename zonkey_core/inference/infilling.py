@@ -32,11 +32,19 @@ from zonkey_core.inference.shared_context import Context, Pieces, read_contexts
 from zonkey_core.inference.text_reading import TextReader
 from zonkey_core.model.model import Zonkey
 
-CONTEXT_BYTES = 384
+CONTEXT_BYTES = 256
 """Text that is read before the first and after the last of the gaps that are filled together."""
 CLUSTER_BYTES = 768
 """Text from the first to the last of them, at most, so that a long file needs no more memory than a short one."""
-WINDOWS_TOGETHER = 32
+HIGHEST_SHARE = 0.8
+"""Candidates get lengths up to the one below which the denoiser thinks so much of all possible; longer ones seldom
+win, and take longest."""
+SEAM_WEIGHT = 2.0
+"""How much what follows a gap counts in ranking, beside what is put into it."""
+SLOT_NATS = 3.25
+"""What a slot of a fill is expected to cost, in nats, so that neither short fills nor long ones win by their length.
+Both were chosen on validation text (docs/experiments.md)."""
+WINDOWS_TOGETHER = 24
 """Windows that are filled side by side."""
 ATTEMPTS = 4
 """Times that candidates are drawn for a gap before it is left as it is."""
@@ -56,7 +64,10 @@ class Candidate(msgspec.Struct, frozen=True):
 
     text: bytes
     score: float
-    """Mean log-probability, in nats, of its strings and of those that follow the gap (`gap_filling.score_fills`)."""
+    """What candidates are ranked by: the log-probability, with `SLOT_NATS` for each slot of the fill, and with what
+    follows counting `SEAM_WEIGHT` times."""
+    log_prob: float
+    """Exact, in nats, of its strings and of those that follow the gap (`gap_filling.score_fills`)."""
 
 
 class Fill(msgspec.Struct, frozen=True):
@@ -255,7 +266,7 @@ class _Filler:
     def _draw(self, opened: Sequence[_Opened], attempt: int) -> list[list[list[Candidate]]]:
         """Candidates of lengths that are allowed for each gap of each window, the best first."""
         options, level = self.options, self.model.bottom
-        shares = [(number + 0.5) / options.candidates for number in range(options.candidates)]
+        shares = [HIGHEST_SHARE * (number + 0.5) / options.candidates for number in range(options.candidates)]
         rows: list[tuple[_Opened, list[int], torch.Generator]] = []
         for each in opened:
             chance = torch.Generator().manual_seed(each.window.seed + attempt)
@@ -289,7 +300,8 @@ class _Filler:
             gaps: list[list[Candidate]] = [[] for _ in rows[first].prefixes]
             for score in scores[first : first + self.options.candidates]:
                 for gap, prefix, each in zip(gaps, rows[first].prefixes, score, strict=True):
-                    candidate = Candidate(next(texts)[len(prefix) :], _rank(each))
+                    log_prob = each.fill.total + each.following.total
+                    candidate = Candidate(next(texts)[len(prefix) :], _rank(each), log_prob)
                     if self._allows(candidate.text):
                         gap.append(candidate)
             found.append([sorted(gap, key=lambda candidate: -candidate.score) for gap in gaps])
@@ -301,8 +313,8 @@ class _Filler:
 
 
 def _rank(score: GapScore) -> float:
-    """The mean over a fill and what follows it, as candidates are of different lengths."""
-    return (score.fill.total + score.following.total) / max(1, score.fill.pieces + score.following.pieces)
+    """How good a candidate is beside others of other lengths."""
+    return score.fill.total + SEAM_WEIGHT * score.following.total + SLOT_NATS * score.fill.pieces
 
 
 def _best(gap: Gap, candidates: Sequence[Candidate]) -> Fill | None:
