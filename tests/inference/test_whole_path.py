@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.inference.model_helpers import expect, filler
 from tests.model_helpers import TEXT, chance
-from zonkey_core.inference import generation, planning
+from zonkey_core.inference import gap_planning, generation, planning
 from zonkey_core.inference.generation import SamplingOptions, generate
 from zonkey_core.inference.infilling import InfillingOptions, find_gaps, infill
 from zonkey_core.model.model import Zonkey, text_sequence
@@ -91,7 +91,7 @@ def calls(use: str, levels: int) -> Counter[str]:
         for part in PARTS:
             component(model, f"{level}.{part}").register_forward_hook(hook(f"{level}.{part}"))
     with pytest.MonkeyPatch.context() as patch:
-        for module in (generation, planning):
+        for module in (generation, planning, gap_planning):
 
             def counted(*given: Any, sound: Callable[..., Any] = module.stitch, **options: Any) -> Any:
                 count["stitcher of symbols" if options["symbols"] else "stitcher of latents"] += 1
@@ -144,8 +144,10 @@ def test_the_stitcher_changes_what_is_made(use: str, monkeypatch: pytest.MonkeyP
         joined = sound(*given, **options)
         return joined._replace(contents=joined.contents.flip(0))
 
-    monkeypatch.setattr(planning, "stitch", wrong)
+    for module in (planning, gap_planning):
+        monkeypatch.setattr(module, "stitch", wrong)
     assert USES[use](whole(2)) != result(use, 2)
-    monkeypatch.setattr(planning, "stitch", sound)
+    for module in (planning, gap_planning):
+        monkeypatch.setattr(module, "stitch", sound)
     monkeypatch.setattr(generation, "stitch", wrong)
     assert USES[use](whole(2)) != result(use, 2)

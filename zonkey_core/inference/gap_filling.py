@@ -38,6 +38,7 @@ SCORED_CONTEXT = 32
 """Slots before the first gap, and behind what is scored after the last, that scores are given."""
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class GappedRow(NamedTuple):
@@ -112,8 +113,8 @@ def fill_gaps(
         board.run(width, width, lambda: None)
         return [[board.entries[row, slice(*gap)].cpu() for gap in each.gaps] for row, each in enumerate(group)]
 
-    return _in_groups(laid, lambda each: (padded(len(each.placed.order.source) + 1), each.width), tell,
-                      lambda each: int(each.placed.order.order.max()))  # fmt: skip
+    shapes = [(padded(len(each.placed.order.source) + 1), each.width) for each in laid]
+    return _in_groups(laid, _common([row.pieces for row in rows], shapes), tell)
 
 
 _NOTHING = in_streams(0, [0], [0], begins=True, end_order=None)
@@ -184,8 +185,11 @@ def score_fills(level: Level, rows: Sequence[FilledRow]) -> list[list[GapScore]]
         values = torch.zeros(ROWS_TOGETHER, length).index_put((wanted[0], slots), log_prob.cpu())
         return [_gap_scores(each, values[row]) for row, each in enumerate(group)]
 
-    return _in_groups(laid, lambda each: (padded(len(each.placed.order.source) + 1),
-                                          -(-len(_due(each.placed.order)) // READ_STEP) * READ_STEP), score)  # fmt: skip
+    lengths = _common(
+        [row.pieces for row in rows], [(padded(len(each.placed.order.source) + 1),) for each in laid]
+    )
+    widths = [-(-len(_due(each.placed.order)) // READ_STEP) * READ_STEP for each in laid]
+    return _in_groups(laid, [(length, width) for (length,), width in zip(lengths, widths, strict=True)], score)
 
 
 class _AskedRow(NamedTuple):
@@ -251,20 +255,24 @@ def _gap_scores(row: _AskedRow, values: Tensor) -> list[GapScore]:
     ]
 
 
+def _common(pieces: Sequence[Pieces], shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """For each row the shape that all rows of the same pieces fit into."""
+    largest: dict[int, tuple[int, ...]] = {}
+    for each, shape in zip(pieces, shapes, strict=True):
+        largest[id(each)] = tuple(map(max, shape, largest.get(id(each), shape)))
+    return [largest[id(each)] for each in pieces]
+
+
 def _in_groups(
-    rows: Sequence[T],
-    shape: Callable[[T], tuple[int, int]],
-    function: Callable[[Sequence[T], int, int], list[list]],
-    rank: Callable[[T], int] = lambda each: 0,
-) -> list[list]:
-    """What a function makes of rows, `ROWS_TOGETHER` of one shape at a time, those of low rank first."""
-    results: dict[int, list] = {}
-    shapes = [shape(row) for row in rows]
-    for each in sorted(set(shapes)):
-        alike = sorted((index for index, one in enumerate(shapes) if one == each), key=lambda index: rank(rows[index]))
+    rows: Sequence[T], shapes: Sequence[tuple[int, ...]], function: Callable[[Sequence[T], int, int], list[list[R]]]
+) -> list[list[R]]:
+    """What a function makes of rows, `ROWS_TOGETHER` of one shape at a time."""
+    results: dict[int, list[R]] = {}
+    for length, width in sorted(set(shapes)):
+        alike = [index for index, shape in enumerate(shapes) if shape == (length, width)]
         for first in range(0, len(alike), ROWS_TOGETHER):
             group = alike[first : first + ROWS_TOGETHER]
-            results.update(zip(group, function([rows[index] for index in group], *each), strict=True))
+            results.update(zip(group, function([rows[index] for index in group], length, width), strict=True))
     return [results[index] for index in range(len(rows))]
 
 

@@ -148,8 +148,9 @@ def _as_plans(
     for latents, mask, row, end in zip(formed.latents, unknown, sizes, ends, strict=True):
         share = torch.ones(len(latents), device=level.device).where(~mask, formed.alpha)
         below = torch.repeat_interleave(mask, torch.tensor(row, device=mask.device))
-        table = torch.zeros(len(below), level.readout.channels, device=level.device)
-        table[below] = next(drafts)
+        drafted = next(drafts)
+        table = drafted.new_zeros(len(below), drafted.shape[1])
+        table[below] = drafted
         plans.append(BlockPlan(row, Plans(latents, share, table), end))
     return plans
 

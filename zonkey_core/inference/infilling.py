@@ -101,12 +101,15 @@ class GappedDocument(NamedTuple):
     seed: int
 
 
-def find_gaps(data: bytes, mask: bytes | None = None) -> list[Gap]:
-    """Runs of three or more underscores, or every occurrence of `mask`; raises `ConfigError` for an empty one."""
+def find_gaps(data: bytes, mask: bytes | re.Pattern[bytes] | None = None) -> list[Gap]:
+    """Runs of three or more underscores, or every occurrence of `mask`, or all that a pattern matches but the empty.
+
+    Raises `ConfigError` for an empty mask.
+    """
     if mask == b"":
         raise ConfigError("the mask must not be empty")
-    pattern = rb"_{3,}" if mask is None else re.escape(mask)
-    return [Gap(*match.span()) for match in re.finditer(pattern, data)]
+    pattern = re.escape(mask) if isinstance(mask, bytes) else mask or rb"_{3,}"
+    return [Gap(*match.span()) for match in re.finditer(pattern, data) if match.end() > match.start()]
 
 
 def apply_fills(data: bytes, fills: Sequence[Fill]) -> bytes:
