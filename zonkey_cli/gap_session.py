@@ -136,10 +136,16 @@ class GapSession:
         left = self.gaps[len(self.decided) :]
         return b"".join([*parts, self.data[position:]]), [Gap(gap.start + grown, gap.end + grown) for gap in left]
 
+    def _mask(self) -> bytes:
+        """What marks the next gap."""
+        gap = self.gaps[len(self.decided)]
+        return self.data[gap.start : gap.end]
+
     def _show(self, text: bytes, gap: Gap, candidates: Sequence[Candidate]) -> None:
         """The gap with what stands around it, and what could go there."""
-        before, mask, after = text[: gap.start][-SHOWN_BYTES:], text[gap.start : gap.end], text[gap.end :][:SHOWN_BYTES]
-        self.terminal.say(f"\n{len(self.decided) + 1}/{len(self.gaps)}  ...{_shown(before)}[{_shown(mask)}]{_shown(after)}...\n")
+        before, after = _shown(text[: gap.start][-SHOWN_BYTES:]), _shown(text[gap.end :][:SHOWN_BYTES])
+        place = f"{len(self.decided) + 1}/{len(self.gaps)}"
+        self.terminal.say(f"\n{place}  ...{before}[{_shown(self._mask())}]{after}...\n")
         for number, candidate in enumerate(candidates, 1):
             self.terminal.say(f"{number:3}  {_shown(candidate.text)}  ({candidate.score:.1f})\n")
         if not candidates:

@@ -110,7 +110,8 @@ def test_keys_are_those_of_the_places_that_they_move_to(known: list[int], width:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shared_context, "choose_precision", lambda *given: torch.float32)
         (context,) = read_contexts(level, [pieces])
-    bounds = [(sum(known[: gap + 1]) + width * gap, sum(known[: gap + 1]) + width * (gap + 1)) for gap in range(len(known) - 1)]
+    firsts = [sum(known[: gap + 1]) + width * gap for gap in range(len(known) - 1)]
+    bounds = [(first, first + width) for first in firsts]
     count = sum(known) + width * len(bounds)
     order = with_gaps(count, bounds, begins=True, ends=True, measured=True)
     rows = lay_out([order], len(order.source), CPU)

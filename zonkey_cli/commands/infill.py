@@ -39,21 +39,21 @@ MANUAL = Manual(
     examples=(
         ("echo 'The capital of France ___ Paris.' | zonkey infill", "Fill one gap."),
         ("zonkey infill -i.orig letter.txt", "Fill a file in place, and keep the old one as letter.txt.orig."),
-        ("zonkey infill --interactive -i letter.txt", "Choose among candidates, gap by gap; the file changes at the end."),
+        ("zonkey infill --interactive -i letter.txt", "Choose among candidates, gap by gap."),
         ("zonkey infill --diff letter.txt | git apply", "See what changes, or hand it to git."),
         ("zonkey infill --mask '[...]' --seed 3 notes.txt", "Gaps written in another way, filled the same every time."),
         ("zonkey infill --mask-regex '<(gap|hole) ?/>' page.html", "Gaps written in several ways."),
         ("zonkey infill --json notes.txt | jq '.fills[].text'", "Only what goes into the gaps."),
         ("zonkey infill -k 5 --all notes.txt", "Five candidates for each gap, the best first, with their scores."),
         (":'<,'>!zonkey infill -q", "In vim: select lines that hold ___, and let them be filled."),
-        (":!zonkey infill -q --interactive -i %", "In vim: choose gap by gap in the file that is open; then :e shows it."),
+        (":!zonkey infill -q --interactive -i %", "In vim: choose gap by gap in the open file; :e then shows it."),
         ('{"label": "infill", "type": "shell", "command": "zonkey", "args": ["infill", "-q", "-i", "${file}"]}',
-         "In VS Code: a task for .vscode/tasks.json, which fills the file that is open; with --interactive before -i, it "
-         "asks in the terminal panel."),
+         "In VS Code: a task for .vscode/tasks.json, which fills the file that is open; with --interactive before -i, "
+         "it asks in the terminal panel."),
     ),
     exit_status=(
-        ("1", "A file could not be read or replaced, no file has a gap, a gap could not be filled and stays as it was, or "
-              "nothing was chosen."),
+        ("1", "A file could not be read or replaced, no file has a gap, a gap could not be filled and stays as it was, "
+              "or nothing was chosen."),
         ("2", "--interactive without a terminal."),
     ),
 )  # fmt: skip
@@ -85,7 +85,8 @@ class InfillVerb(Verb):
 @click.argument("files", metavar="[FILE]...", nargs=-1, type=FILE)
 @click.option("--mask", metavar="STR", help="What marks a gap.  [default: three or more underscores]")
 @click.option(
-    "--mask-regex", metavar="RE", help="The same as a regular expression of Python's, over bytes; empty matches are no gaps."
+    "--mask-regex", metavar="RE",
+    help="The same as a regular expression of Python's, over bytes; empty matches are no gaps.",
 )
 @click.option(
     "-i", "--in-place", metavar="[SUFFIX]",
@@ -98,14 +99,14 @@ class InfillVerb(Verb):
     help="Fills to draw for each gap. They are ranked by how likely the model finds the fill and the text after it.",
 )
 @click.option("--all", "every", is_flag=True, help="Write all candidates, one a line: offset of the gap, score, text.")
-@click.option("--min-bytes", type=click.IntRange(min=0), metavar="N", default=0, help="The shortest fill that is taken.")
-@click.option("--max-bytes", type=click.IntRange(min=0), metavar="N", help="The longest fill that is taken.")
+@click.option("--min-bytes", type=click.IntRange(min=0), metavar="N", default=0, help="Bytes of a fill at least.")
+@click.option("--max-bytes", type=click.IntRange(min=0), metavar="N", help="Bytes of a fill at most.")
 @seed_option("Seed of the draws, the same for every file.  [default: by chance]")
 @steps_option
 @temperature_option
 @json_option(
-    "Write one object for each file instead of its text: file, fills (start, end, text, score, candidates); text is null "
-    "where a gap stays."
+    "Write one object for each file instead of its text: file, fills (start, end, text, score, candidates); text is "
+    "null where a gap stays."
 )
 @model_option
 @device_option
@@ -139,8 +140,8 @@ def command(
 
     The same seed fills a gap in the same way, whatever other gaps there are far from it.
 
-    With --interactive, each gap is shown with numbered candidates: a number takes one, Enter the first; n draws others, t
-    types your own, s skips, u undoes, q ends. Nothing is written before the last question is answered.
+    With --interactive, each gap is shown with numbered candidates: a number takes one, Enter the first; n draws others,
+    t types your own, s skips, u undoes, q ends. Nothing is written before the last question is answered.
     """
     streams = context.ensure_object(Streams)
     _check_in_place(context, in_place, files)
@@ -313,4 +314,4 @@ def _infill_file(
     if terminal is None and len(fills) < len(gaps):
         found = {fill.start for fill in fills}
         offsets = ", ".join(str(gap.start) for gap in gaps if gap.start not in found)
-        inputs.fail(name, f"no fill of the length asked for at byte {offsets}; more candidates (-k) or other bounds may help")
+        inputs.fail(name, f"no fill of the length asked for at byte {offsets}; more candidates (-k) may find one")

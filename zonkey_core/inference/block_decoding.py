@@ -72,9 +72,8 @@ class Board:
         self.chances = _stacked([row.chances for row in filled], 0.0).to(self.device)
         self.plans = self._plans(level, filled)
         self.least_share = LEAST_SHARE if self.plans is None else LEAST_PLANNED_SHARE
-        masks = {
-            prefix: level.vocabulary.begins_with(prefix) for prefix in {one for row in rows for one in row.prefixes.values()}
-        }
+        prefixes = {prefix for row in rows for prefix in row.prefixes.values()}
+        masks = {prefix: level.vocabulary.begins_with(prefix) for prefix in prefixes}
         self.allowed = {
             (row, slot): masks[prefix] for row, each in enumerate(rows) for slot, prefix in each.prefixes.items()
         }

@@ -1,8 +1,8 @@
 """Gap filling: the lowest level tells the open slots of gaps, many candidates side by side, and scores what it told.
 
 Drawing sees all that stands around the gaps. A score is the exact log-probability of what was put there *and* of the
-`FOLLOWING` slots after it, slot by slot from left to right by the chain rule, given the rest of the text: so it says how
-well a fill goes on from the left, and how well the text goes on from the fill.
+`FOLLOWING` slots after it, slot by slot from left to right by the chain rule, given the rest of the text: so it says
+how well a fill goes on from the left, and how well the text goes on from the fill.
 
 Rows are as long as their own text needs and are told `ROWS_TOGETHER` at a time, so that none depends on the others.
 """

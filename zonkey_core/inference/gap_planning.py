@@ -73,7 +73,7 @@ def plan_gaps(
 ) -> list[BlockPlan | None]:
     """Plans of the blocks of texts with gaps, each from its own generator; None without a level above.
 
-    Candidates are planned `PLANNED_TOGETHER` at a time in rows whose length is their own, so none depends on the others.
+    They are planned `PLANNED_TOGETHER` at a time in rows whose length is their own, so none depends on the others.
     """
     if len(model.levels) == 1:
         return [None] * len(candidates)
@@ -103,7 +103,7 @@ def _plan_alike(
     steps: int,
     temperature: float,
 ) -> list[BlockPlan]:
-    """Plans for `PLANNED_TOGETHER` candidates, whose blocks fit into rows of the lengths `shape`, lowest level first."""
+    """Plans for `PLANNED_TOGETHER` candidates, whose blocks fit into rows of the lengths `shape`, lowest first."""
     upper: Plans | None = None
     planned: list[BlockPlan] = []
     for number in range(len(shape), 0, -1):
@@ -119,9 +119,8 @@ def _plan_alike(
         )  # fmt: skip
         sizes = [_block_sizes(candidate, number) for candidate in candidates]
         planned = _as_plans(level, formed, blocks, sizes, [candidate.ends for candidate in candidates])
-        upper = Plans(*(
-            pad_sequence(list(column), batch_first=True) for column in zip(*(each.plans for each in planned), strict=True)
-        ))  # fmt: skip
+        columns = zip(*(each.plans for each in planned), strict=True)
+        upper = Plans(*(pad_sequence(list(column), batch_first=True) for column in columns))
     return planned
 
 

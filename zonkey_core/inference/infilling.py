@@ -275,7 +275,8 @@ class _Filler:
             chance = torch.Generator().manual_seed(each.window.seed + attempt)
             seeds = torch.randint(2**31, (options.candidates,), generator=chance).tolist()
             lengths = draw_lengths(each.context, shares, least=self.least, most=self.most)
-            rows += [(each, some, torch.Generator().manual_seed(seed)) for some, seed in zip(lengths, seeds, strict=True)]
+            chances = [torch.Generator().manual_seed(seed) for seed in seeds]
+            rows += [(each, some, one) for some, one in zip(lengths, chances, strict=True)]
         chances = [chance for _, _, chance in rows]
         plans = plan_gaps(
             self.model,
