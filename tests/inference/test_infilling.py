@@ -332,7 +332,9 @@ def test_what_follows_counts_and_length_alone_does_not() -> None:
         return infilling._rank(GapScore(Likelihood(*fill), Likelihood(following, 4)))
 
     assert rank((-8.0, 2), -5.0) > rank((-8.0, 2), -6.0) and rank((-8.0, 2)) > rank((-9.0, 2))
-    assert rank((-infilling.SLOT_NATS, 1)) == pytest.approx(rank((-10 * infilling.SLOT_NATS, 10)))
+    assert rank((-2.0, 2)) == rank((-3.0, 2)), "too easy is no better"
+    shorter, longer = rank((-infilling.SLOT_NATS - 1, 1)), rank((-10 * infilling.SLOT_NATS - 1, 10))
+    assert shorter - longer == pytest.approx(math.log(10))
 
 
 @pytest.mark.parametrize(("least", "most"), [(0, 3), (4, 9), (0, 0), (12, None)])

@@ -36,14 +36,15 @@ CONTEXT_BYTES = 256
 """Text that is read before the first and after the last of the gaps that are filled together."""
 CLUSTER_BYTES = 768
 """Text from the first to the last of them, at most, so that a long file needs no more memory than a short one."""
-HIGHEST_SHARE = 0.8
+HIGHEST_SHARE = 0.625
 """Candidates get lengths up to the one below which the denoiser thinks so much of all possible; longer ones seldom
 win, and take longest."""
 SEAM_WEIGHT = 2.0
 """How much what follows a gap counts in ranking, beside what is put into it."""
-SLOT_NATS = 3.25
-"""What a slot of a fill is expected to cost, in nats, so that neither short fills nor long ones win by their length.
-Both were chosen on validation text (docs/experiments.md)."""
+SLOT_NATS = 4.0
+"""What a slot of a fill is expected to cost, in nats: a fill that costs more loses by it, and one that costs less gains
+nothing, since text that is too easy to foresee is as strange. Both were chosen on validation text
+(docs/experiments.md)."""
 WINDOWS_TOGETHER = 24
 """Windows that are filled side by side."""
 ATTEMPTS = 4
@@ -64,8 +65,7 @@ class Candidate(msgspec.Struct, frozen=True):
 
     text: bytes
     score: float
-    """What candidates are ranked by: the log-probability, with `SLOT_NATS` for each slot of the fill, and with what
-    follows counting `SEAM_WEIGHT` times."""
+    """What candidates are ranked by, made of the log-probabilities of the fill and of what follows it."""
     log_prob: float
     """Exact, in nats, of its strings and of those that follow the gap (`gap_filling.score_fills`)."""
 
@@ -317,8 +317,9 @@ class _Filler:
 
 
 def _rank(score: GapScore) -> float:
-    """How good a candidate is beside others of other lengths."""
-    return score.fill.total + SEAM_WEIGHT * score.following.total + SLOT_NATS * score.fill.pieces
+    """How good a candidate is beside others of other lengths, which are as likely as their logarithms are far apart."""
+    strange = min(0.0, score.fill.total + SLOT_NATS * score.fill.pieces)
+    return strange + SEAM_WEIGHT * score.following.total - math.log(max(1, score.fill.pieces))
 
 
 def _best(gap: Gap, candidates: Sequence[Candidate]) -> Fill | None:
