@@ -28,7 +28,7 @@ from zonkey_core.model.level import Level
 from zonkey_core.model.slot_batches import at_places, slot_batch
 from zonkey_core.slots import SlotKind
 
-ROWS_TOGETHER = 64
+ROWS_TOGETHER = 32
 """Rows that are told side by side; fewer are padded to so many."""
 READ_STEP = 8
 """Slots of a row that are scored at once are padded to a multiple of so many."""

@@ -45,7 +45,7 @@ SLOT_NATS = 4.0
 """What a slot of a fill is expected to cost, in nats: a fill that costs more loses by it, and one that costs less gains
 nothing, since text that is too easy to foresee is as strange. Both were chosen on validation text
 (docs/experiments.md)."""
-WINDOWS_TOGETHER = 24
+WINDOWS_TOGETHER = 16
 """Windows that are filled side by side."""
 ATTEMPTS = 4
 """Times that candidates are drawn for a gap before it is left as it is."""
