@@ -32,6 +32,20 @@ def working(streams: Streams, message: str) -> Iterator[Callable[[str], None]]:
         yield status.update
 
 
+@contextlib.contextmanager
+def progress(streams: Streams, message: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show how many of `total` things are done, when standard error is a terminal; the body tells that number."""
+    if not streams.shows_progress:
+        yield lambda done: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=error_console(streams), transient=True) as bar:
+        task = bar.add_task(message, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
 def printable(text: str) -> str:
     """`text` for one line of a terminal: control characters are replaced, line ends become spaces."""
     return "".join(

@@ -23,9 +23,11 @@ from zonkey_core.evaluation.metrics.infilling_metrics import (
     context_preserved,
     edit_similarity,
     first_words,
+    is_exact,
     length_error,
     levenshtein,
     rouge_2,
+    seam_gain,
     words_of,
 )
 from zonkey_core.inference.infilling import Gap
@@ -258,3 +260,25 @@ def test_nothing_between_two_ends_of_texts_gains_nothing() -> None:
     ends = [task(b"x ", b"word", b""), task(b"yes ", b"term", b"")]
     assert context_gain(rate, ends, [b"", b""], seed=0) == (0, 0, 0)
     assert context_gain(rate, ends, [b"four", b""], seed=0).value == pytest.approx((0 + 4 * 0.5 - 0 - 0) / 2)
+
+
+def test_seam_gain_judges_what_follows_alone() -> None:
+    """Each gap's own fill saves as many nats as it is long, and another's none."""
+
+    def rate(befores: Sequence[bytes], texts: Sequence[bytes]) -> NDArray[np.float64]:
+        nats = []
+        for before, text in zip(befores, texts, strict=True):
+            (task,) = [each for each in PLACES if before.startswith(each.before) and each.after.startswith(text)]
+            fill = before[len(task.before) :]
+            nats.append((20 - len(fill) * (fill == ANSWERS[PLACES.index(task)])) / max(1, len(text)))
+        return np.array(nats)
+
+    found = seam_gain(rate, PLACES, ANSWERS, seed=0)
+    assert found.value == pytest.approx(np.mean([len(answer) for answer in ANSWERS]))
+    assert found.low <= found.value <= found.high
+    assert seam_gain(rate, PLACES, [b"the same"] * len(PLACES), seed=0) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(("fill", "exact"), [(b"river", True), (b" river\n", True), (b"River", False), (b"", False)])
+def test_exact(fill: bytes, exact: bool) -> None:
+    assert is_exact(fill, b"river") == exact

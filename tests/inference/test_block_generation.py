@@ -1,4 +1,4 @@
-"""Block generation: what a text depends on, what is kept, when slots are told, how long texts and gaps become."""
+"""Block generation: what a text depends on, what is kept, when slots are told, how long texts become."""
 
 from __future__ import annotations
 
@@ -18,23 +18,17 @@ from torch import Tensor, nn
 from tests.inference.model_helpers import NEVER, expect, strings_of
 from tests.model_helpers import chance, few, fit_vocabulary, normal, seeds, small_model
 from zonkey_core.diffusion.decoding_order import (
-    GAP_WIDTH,
     Order,
     in_blocks,
     in_streams,
     lay_out,
-    with_blocks,
-    with_gaps,
 )
 from zonkey_core.inference import block_decoding, block_generation
 from zonkey_core.inference.block_decoding import EMPTY, TOGETHER, read_whole
 from zonkey_core.inference.block_generation import (
     KNOWN_STEP,
-    GappedText,
     OpenText,
     Written,
-    fill_gaps,
-    gap_lengths,
     plan_streams,
     write_texts,
 )
@@ -71,13 +65,6 @@ def opened(before: int = 0, room: int = 8, **changes: Any) -> OpenText:
     return OpenText(40 + torch.arange(before) % 200, room, True)._replace(**changes)
 
 
-def gapped(*known: int, lengths: Sequence[int] | None = None, **changes: Any) -> GappedText:
-    """Pieces of so many slots with gaps between them, of three slots each if nothing is said."""
-    pieces = [40 + 20 * number + torch.arange(count) for number, count in enumerate(known)]
-    gaps = [3] * (len(known) - 1) if lengths is None else lengths
-    return GappedText(pieces, True, True, gaps, [b""] * (len(known) - 1))._replace(**changes)
-
-
 def planned(level: Level, *lengths: int, seed: int = 0, ends: bool = True, alpha: float = 0.8) -> BlockPlan:
     """Blocks of these lengths with any plans and drafts."""
     assert level.above is not None
@@ -90,12 +77,6 @@ def write(level: Level, *texts: OpenText, seed: int = 0, **options: Any) -> list
     """The texts written side by side, each with chances of its own."""
     generators = [chance(seed + index) for index in range(len(texts))]
     return write_texts(level, texts, generators, **{"steps": 4, "temperature": 1.0, **options})
-
-
-def fill(level: Level, *texts: GappedText, seed: int = 0, **options: Any) -> list[list[Tensor]]:
-    """The texts filled side by side, each with chances of its own."""
-    generators = [chance(seed + index) for index in range(len(texts))]
-    return fill_gaps(level, texts, generators, **{"steps": 4, "temperature": 1.0, **options})
 
 
 class Reading(NamedTuple):
@@ -141,15 +122,6 @@ def open_texts(draw: st.DrawFn) -> OpenText:
         plan = planned(level, *lengths, seed=draw(seeds), ends=draw(st.booleans()))
         text = text._replace(room=text.room + over, plan=plan, most_blocks=len(lengths) + draw(st.integers(0, 2)))
     return text
-
-
-@st.composite
-def gapped_texts(draw: st.DrawFn) -> GappedText:
-    """A text with one gap or some, which may touch each other and the ends."""
-    known = draw(st.lists(st.integers(0, 6), min_size=2, max_size=4))
-    gaps = st.lists(st.integers(1, 12), min_size=len(known) - 1, max_size=len(known) - 1)
-    text = gapped(*known, lengths=draw(gaps))
-    return text._replace(begins=draw(st.booleans()), ends=draw(st.booleans()))
 
 
 # What a text depends on
@@ -203,9 +175,9 @@ def test_nothing_global_is_touched() -> None:
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.random.get_rng_state()
-        (written,), (filled,) = write(level, opened(2, 9)), fill(level, gapped(2, 3))
+        (written,) = write(level, opened(2, 9))
         assert torch.equal(state, torch.random.get_rng_state())
-        found.append(torch.cat([written.entries, *filled]))
+        found.append(written.entries)
     assert torch.equal(*found)
     assert all(torch.equal(before[name], tensor) for name, tensor in level.state_dict().items())
     assert level.denoiser.latent_in.weight.dtype == torch.float32, "what is read fast is a copy"
@@ -280,16 +252,6 @@ def test_every_slot_is_read_once_and_in_as_many_evaluations_as_are_given(case: t
         assert ends == [(before + len(written.entries), before + 1)], "an end is known once it was asked"
     else:
         assert ends == []
-
-
-@few
-@given(rooms)
-def test_gaps_take_as_many_evaluations_as_are_given(case: tuple[int, int, int, int]) -> None:
-    _, steps, remaining, before = case
-    with watched() as seen:
-        (filled,) = fill(teller(remaining), gapped(before, 3, 0, lengths=[1 + remaining, 2]), steps=steps)
-    assert 1 <= len(seen) <= steps + 1
-    assert all((entries != EMPTY).all() for entries in filled)
 
 
 @few
@@ -380,35 +342,6 @@ def test_without_temperature_what_is_likeliest_is_written(before: int, room: int
     assert torch.equal(likeliest[fresh], entries[slots[fresh]])
 
 
-@few
-@given(gapped_texts(), st.integers(1, 12), st.booleans())
-def test_without_temperature_gaps_are_filled_with_what_is_likeliest(
-    text: GappedText, steps: int, with_plan: bool
-) -> None:
-    level = teller(levels=2)
-    count = sum(map(len, text.known)) + sum(text.lengths)
-    plan = planned(level, *[5] * (count // 5), *([count % 5] if count % 5 else [])) if with_plan else None
-    text = text._replace(plan=plan)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(block_decoding, "choose_precision", lambda *given: torch.float32)
-        (filled,) = fill(level, text, steps=steps, temperature=0.0)
-    parts: list[tuple[int, int]] = []
-    entries: list[int] = []
-    for known, gap in itertools.zip_longest(text.known, filled):
-        entries += known.tolist()
-        if gap is not None:
-            number = -(-len(gap) // (steps + 1))
-            edges = [len(entries) + len(gap) * part // number for part in range(number + 1)]
-            parts += itertools.pairwise(edges)
-            entries += gap.tolist()
-    order = with_gaps(len(entries), parts, begins=text.begins, ends=text.ends, measured=True)
-    if plan is not None:
-        order = with_blocks(order, plan.lengths)
-    likeliest, slots = asked_at_once(level, order, torch.tensor(entries), plan)
-    assert len(slots) == sum(map(len, filled))
-    assert torch.equal(likeliest, torch.tensor(entries)[slots])
-
-
 # What is kept, and what is asked for
 
 
@@ -428,8 +361,8 @@ def boards() -> Iterator[list[Any]]:
 
 
 @few
-@given(st.lists(open_texts(), min_size=1, max_size=3), st.lists(gapped_texts(), min_size=1, max_size=3), seeds)
-def test_known_slots_never_change(texts: list[OpenText], gaps: list[GappedText], seed: int) -> None:
+@given(st.lists(open_texts(), min_size=1, max_size=3), seeds)
+def test_known_slots_never_change(texts: list[OpenText], seed: int) -> None:
     level = teller(levels=2)
     with boards() as made:
         for text in texts:
@@ -438,11 +371,6 @@ def test_known_slots_never_change(texts: list[OpenText], gaps: list[GappedText],
             assert torch.equal(row[: len(text.known)], text.known)
             assert torch.equal(row[len(text.known) :][: len(written.entries)], written.entries)
             assert (row[len(text.known) + len(written.entries) :] == EMPTY).all(), "nothing is told behind its end"
-        filled = fill(level, *gaps, seed=seed)
-        for row, text, each in zip(made[-1].entries, gaps, filled, strict=True):
-            parts = itertools.chain.from_iterable(itertools.zip_longest(text.known, each, fillvalue=torch.zeros(0)))
-            expected = torch.cat([part.long() for part in parts])
-            assert torch.equal(row[: len(expected)], expected)
 
 
 @few
@@ -456,16 +384,6 @@ def test_what_is_told_spells_something_and_begins_as_it_should(
         if len(entries):
             assert strings_of(level).detokenize(entries[:1].tolist()).startswith(text.prefix)
         assert len(entries) or not text.prefix, "a string that is begun is told"
-
-
-@few
-@given(st.lists(st.sampled_from([b"", b"t", b"th", b"It wai", b"\xc3", b" "]), min_size=1, max_size=3), seeds)
-def test_gaps_begin_as_they_should(prefixes: list[bytes], seed: int) -> None:
-    level = teller(4)
-    prefixes = [prefix if strings_of(level).begins_with(prefix).any() else b"" for prefix in prefixes]
-    (filled,) = fill(level, gapped(*[3] * (len(prefixes) + 1), prefixes=prefixes), seed=seed)
-    for prefix, entries in zip(prefixes, filled, strict=True):
-        assert strings_of(level).detokenize(entries[:1].tolist()).startswith(prefix)
 
 
 @few
@@ -553,84 +471,6 @@ def test_texts_are_as_long_as_often_as_the_level_thinks() -> None:
         left *= 1 - share
     found = torch.bincount(counts, minlength=7) / len(counts)
     torch.testing.assert_close(found, torch.tensor([*expected, 0, 0, left]), atol=0.04, rtol=0)
-
-
-# How long gaps become
-
-
-@few
-@given(st.lists(gapped_texts(), min_size=1, max_size=3), seeds)
-def test_gaps_hold_as_many_slots_as_is_said(texts: list[GappedText], seed: int) -> None:
-    for text, filled in zip(texts, fill(teller(), *texts, seed=seed), strict=True):
-        assert [len(entries) for entries in filled] == list(text.lengths)
-
-
-def lengths_of(level: Level, text: GappedText, *shares: float) -> list[list[int]]:
-    """How long the level thinks the gaps of a text are."""
-    return gap_lengths(level, text.known, shares, begins=text.begins, ends=text.ends)
-
-
-@few
-@given(gapped_texts(), st.integers(0, 400))
-def test_a_gap_is_as_long_as_is_sure(text: GappedText, remaining: int) -> None:
-    (found,) = lengths_of(teller(remaining), text, 0.5)
-    assert len(found) == len(text.known) - 1 and all(1 <= count <= GAP_WIDTH for count in found)
-    assert remaining > 7 or set(found) == {max(1, remaining)}
-
-
-@few
-@given(gapped_texts(), st.lists(st.floats(0, 1), min_size=2, max_size=5))
-def test_a_longer_share_never_gives_a_shorter_gap(text: GappedText, shares: list[float]) -> None:
-    for shorter, longer in itertools.pairwise(lengths_of(teller(), text, *sorted(shares))):
-        assert all(one <= other for one, other in zip(shorter, longer, strict=True))
-
-
-def test_shares_reach_from_the_shortest_to_the_longest() -> None:
-    level = small_model(1, seed=3).bottom.eval().requires_grad_(False)
-    expect(level, NEVER)
-    level.denoiser.ending_out.bias[1:6] = torch.tensor([1 / 5, 1 / 4, 1 / 3, 1 / 2, 0.9999]).logit()
-    shares = [(index + 0.5) / 5 for index in range(5)]
-    assert lengths_of(level, gapped(2, 2), *shares) == [[1], [2], [3], [4], [5]]
-
-
-def test_what_stands_on_both_sides_decides_what_a_gap_holds() -> None:
-    level = teller(5)
-    text = gapped(4, 4)
-    with watched() as seen:
-        for side, place in ((0, 0), (0, 3), (1, 0), (1, 3)):
-            known = [part.clone() for part in text.known]
-            known[side][place] = 7
-            fill(level, text, text._replace(known=known), text, temperature=0.0, seed=side)
-    for reading in seen[:: len(seen) // 4]:
-        gate = int((reading.slots.layout.kinds[0] == SlotKind.GAP).nonzero())
-        first, changed, same = reading.found.latents[:, gate]
-        assert torch.equal(first, same) and (first != changed).any()
-
-
-@few
-@given(gapped_texts(), st.integers(1, 40))
-def test_how_long_a_gap_is_is_asked_of_both_sides_before_it_is_open(text: GappedText, other: int) -> None:
-    level, asked = teller(), list[SlotBatch]()
-    forward = Denoiser.forward
-
-    def watching(denoiser: Denoiser, slots: SlotBatch, cache: KVCache | None = None) -> DenoisedSlots:
-        asked.append(slots)
-        return forward(denoiser, slots, cache)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Denoiser, "forward", watching)
-        for count in (1, other):
-            lengths_of(level, text._replace(lengths=[count] * len(text.lengths)), 0.5)
-    first, second = asked
-    assert all(torch.equal(one, two) for one, two in zip(first.layout, second.layout, strict=True))
-    assert torch.equal(first.known, second.known) and (first.layout.order == 0).all()
-    kinds = first.layout.kinds[0]
-    assert (kinds == SlotKind.DOCUMENT).sum() == text.begins and (kinds == SlotKind.END).sum() == text.ends
-    assert (kinds == SlotKind.TEXT).sum() == sum(map(len, text.known))
-    gates = first.layout.positions[0][kinds == SlotKind.GAP]
-    assert gates.tolist() == [
-        sum(map(len, text.known[: gap + 1])) + GAP_WIDTH * gap - 1 for gap in range(len(text.known) - 1)
-    ]
 
 
 def test_a_generator_may_be_used_again() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from typing import Any
 
 import pytest
@@ -16,21 +17,21 @@ from tests.inference.model_helpers import filler, strings_of
 from tests.model_helpers import TEXT, few, law
 from zonkey_core.diffusion.decoding_order import GAP_WIDTH
 from zonkey_core.errors import ConfigError
-from zonkey_core.inference import infilling, planning
-from zonkey_core.inference.block_generation import GappedText
-from zonkey_core.inference.generation import open_end, read_entries
+from zonkey_core.inference import gap_planning, infilling, planning
+from zonkey_core.inference.gap_filling import FilledRow, GappedRow, GapScore, Likelihood, score_fills
+from zonkey_core.inference.generation import open_end, read_entries, unfold_entries
 from zonkey_core.inference.infilling import (
     Fill,
     Gap,
+    GappedDocument,
     InfillingOptions,
     _clusters,
-    _join,
     apply_fills,
     find_gaps,
     infill,
+    infill_documents,
 )
 from zonkey_core.inference.latent_sampler import OpenText as FormedText
-from zonkey_core.inference.scoring import Likelihood, Question, log_likelihoods
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 
@@ -42,12 +43,12 @@ def fill(data: bytes, gaps: list[Gap], *, model: Zonkey | None = None, seed: int
     return infill(model or filler(), data, gaps, seed=seed, options=settings)
 
 
-def rows_filled(patch: pytest.MonkeyPatch) -> list[GappedText]:
+def rows_filled(patch: pytest.MonkeyPatch) -> list[GappedRow]:
     """A list that takes up every row that is filled from now on."""
-    found: list[GappedText] = []
+    found: list[GappedRow] = []
     sound = infilling.fill_gaps
 
-    def noted(level: Any, rows: list[GappedText], *given: Any, **options: Any) -> list[list[Tensor]]:
+    def noted(level: Any, rows: list[GappedRow], *given: Any, **options: Any) -> list[list[Tensor]]:
         found.extend(rows)
         return sound(level, rows, *given, **options)
 
@@ -110,6 +111,17 @@ def test_a_mask_is_taken_literally(data: bytes, mask: bytes, spans: list[tuple[i
     assert [(gap.start, gap.end) for gap in find_gaps(data, mask)] == spans
 
 
+@pytest.mark.parametrize(
+    ("data", "pattern", "spans"),
+    [(b"a <x> b <yy/>", rb"<\w+/?>", [(2, 5), (8, 13)]), (b"aXbX", rb"X?", [(1, 2), (3, 4)]), (b"abc", rb"x*", []),
+     (b"\xff\xfe", rb"[\xf0-\xff]", [(0, 1), (1, 2)])],
+)  # fmt: skip
+def test_a_pattern_marks_gaps_but_where_it_matches_nothing(
+    data: bytes, pattern: bytes, spans: list[tuple[int, int]]
+) -> None:
+    assert [(gap.start, gap.end) for gap in find_gaps(data, re.compile(pattern))] == spans
+
+
 def test_an_empty_mask_is_refused() -> None:
     with pytest.raises(ConfigError, match="mask"):
         find_gaps(b"text", b"")
@@ -158,7 +170,7 @@ def test_gaps_anywhere_are_filled(levels: int, words: tuple[bytes, ...]) -> None
     data, gaps = masked(*words)
     fills = fill(data, gaps, model=filler(levels), candidates=3)
     assert_kept(data, gaps, fills)
-    assert all(math.isfinite(each.score) and each.score < 0 for each in fills)
+    assert all(math.isfinite(each.score) and each.candidates[0].log_prob < 0 for each in fills)
     assert any(each.text for each in fills)
 
 
@@ -210,7 +222,7 @@ def test_candidates_differ_in_length_and_have_plans_of_their_own(
     for row in found:
         assert (row.plan is None) == (levels == 1)
         if row.plan is not None:
-            assert sum(row.plan.lengths) == sum(map(len, row.known)) + sum(row.lengths)
+            assert sum(row.plan.lengths) == sum(map(len, row.pieces.known)) + sum(row.lengths)
             assert 0 < float(row.plan.plans.alpha.min()) < 1 == float(row.plan.plans.alpha.max())
     if levels > 1:
         formed = {tuple(row.plan.plans.latents.flatten().tolist()) for row in found if row.plan is not None}
@@ -224,11 +236,11 @@ def test_what_stands_around_gaps_is_known_but_for_the_last_string_before_each(
     model, words = filler(1), (b"The heron ", b"", b" as ever.")
     fill(*masked(*words), model=model, candidates=1)
     (row,) = found
-    for text, known, prefix in zip(words[:-1], row.known[:-1], row.prefixes, strict=True):
+    for text, known, prefix in zip(words[:-1], row.pieces.known[:-1], row.prefixes, strict=True):
         entries = read_entries(model.bottom, text)
         assert torch.equal(known, entries[:-1]) and prefix == strings_of(model.bottom).detokenize(entries[-1:].tolist())
         assert strings_of(model.bottom).detokenize(known.tolist()) + prefix == text
-    assert torch.equal(row.known[-1], read_entries(model.bottom, words[-1]))
+    assert torch.equal(row.pieces.known[-1], read_entries(model.bottom, words[-1]))
 
 
 @few
@@ -236,19 +248,19 @@ def test_what_stands_around_gaps_is_known_but_for_the_last_string_before_each(
 def test_blocks_of_every_level_lie_around_the_gaps(words: list[bytes]) -> None:
     """Slots of every level but the top are those of the blocks above, and what is known is known at all levels."""
     seen: list[tuple[Level, list[FormedText]]] = []
-    sound, model = planning.form_slots, filler(3)
+    sound, model = gap_planning.form_slots, filler(3)
 
     def noted(level: Level, texts: list[FormedText], *given: Any, **options: Any) -> Any:
         seen.append((level, texts))
         return sound(level, texts, *given, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "form_slots", noted)
+        patch.setattr(gap_planning, "form_slots", noted)
         rows = rows_filled(patch)
         fill(*masked(*words), model=model, candidates=1)
     (row,) = rows
-    assert row.plan is not None and sum(row.plan.lengths) == sum(map(len, row.known)) + sum(row.lengths)
-    (_, (top,)), (_, (middle,)) = seen
+    assert row.plan is not None and sum(row.plan.lengths) == sum(map(len, row.pieces.known)) + sum(row.lengths)
+    (_, (top, *_)), (_, (middle, *_)) = seen
     assert len(middle.latents) == len(row.plan.lengths) and sum(middle.blocks) == len(middle.latents)
     assert len(top.latents) == len(middle.blocks)
     for known, block in zip(top.known_mask.tolist(), torch.split(middle.known_mask, list(middle.blocks)), strict=True):
@@ -279,53 +291,91 @@ def test_beginnings_and_ends_are_known_to_be_some(monkeypatch: pytest.MonkeyPatc
     found = rows_filled(monkeypatch)
     data, gaps = masked(b"The heron", b" stood in the shallows", b" as ever.")
     fill(data, gaps, candidates=1)
-    assert [(row.begins, row.ends) for row in found] == [(True, False), (False, True)]
+    assert [(row.pieces.begins, row.pieces.ends) for row in found] == [(True, False), (False, True)]
 
 
-def test_the_likeliest_candidate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the mean over its strings, as candidates are of different lengths."""
+def scored(patch: pytest.MonkeyPatch) -> tuple[list[FilledRow], list[list[GapScore]]]:
+    """Lists that take up every row that is scored from now on, and its scores."""
+    rows: list[FilledRow] = []
+    scores: list[list[GapScore]] = []
+
+    def noted(level: Level, some: list[FilledRow]) -> list[list[GapScore]]:
+        rows.extend(some)
+        scores.extend(found := score_fills(level, some))
+        return found
+
+    patch.setattr(infilling, "score_fills", noted)
+    return rows, scores
+
+
+def test_each_gap_gets_the_candidate_that_ranks_highest(monkeypatch: pytest.MonkeyPatch) -> None:
     model = filler(1)
     data, gaps = masked(b"The heron ", b" stood in ", b" as ever.")
-    seen: list[Question] = []
-
-    def noted(model: Zonkey, questions: list[Question]) -> list[Likelihood]:
-        seen.extend(questions)
-        return log_likelihoods(model, questions)
-
-    monkeypatch.setattr(infilling, "log_likelihoods", noted)
+    rows, scores = scored(monkeypatch)
     fills = fill(data, gaps, model=model, candidates=16)
-    assert len(seen) == 16 and all(question.begins and question.ends for question in seen)
-    found = log_likelihoods(model, seen)
-    scores = [each.total / each.pieces for each in found]
-    best = max(range(16), key=scores.__getitem__)
-    assert [each.text for each in fills] == [seen[best].text[begin:end] for begin, end in seen[best].spans]
-    assert all(each.score == pytest.approx(scores[best]) for each in fills)
-    assert len({each.pieces for each in found}) > 1 and len(set(scores)) > 8
+    assert len(rows) == 16
+    for which, found in enumerate(fills):
+        ranks = [infilling._rank(score[which]) for score in scores]
+        best = max(range(16), key=ranks.__getitem__)
+        (spelled,) = unfold_entries(model.bottom, [rows[best].fills[which]])
+        assert spelled.endswith(found.text) and found.score == pytest.approx(ranks[best])
+        listed = [each.score for each in found.candidates]
+        assert listed == sorted(listed, reverse=True) and listed[0] == found.score and len(listed) > 4
+        assert len({each.text for each in found.candidates}) == len(found.candidates)
+        assert found.text == found.candidates[0].text
+        total = scores[best][which].fill.total + scores[best][which].following.total
+        assert found.candidates[0].log_prob == pytest.approx(total)
 
 
-def test_the_shortest_candidate_is_not_preferred(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Question] = []
+def test_what_follows_counts_and_length_alone_does_not() -> None:
+    def rank(fill: tuple[float, int], following: float = -9.0) -> float:
+        return infilling._rank(GapScore(Likelihood(*fill), Likelihood(following, 4)))
 
-    def judged(_model: Zonkey, questions: list[Question]) -> list[Likelihood]:
-        seen.extend(questions)
-        return [Likelihood(-9.0, 2), Likelihood(-40.0, 10), Likelihood(-8.0, 1), Likelihood(0.0, 0)][: len(questions)]
-
-    monkeypatch.setattr(infilling, "log_likelihoods", judged)
-    (only,) = fill(*masked(b"The heron ", b" as ever."), candidates=3)
-    ((begin, end),) = seen[1].spans
-    assert only.score == -4 and only.text == seen[1].text[begin:end]
+    assert rank((-8.0, 2), -5.0) > rank((-8.0, 2), -6.0) and rank((-8.0, 2)) > rank((-9.0, 2))
+    assert rank((-2.0, 2)) == rank((-3.0, 2)), "too easy is no better"
+    shorter, longer = rank((-infilling.SLOT_NATS - 1, 1)), rank((-10 * infilling.SLOT_NATS - 1, 10))
+    assert shorter - longer == pytest.approx(math.log(10))
 
 
-@law
-@given(st.lists(st.tuples(st.binary(max_size=5), st.binary(max_size=5)), max_size=4), st.binary(max_size=5))
-def test_spans_lie_where_the_fills_are(pairs: list[tuple[bytes, bytes]], first: bytes) -> None:
-    fills, texts = [fill for fill, _ in pairs], [first, *(text for _, text in pairs)]
-    joined, spans = _join(texts, fills)
-    assert joined == first + b"".join(fill + text for fill, text in pairs)
-    assert [joined[begin:end] for begin, end in spans] == fills
-    assert [begin for begin, _ in spans] == [
-        len(first) + sum(len(fill) + len(text) for fill, text in pairs[:index]) for index in range(len(pairs))
-    ]
+@pytest.mark.parametrize(("least", "most"), [(0, 3), (4, 9), (0, 0), (12, None)])
+def test_fills_have_as_many_bytes_as_are_allowed(least: int, most: int | None) -> None:
+    data, gaps = masked(b"The heron ", b" stood in ", b" as ever.")
+    fills = fill(data, gaps, candidates=8, min_bytes=least, max_bytes=most)
+    assert all(least <= len(each.text) <= (len(data) * 99 if most is None else most)
+               for found in fills for each in found.candidates)  # fmt: skip
+    assert most == 0 or len(fills) == 2
+
+
+def test_a_gap_for_which_there_is_nothing_is_left_out() -> None:
+    data, gaps = masked(b"The heron ", b" as ever.")
+    told: list[int] = []
+    options = InfillingOptions(steps=2, candidates=2, min_bytes=5000, max_bytes=5001)
+    assert infill(filler(), data, gaps, seed=1, options=options, on_filled=told.append) == []
+    assert told == [1]
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_a_gap_is_filled_alike_whatever_other_gaps_are_far_from_it(levels: int) -> None:
+    model, first = filler(levels), b"The heron ____ stood in the shallows. "
+    far = b"Nothing at all happens here for long. " * 40
+    alone = fill(first + far, find_gaps(first), model=model)
+    data = first + far + first * 3 + far + b"And ____ so on"
+    together = fill(data, find_gaps(data), model=model)
+    assert together[0] == alone[0] and len(together) == 5
+
+
+def test_texts_are_filled_as_each_alone() -> None:
+    model = filler(2)
+    texts = [b"The ____ flew", b"", b"____", b"no gap", b"It ____ was so. " + DATA + b" ____ a", b"The ____ flew"]
+    documents = [GappedDocument(data, find_gaps(data), seed) for seed, data in enumerate(texts)]
+    options = InfillingOptions(steps=2, candidates=2)
+    found: dict[int, list[Fill]] = {}
+    for number, fills in infill_documents(model, documents, options=options):
+        found.setdefault(number, []).extend(each for each in fills if each is not None)
+    for number, document in enumerate(documents):
+        alone = infill(model, document.data, document.gaps, seed=document.seed, options=options)
+        assert found.get(number, []) == alone
+    assert found[0] != found[5]
 
 
 def test_fills_depend_on_the_seed_alone() -> None:
@@ -355,8 +405,6 @@ def test_gaps_near_each_other_are_filled_together(monkeypatch: pytest.MonkeyPatc
         data[gap.start : gap.end] = b"___"
     fills = fill(bytes(data), gaps)
     assert_kept(bytes(data), gaps, fills)
-    scores = [each.score for each in fills]
-    assert scores[0] == scores[1] and len(set(scores)) == 3
 
 
 def test_far_text_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,10 +426,12 @@ def test_every_number_of_evaluations_fills_gaps(levels: int, steps: int) -> None
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"steps": 0}, {"candidates": 0}, {"temperature": -1.0}, {"temperature": float("nan")}], ids=str
+    "wrong",
+    [{"steps": 0}, {"candidates": 0}, {"temperature": -1.0}, {"temperature": float("nan")}, {"min_bytes": -1},
+     {"max_bytes": 2, "min_bytes": 3}], ids=str,
 )
 def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(wrong))):
+    with pytest.raises(ConfigError, match=next(iter(wrong)).replace("_", "-")):
         fill(*masked(b"one ", b" two"), **wrong)
 
 

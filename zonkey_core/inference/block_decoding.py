@@ -17,6 +17,7 @@ from zonkey_core.model.denoiser import DenoisedSlots
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.level import Level
 from zonkey_core.model.slot_batches import Plans, at_places, slot_batch
+from zonkey_core.slots import SlotKind
 
 DRAWN_TOGETHER = 32
 """Slots that are drawn at once: what their logits take stays in the cache."""
@@ -71,10 +72,10 @@ class Board:
         self.chances = _stacked([row.chances for row in filled], 0.0).to(self.device)
         self.plans = self._plans(level, filled)
         self.least_share = LEAST_SHARE if self.plans is None else LEAST_PLANNED_SHARE
+        prefixes = {prefix for row in rows for prefix in row.prefixes.values()}
+        masks = {prefix: level.vocabulary.begins_with(prefix) for prefix in prefixes}
         self.allowed = {
-            (row, slot): level.vocabulary.begins_with(prefix)
-            for row, each in enumerate(rows)
-            for slot, prefix in each.prefixes.items()
+            (row, slot): masks[prefix] for row, each in enumerate(rows) for slot, prefix in each.prefixes.items()
         }
         self.cache: KVCache | None = None
 
@@ -95,6 +96,13 @@ class Board:
         if self.cache is None:
             self.cache = KVCache(self.rows.layout)
         self.cache.layout = self.rows.layout
+
+    def take_up(self, orders: Sequence[Order], cache: KVCache) -> None:
+        """Take up the order of rows of which a cache holds what is known already, all but the openings of gaps."""
+        self.cache = cache
+        self.lay_out(orders, [0] * len(orders))
+        for times, order in zip(self.times, orders, strict=False):
+            times[(order.order == 0) & (order.kinds != SlotKind.GAP)] = -1
 
     @torch.no_grad()
     def read(self, time: int, width: int) -> Reading:

@@ -17,20 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zonkey_core.diffusion.decoding_order import (
-    GAP_WIDTH,
-    Order,
-    in_blocks,
-    in_streams,
-    lay_out,
-    with_blocks,
-    with_gaps,
-)
+from zonkey_core.diffusion.decoding_order import Order, in_blocks, in_streams, lay_out
 from zonkey_core.inference.block_decoding import EMPTY, TOGETHER, Board, Row, read_whole
 from zonkey_core.inference.planning import BlockPlan
 from zonkey_core.model.length_model import EDGES, draw_counts
 from zonkey_core.model.level import Level
-from zonkey_core.slots import SlotKind
 
 KNOWN_STEP = 32
 """What stands already is padded to a multiple of so many slots."""
@@ -64,21 +55,6 @@ class Written(NamedTuple):
     """[M]"""
     ended: bool
     """Whether the document ends there."""
-
-
-class GappedText(NamedTuple):
-    """A text with gaps."""
-
-    known: Sequence[Tensor]
-    """[P] entries of each of the pieces around the gaps, one more than there are gaps."""
-    begins: bool
-    ends: bool
-    lengths: Sequence[int]
-    """Slots of each gap."""
-    prefixes: Sequence[bytes]
-    """What the first string of each gap begins with."""
-    plan: BlockPlan | None = None
-    """What the level above says of the whole text, gaps included."""
 
 
 class _Laid(NamedTuple):
@@ -193,72 +169,6 @@ def _without_plans(
         count = min(count, text.room)
         laid.append(_Laid(_streams(text, count, ended=ended, steps=steps), count, ended, len(text.known)))
     return laid
-
-
-def fill_gaps(
-    level: Level,
-    texts: Sequence[GappedText],
-    generators: Sequence[torch.Generator],
-    *,
-    steps: int,
-    temperature: float,
-) -> list[list[Tensor]]:
-    """Fill the gaps of texts: the entries [M] of each gap of each text."""
-    rows, orders, spans = [], [], []
-    for text, generator in zip(texts, generators, strict=True):
-        gaps = _gap_bounds(text, text.lengths)
-        parts: list[tuple[int, int]] = []
-        for first, last in gaps:
-            number = -(-(last - first) // (steps + 1))
-            parts += itertools.pairwise([first + (last - first) * part // number for part in range(number + 1)])
-        pieces = [part for known, count in zip(text.known, [*text.lengths, 0], strict=True)
-                  for part in (known, known.new_full((count,), EMPTY))]  # fmt: skip
-        prefixes = {first: prefix for (first, _), prefix in zip(gaps, text.prefixes, strict=True) if prefix}
-        count = sum(map(len, pieces))
-        chances = torch.rand(count, generator=generator)
-        rows.append(Row(torch.cat(pieces), chances, prefixes, None if text.plan is None else text.plan.plans))
-        order = with_gaps(count, parts, begins=text.begins, ends=text.ends, measured=True)
-        orders.append(order if text.plan is None else with_blocks(order, text.plan.lengths))
-        spans.append(gaps)
-    longest = max(len(order.source) for order in orders)
-    board = Board(level, rows, batch=len(rows), length=longest + 1, temperature=temperature)
-    board.lay_out(orders, [0] * len(orders))
-    board.run(longest, max(int((order.kinds == SlotKind.GAP).sum()) for order in orders), lambda: None)
-    return [[board.entries[row, slice(*gap)].cpu() for gap in gaps] for row, gaps in enumerate(spans)]
-
-
-@torch.no_grad()
-def gap_lengths(
-    level: Level, known: Sequence[Tensor], shares: Sequence[float], *, begins: bool, ends: bool
-) -> list[list[int]]:
-    """How many slots the gaps between pieces of a text [P] get, once for each of `shares`.
-
-    A share says which of the lengths that are possible it is to be, from the shortest at 0 to the longest at 1.
-    """
-    assert level.vocabulary is not None
-    gaps, position = [], 0
-    for piece in known[:-1]:
-        position += len(piece)
-        gaps.append((position, position + 1))
-        position += 1
-    order = with_gaps(position + len(known[-1]), gaps, begins=begins, ends=ends, measured=False)
-    table = level.vocabulary.latents()
-    entries = torch.cat([part for piece in known for part in (piece, piece.new_zeros(1))]).to(table.device)
-    rows = lay_out([order], len(order.source), table.device)
-    logits = read_whole(level, rows, table[entries][None]).ending_logits[0, rows.layout.kinds[0] == SlotKind.GAP]
-    return [
-        draw_counts(logits, logits.new_full((len(logits),), 1 - share)).clamp(1, GAP_WIDTH).tolist() for share in shares
-    ]
-
-
-def _gap_bounds(text: GappedText, counts: Sequence[int]) -> list[tuple[int, int]]:
-    """The first slot of each gap and the one after its last, where gaps have so many."""
-    bounds, position = [], 0
-    for known, count in zip(text.known, counts, strict=False):
-        position += len(known)
-        bounds.append((position, position + count))
-        position += count
-    return bounds
 
 
 class Streams(NamedTuple):

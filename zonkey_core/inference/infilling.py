@@ -2,31 +2,55 @@
 
 The same descent as for generation: every level reads what stands on both sides of the gaps, a segment that a gap lies
 in is unknown and formed from noise from the top down, and the lowest level tells the open slots with the plans of their
-blocks. How many there are is existence that decays from both sides. Several candidates of different lengths are drawn,
-and the one whose strings the model finds likeliest on average, seams included, is kept.
+blocks. How many there are is existence that decays from both sides: candidates get lengths from all over its
+distribution. For each gap the one is kept with which the model finds the fill and the text behind it likeliest.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 import torch
 
+from zonkey_core.diffusion.decoding_order import GAP_WIDTH
 from zonkey_core.errors import ConfigError
-from zonkey_core.inference.block_generation import GappedText, fill_gaps, gap_lengths
-from zonkey_core.inference.generation import check_sampling, open_end, read_entries, unfold_entries
-from zonkey_core.inference.planning import plan_gaps
-from zonkey_core.inference.scoring import Question, log_likelihoods
+from zonkey_core.inference.gap_filling import (
+    FilledRow,
+    GappedRow,
+    GapScore,
+    draw_lengths,
+    fill_gaps,
+    score_fills,
+)
+from zonkey_core.inference.gap_planning import GappedBlocks, GapsToPlan, gapped_blocks, plan_gaps
+from zonkey_core.inference.generation import check_sampling, unfold_entries
+from zonkey_core.inference.shared_context import Context, Pieces, read_contexts
+from zonkey_core.inference.text_reading import TextReader
 from zonkey_core.model.model import Zonkey
 
-CONTEXT_BYTES = 384
+CONTEXT_BYTES = 256
 """Text that is read before the first and after the last of the gaps that are filled together."""
 CLUSTER_BYTES = 768
 """Text from the first to the last of them, at most, so that a long file needs no more memory than a short one."""
-LOW_SHARE, HIGH_SHARE = 0.25, 0.75
-"""Candidates get lengths from between these shares of all that the denoiser thinks possible."""
+HIGHEST_SHARE = 0.625
+"""Candidates get lengths up to the one below which the denoiser thinks so much of all possible; longer ones seldom
+win, and take longest."""
+SEAM_WEIGHT = 2.0
+"""How much what follows a gap counts in ranking, beside what is put into it."""
+SLOT_NATS = 4.0
+"""What a slot of a fill is expected to cost, in nats: a fill that costs more loses by it, and one that costs less gains
+nothing, since text that is too easy to foresee is as strange. Both were chosen on validation text
+(docs/experiments.md)."""
+WINDOWS_TOGETHER = 16
+"""Windows that are filled side by side."""
+ATTEMPTS = 4
+"""Times that candidates are drawn for a gap before it is left as it is."""
+NEXT_SEED = 7919
+"""What parts the seeds of the windows of a text."""
 
 
 class Gap(msgspec.Struct, frozen=True):
@@ -36,6 +60,16 @@ class Gap(msgspec.Struct, frozen=True):
     end: int
 
 
+class Candidate(msgspec.Struct, frozen=True):
+    """What could go into a gap."""
+
+    text: bytes
+    score: float
+    """What candidates are ranked by, made of the log-probabilities of the fill and of what follows it."""
+    log_prob: float
+    """Exact, in nats, of its strings and of those that follow the gap (`gap_filling.score_fills`)."""
+
+
 class Fill(msgspec.Struct, frozen=True):
     """What goes there."""
 
@@ -43,7 +77,8 @@ class Fill(msgspec.Struct, frozen=True):
     end: int
     text: bytes
     score: float
-    """Mean log-probability of the strings of the fills and their seams, in nats."""
+    candidates: tuple[Candidate, ...] = ()
+    """All different ones that were drawn, the best first; `text` is the first of them."""
 
 
 class InfillingOptions(msgspec.Struct, frozen=True):
@@ -52,14 +87,29 @@ class InfillingOptions(msgspec.Struct, frozen=True):
     steps: int = 8
     temperature: float = 1.0
     candidates: int = 8
+    min_bytes: int = 0
+    """Bytes of a fill at least."""
+    max_bytes: int | None = None
+    """Bytes of a fill at most."""
 
 
-def find_gaps(data: bytes, mask: bytes | None = None) -> list[Gap]:
-    """Runs of three or more underscores, or every occurrence of `mask`; raises `ConfigError` for an empty one."""
+class GappedDocument(NamedTuple):
+    """A text, where its gaps are, and the seed of the draws."""
+
+    data: bytes
+    gaps: Sequence[Gap]
+    seed: int
+
+
+def find_gaps(data: bytes, mask: bytes | re.Pattern[bytes] | None = None) -> list[Gap]:
+    """Runs of three or more underscores, or every occurrence of `mask`, or all that a pattern matches but the empty.
+
+    Raises `ConfigError` for an empty mask.
+    """
     if mask == b"":
         raise ConfigError("the mask must not be empty")
-    pattern = rb"_{3,}" if mask is None else re.escape(mask)
-    return [Gap(*match.span()) for match in re.finditer(pattern, data)]
+    pattern = re.escape(mask) if isinstance(mask, bytes) else mask or rb"_{3,}"
+    return [Gap(*match.span()) for match in re.finditer(pattern, data) if match.end() > match.start()]
 
 
 def apply_fills(data: bytes, fills: Sequence[Fill]) -> bytes:
@@ -80,23 +130,74 @@ def infill(
     options: InfillingOptions,
     on_filled: Callable[[int], None] = lambda count: None,
 ) -> list[Fill]:
-    """Fill the gaps of a text, neighbouring ones together; raises `ConfigError` for options out of range.
+    """Fill the gaps of a text; raises `ConfigError` for options out of range.
 
-    Each group of neighbours is read in a window around it, so memory does not grow with the text. `on_filled` is told
-    how many gaps are filled so far.
+    A gap for which no candidate has a length within `min_bytes` and `max_bytes` is left out. `on_filled` is told how
+    many gaps are done so far.
     """
+    document = GappedDocument(data, gaps, seed)
+    fills: list[Fill] = []
+    done = 0
+    for _, drawn in infill_documents(model, [document], options=options):
+        done += len(drawn)
+        fills += [fill for fill in drawn if fill is not None]
+        on_filled(done)
+    return fills
+
+
+def infill_documents(
+    model: Zonkey, documents: Sequence[GappedDocument], *, options: InfillingOptions
+) -> Iterator[tuple[int, list[Fill | None]]]:
+    """Fill the gaps of many texts: the number of a text, and what goes into its next gaps; None where nothing does.
+
+    Neighbouring gaps are filled together, and each group of neighbours is read in a window around it.
+    `WINDOWS_TOGETHER` windows are filled side by side, so memory does not grow with the text; none depends on the
+    others. Raises `ConfigError` for options out of range.
+    """
+    check_infilling(options)
+    windows = [(number, window) for number, document in enumerate(documents) for window in _windows(document)]
+    if not windows:
+        return
+    filler = _Filler(model, options)
+    for first in range(0, len(windows), WINDOWS_TOGETHER):
+        some = windows[first : first + WINDOWS_TOGETHER]
+        filled = filler.fill([window for _, window in some])
+        yield from ((number, fills) for (number, _), fills in zip(some, filled, strict=True))
+
+
+def check_infilling(options: InfillingOptions) -> None:
+    """Raise `ConfigError` for options out of range."""
     check_sampling(options.steps, options.temperature)
     if options.candidates < 1:
         raise ConfigError(f"candidates must be at least 1, not {options.candidates}")
-    fills: list[Fill] = []
-    clusters = _clusters(gaps)
+    if options.min_bytes < 0:
+        raise ConfigError(f"min-bytes must be at least 0, not {options.min_bytes}")
+    if options.max_bytes is not None and options.max_bytes < options.min_bytes:
+        raise ConfigError(f"max-bytes must be at least min-bytes, {options.min_bytes}, not {options.max_bytes}")
+
+
+class _Window(NamedTuple):
+    """Gaps that are filled together, and the text around them."""
+
+    gaps: Sequence[Gap]
+    texts: Sequence[bytes]
+    """One more than there are gaps."""
+    begins: bool
+    ends: bool
+    seed: int
+
+
+def _windows(document: GappedDocument) -> Iterator[_Window]:
+    """The gaps of a text in groups of neighbours; no window reaches into the gaps of another."""
+    data = document.data
+    clusters = _clusters(document.gaps)
     ends = [0, *(cluster[-1].end for cluster in clusters)]
-    starts = [*(cluster[0].start for cluster in clusters), len(data)]
-    for number, cluster in enumerate(clusters):
-        generator = torch.Generator().manual_seed(seed + 7919 * number)
-        fills += _fill_cluster(model, data, (ends[number], starts[number + 1]), cluster, options, generator)
-        on_filled(len(fills))
-    return fills
+    starts = [*(cluster[0].start for cluster in clusters[1:]), len(data)]
+    for number, (gaps, lowest, highest) in enumerate(zip(clusters, ends, starts, strict=False)):
+        begin, end = max(lowest, gaps[0].start - CONTEXT_BYTES), min(highest, gaps[-1].end + CONTEXT_BYTES)
+        borders = [begin, *(border for gap in gaps for border in (gap.start, gap.end)), end]
+        texts = [data[begin:end] for begin, end in zip(borders[::2], borders[1::2], strict=True)]
+        yield _Window(gaps, texts, begin == 0, end == len(data), document.seed + NEXT_SEED * number)
 
 
 def _clusters(gaps: Sequence[Gap]) -> list[list[Gap]]:
@@ -111,51 +212,118 @@ def _clusters(gaps: Sequence[Gap]) -> list[list[Gap]]:
     return clusters
 
 
-def _fill_cluster(
-    model: Zonkey,
-    data: bytes,
-    bounds: tuple[int, int],
-    gaps: Sequence[Gap],
-    options: InfillingOptions,
-    generator: torch.Generator,
-) -> list[Fill]:
-    """Draw candidates for gaps that are filled together, from text within `bounds`, and keep the likeliest."""
-    begin, end = max(bounds[0], gaps[0].start - CONTEXT_BYTES), min(bounds[1], gaps[-1].end + CONTEXT_BYTES)
-    borders = [begin, *(border for gap in gaps for border in (gap.start, gap.end)), end]
-    texts = [data[begin:end] for begin, end in zip(borders[::2], borders[1::2], strict=True)]
-    level = model.bottom
-    opened = [open_end(level, text) for text in texts[:-1]]
-    known = [*(each.known for each in opened), read_entries(level, texts[-1])]
-    prefixes = [each.prefix for each in opened]
-    begins, ends = begin == 0, end == len(data)
-    numbers = torch.randint(2**31, (options.candidates,), generator=generator).tolist()
-    chances = [torch.Generator().manual_seed(number) for number in numbers]
-    shares = [LOW_SHARE + (HIGH_SHARE - LOW_SHARE) * (candidate + 0.5) / options.candidates
-              for candidate in range(options.candidates)]  # fmt: skip
-    lengths = gap_lengths(level, known, shares, begins=begins, ends=ends)
-    plans = plan_gaps(
-        model, texts, [len(entries) for entries in known], lengths, chances, begins=begins, ends=ends,
-        steps=options.steps, temperature=options.temperature,
-    )  # fmt: skip
-    rows = [
-        GappedText(known, begins, ends, counts, prefixes, plan) for counts, plan in zip(lengths, plans, strict=True)
-    ]
-    filled = fill_gaps(level, rows, chances, steps=options.steps, temperature=options.temperature)
-    drawn = [
-        [fill[len(prefix) :] for fill, prefix in zip(unfold_entries(level, row), prefixes, strict=True)]
-        for row in filled
-    ]
-    questions = [Question(*_join(texts, fills), begins, ends) for fills in drawn]
-    likelihoods = log_likelihoods(model, questions)
-    scores = [likelihood.total / max(1, likelihood.pieces) for likelihood in likelihoods]
-    best = max(range(len(drawn)), key=scores.__getitem__)
-    return [Fill(gap.start, gap.end, text, scores[best]) for gap, text in zip(gaps, drawn[best], strict=True)]
+class _Opened(NamedTuple):
+    """A window as the model reads it."""
+
+    window: _Window
+    pieces: Pieces
+    prefixes: list[bytes]
+    """The last string before each gap, which may turn out to be the beginning of a longer one."""
+    blocks: list[GappedBlocks]
+    context: Context
 
 
-def _join(texts: Sequence[bytes], fills: Sequence[bytes]) -> tuple[bytes, list[tuple[int, int]]]:
-    """Context and fills as one text, with the spans of the fills."""
-    joined, spans = bytearray(texts[0]), []
-    for fill, text in zip(fills, texts[1:], strict=True):
-        spans.append((len(joined), len(joined) + len(fill)))
-        joined += fill + text
-    return bytes(joined), spans
+class _Filler:
+    """Draws and ranks candidates with one model."""
+
+    def __init__(self, model: Zonkey, options: InfillingOptions) -> None:
+        self.model, self.options = model, options
+        self.reader = TextReader(model)
+        vocabulary = model.bottom.vocabulary
+        assert vocabulary is not None
+        self.vocabulary, mean = vocabulary, vocabulary.mean_length()
+        self.least = min(GAP_WIDTH, max(1, round(options.min_bytes / mean)))
+        self.most = GAP_WIDTH
+        if options.max_bytes is not None:
+            self.most = max(self.least, min(GAP_WIDTH, math.ceil(options.max_bytes / mean)))
+
+    def fill(self, windows: Sequence[_Window]) -> list[list[Fill | None]]:
+        """What goes into the gaps of windows; those that get nothing of a length asked for are drawn for again."""
+        opened = self._open(windows)
+        found: list[list[list[Candidate]]] = [[[] for _ in window.gaps] for window in windows]
+        for attempt in range(ATTEMPTS):
+            lacking = [index for index, gaps in enumerate(found) if not all(gaps)]
+            if not lacking:
+                break
+            drawn = self._draw([opened[index] for index in lacking], attempt)
+            for index, gaps in zip(lacking, drawn, strict=True):
+                found[index] = [kept or new for kept, new in zip(found[index], gaps, strict=True)]
+        return [
+            [_best(gap, candidates) for gap, candidates in zip(window.gaps, gaps, strict=True)]
+            for window, gaps in zip(windows, found, strict=True)
+        ]
+
+    def _open(self, windows: Sequence[_Window]) -> list[_Opened]:
+        """Read what stands around the gaps of windows."""
+        read = iter(self.reader.read([text for window in windows for text in window.texts]))
+        opened = []
+        for window in windows:
+            texts = [next(read) for _ in window.texts]
+            known = [*(text.entries[:-1] for text in texts[:-1]), texts[-1].entries]
+            prefixes = [self.vocabulary.detokenize(text.entries[-1:].tolist()) for text in texts[:-1]]
+            blocks = gapped_blocks(self.model, texts, [len(entries) for entries in known])
+            opened.append((window, Pieces(known, window.begins, window.ends), prefixes, blocks))
+        contexts = read_contexts(self.model.bottom, [pieces for _, pieces, _, _ in opened])
+        return [_Opened(*each, context) for each, context in zip(opened, contexts, strict=True)]
+
+    def _draw(self, opened: Sequence[_Opened], attempt: int) -> list[list[list[Candidate]]]:
+        """Candidates of lengths that are allowed for each gap of each window, the best first."""
+        options, level = self.options, self.model.bottom
+        shares = [HIGHEST_SHARE * (number + 0.5) / options.candidates for number in range(options.candidates)]
+        rows: list[tuple[_Opened, list[int], torch.Generator]] = []
+        for each in opened:
+            chance = torch.Generator().manual_seed(each.window.seed + attempt)
+            seeds = torch.randint(2**31, (options.candidates,), generator=chance).tolist()
+            lengths = draw_lengths(each.context, shares, least=self.least, most=self.most)
+            chances = [torch.Generator().manual_seed(seed) for seed in seeds]
+            rows += [(each, some, one) for some, one in zip(lengths, chances, strict=True)]
+        chances = [chance for _, _, chance in rows]
+        plans = plan_gaps(
+            self.model,
+            [GapsToPlan(each.blocks, lengths, each.window.begins, each.window.ends) for each, lengths, _ in rows],
+            chances, steps=options.steps, temperature=options.temperature,
+        )  # fmt: skip
+        filled = fill_gaps(
+            level,
+            [GappedRow(each.pieces, each.context, lengths, each.prefixes, plan)
+             for (each, lengths, _), plan in zip(rows, plans, strict=True)],
+            chances, steps=options.steps, temperature=options.temperature,
+        )  # fmt: skip
+        scores = score_fills(
+            level, [FilledRow(each.pieces, fills) for (each, _, _), fills in zip(rows, filled, strict=True)]
+        )
+        texts = unfold_entries(level, [fill for fills in filled for fill in fills])
+        return self._gather([each for each, _, _ in rows], iter(texts), scores)
+
+    def _gather(
+        self, rows: Sequence[_Opened], texts: Iterator[bytes], scores: Sequence[Sequence[GapScore]]
+    ) -> list[list[list[Candidate]]]:
+        """The candidates of each gap out of those of each row."""
+        found = []
+        for first in range(0, len(rows), self.options.candidates):
+            gaps: list[list[Candidate]] = [[] for _ in rows[first].prefixes]
+            for score in scores[first : first + self.options.candidates]:
+                for gap, prefix, each in zip(gaps, rows[first].prefixes, score, strict=True):
+                    log_prob = each.fill.total + each.following.total
+                    candidate = Candidate(next(texts)[len(prefix) :], _rank(each), log_prob)
+                    if self._allows(candidate.text):
+                        gap.append(candidate)
+            found.append([sorted(gap, key=lambda candidate: -candidate.score) for gap in gaps])
+        return found
+
+    def _allows(self, text: bytes) -> bool:
+        most = self.options.max_bytes
+        return len(text) >= self.options.min_bytes and (most is None or len(text) <= most)
+
+
+def _rank(score: GapScore) -> float:
+    """How good a candidate is beside others of other lengths, which are as likely as their logarithms are far apart."""
+    strange = min(0.0, score.fill.total + SLOT_NATS * score.fill.pieces)
+    return strange + SEAM_WEIGHT * score.following.total - math.log(max(1, score.fill.pieces))
+
+
+def _best(gap: Gap, candidates: Sequence[Candidate]) -> Fill | None:
+    """The best of candidates in order, with all that differ."""
+    different = {candidate.text: candidate for candidate in reversed(candidates)}
+    kept = tuple(sorted(different.values(), key=lambda candidate: -candidate.score))
+    return Fill(gap.start, gap.end, kept[0].text, kept[0].score, kept) if kept else None

@@ -1,4 +1,4 @@
-"""Planning: the descent from the top level to the lowest one's blocks, for texts that go on and for gaps alike.
+"""Planning: the descent from the top level to the lowest one's blocks, for texts that go on.
 
 Every level reads what is known of a text. From the top down, the open segments of a level are formed from noise; its
 decoder unfolds them, the stitcher joins the windows, and existence says how many slots of the level below each holds.
@@ -16,7 +16,6 @@ from torch.nn import functional
 
 from zonkey_core.inference.latent_sampler import KNOWN_STEP, Formed, OpenText, ending_logits, form_slots
 from zonkey_core.inference.windows import read_windows
-from zonkey_core.model.existence import LOG_FLOOR
 from zonkey_core.model.length_model import EDGES, draw_counts
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, Zonkey, text_sequence
@@ -221,115 +220,3 @@ def _side_by_side(plans: Sequence[Plans]) -> Plans:
     """Plans of texts as rows of one batch."""
     columns = zip(*plans, strict=True)
     return Plans(*(torch.nn.utils.rnn.pad_sequence(list(column), batch_first=True) for column in columns))
-
-
-class GappedBlocks(NamedTuple):
-    """The blocks of a text with gaps: those that touch a gap are one with it, and unknown."""
-
-    latents: Tensor
-    """[K, C'] zeros where they are unknown."""
-    known_mask: Tensor
-    """[K]"""
-    sizes: list[int]
-    """Known slots of each."""
-    gaps: list[int]
-    """The block that each gap lies in."""
-
-    def lengths(self, counts: Sequence[int]) -> list[int]:
-        """Slots of each block, where the gaps have so many."""
-        lengths = list(self.sizes)
-        for block, count in zip(self.gaps, counts, strict=True):
-            lengths[block] += count
-        return lengths
-
-
-def plan_gaps(
-    model: Zonkey,
-    texts: Sequence[bytes],
-    known: Sequence[int],
-    lengths: Sequence[Sequence[int]],
-    generators: Sequence[torch.Generator],
-    *,
-    begins: bool,
-    ends: bool,
-    steps: int,
-    temperature: float,
-) -> list[BlockPlan | None]:
-    """Plans of the blocks of a text with gaps, once for each candidate; None without a level above.
-
-    texts: what stands around the gaps, with `known` slots of the lowest level; lengths: slots of each gap, for each
-    candidate.
-    """
-    gapped = _gapped_blocks(model, texts, known)
-    upper: list[Plans] = []
-    planned: list[BlockPlan | None] = [None] * len(lengths)
-    for number in range(len(gapped), 0, -1):
-        level, blocks = model.levels[number], gapped[number - 1]
-        opened = [
-            OpenText(blocks.latents, blocks.known_mask, begins, ends, each.lengths if each else ()) for each in planned
-        ]
-        formed = form_slots(
-            level, opened, _side_by_side(upper) if upper else None, generators, steps=min(steps, MOST_STEPS),
-            temperature=temperature, length=len(blocks.latents),
-        )  # fmt: skip
-        share = torch.ones(len(blocks.latents), device=level.device).where(blocks.known_mask, formed.alpha)
-        upper = []
-        for row, latents in enumerate(formed.latents):
-            # Above the lowest level, gaps in one block of the level below are one open slot.
-            below = gapped[number - 2].gaps
-            new = [int(block not in below[:which]) for which, block in enumerate(below)]
-            sizes = blocks.lengths(lengths[row] if number == 1 else new)
-            upper.append(Plans(latents, share, _drafts(level, latents, blocks.known_mask, sizes)))
-            planned[row] = BlockPlan(sizes, upper[row], ends)
-    return planned
-
-
-@torch.no_grad()
-def _drafts(level: Level, latents: Tensor, known_mask: Tensor, sizes: Sequence[int]) -> Tensor:
-    """[M, C] the slots of blocks of these sizes, as their windows say; zeros in known blocks."""
-    windows = read_windows(level, latents)
-    contents = windows.contents * ~known_mask[:, None, None]
-    longest = contents.shape[1]
-    contents = functional.pad(contents, (0, 0, 0, max(0, max(sizes) - longest)))
-    log_existence = functional.pad(windows.log_existence, (0, contents.shape[1] - longest), value=LOG_FLOOR)
-    some = torch.tensor(sizes, device=latents.device)
-    return stitch(contents, log_existence, (some > 0).float(), symbols=False, sizes=some).contents
-
-
-def _gapped_blocks(model: Zonkey, texts: Sequence[bytes], known: Sequence[int]) -> list[GappedBlocks]:
-    """The blocks of every level but the lowest, as its slots; gaps lie between pieces of text."""
-    read = [read_context(model, text, closed=True) for text in texts]
-    result = []
-    counts = list(known)
-    for number in range(1, len(model.levels)):
-        sizes: list[int] = []
-        latents: list[Tensor | None] = []
-        gaps: list[int] = []
-        owners: list[int] = []
-        for piece, contexts in enumerate(read):
-            context, left = contexts[number], counts[piece]
-            for index, length in enumerate(context.starts.diff().tolist()[: len(context.latents)]):
-                # Above the level of blocks, the first slot of a piece is one with the gap before it.
-                length = min(length - int(number > 1 and piece > 0 and index == 0), left)
-                left -= length
-                if index == 0 and piece:
-                    sizes[-1] += length
-                elif length or (piece < len(read) - 1 and index == len(context.latents) - 1):
-                    # What is open at the end of a piece may begin a block of its own, of which nothing is known yet.
-                    sizes.append(length)
-                    latents.append(context.latents[index])
-                    owners.append(piece)
-            if piece < len(read) - 1:
-                if not sizes:
-                    sizes.append(0)
-                    latents.append(None)
-                    owners.append(piece)
-                latents[-1] = None
-                gaps.append(len(sizes) - 1)
-        unknown = torch.zeros(model.levels[number].channels, device=model.device)
-        table = torch.stack([unknown if latent is None else latent for latent in latents])
-        mask = torch.tensor([latent is not None for latent in latents], device=model.device)
-        result.append(GappedBlocks(table, mask, sizes, gaps))
-        kept = [owner for owner, latent in zip(owners, latents, strict=True) if latent is not None]
-        counts = [kept.count(piece) for piece in range(len(read))]
-    return result

@@ -50,6 +50,12 @@ def bootstrap_sums(
         return interval(value, statistic(draw_weights(len(counts), seed=seed) @ counts))
 
 
+def bootstrap_median(values: NDArray[np.float64], *, seed: int) -> Interval:
+    """Interval of the median of values [units]."""
+    drawn = np.random.default_rng(seed).integers(len(values), size=(DRAWS, len(values)))
+    return interval(float(np.median(values)), np.median(values[drawn], 1))
+
+
 def bootstrap_mean(values: NDArray[np.float64], *, seed: int) -> Interval:
     """Interval of the mean of values [units]."""
     return bootstrap_sums(

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from zonkey_core.evaluation.metrics.bootstrap import Interval, draw_weights, interval
+from zonkey_core.evaluation.metrics.bootstrap import Interval, bootstrap_mean, draw_weights, interval
 from zonkey_core.inference.infilling import CONTEXT_BYTES, Gap
 
 MASK = b"____"
@@ -29,6 +29,8 @@ of the task for the beginning of the document only where it is."""
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 NEXT_BYTES = 32
 """Text after a gap that is judged along with the fill."""
+SEAM_BYTES = 64
+"""Text after a gap that is judged alone, given the fill."""
 PARTNERS = 2
 """Other gaps in whose context a fill is judged."""
 NEIGHBOUR_BYTES = 100
@@ -169,6 +171,29 @@ def context_gain(rate: Rating, tasks: Sequence[GapTask], fills: Sequence[bytes],
     with np.errstate(invalid="ignore"):
         means = total / pairs
     return interval(float(means[0]), means[1:])
+
+
+def seam_gain(rate: Rating, tasks: Sequence[GapTask], fills: Sequence[bytes], *, seed: int) -> Interval:
+    """By how many nats the `SEAM_BYTES` bytes after a gap are likelier given its own fill than given another gap's.
+
+    The mean over gaps of `s(f_j, i) - s(f_i, i)`, where s(f, i) are the nats, all in all, of what follows gap i, given
+    what stands before it and then the fill f; j are the `PARTNERS` next gaps, around a ring. Fills that are the same
+    everywhere gain nothing.
+    """
+    behind = [task.after[:SEAM_BYTES] for task in tasks]
+    lengths = np.array([len(text) for text in behind])
+
+    def judged(step: int) -> NDArray[np.float64]:
+        befores = [task.before + fills[(place + step) % len(tasks)] for place, task in enumerate(tasks)]
+        return np.where(lengths > 0, lengths * rate(befores, behind), 0)
+
+    own, steps = judged(0), range(1, min(PARTNERS, len(tasks) - 1) + 1)
+    return bootstrap_mean(np.mean([judged(step) - own for step in steps], axis=0), seed=seed)
+
+
+def is_exact(fill: bytes, answer: bytes) -> bool:
+    """Whether a fill is the answer, white space around it aside."""
+    return fill.strip() == answer.strip()
 
 
 def first_words(text: bytes, count: int) -> bytes:

@@ -6,6 +6,7 @@ rival's name says otherwise. The metrics are in `infilling_metrics`; that the co
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ import numpy as np
 from zonkey_core import __version__
 from zonkey_core.evaluation.baselines.judge import get_judge
 from zonkey_core.evaluation.context import Contestant, EvaluationContext
-from zonkey_core.evaluation.metrics.bootstrap import Interval, bootstrap_mean
+from zonkey_core.evaluation.metrics.bootstrap import Interval, bootstrap_mean, bootstrap_median
 from zonkey_core.evaluation.metrics.infilling_metrics import (
     GapTask,
     Rating,
@@ -27,13 +28,15 @@ from zonkey_core.evaluation.metrics.infilling_metrics import (
     context_preserved,
     edit_similarity,
     first_words,
+    is_exact,
     length_error,
     rouge_2,
+    seam_gain,
     words_of,
 )
 from zonkey_core.evaluation.metrics.ngrams import HIGHEST_ORDER, ByteNgramModel
 from zonkey_core.evaluation.results import Better, LeftOut, Measure, Outcome
-from zonkey_core.inference.infilling import InfillingOptions, apply_fills, infill
+from zonkey_core.inference.infilling import Fill, GappedDocument, InfillingOptions, apply_fills, infill_documents
 
 GAP_WORDS = (1, 3, 8)
 """Sizes of the gaps."""
@@ -48,13 +51,22 @@ SENTENCE_END = re.compile(rb"[.!?]+\s+")
 
 Filler = Callable[[GapTask, int], bytes]
 """Fills the gap of a task, given a seed."""
+CANDIDATES = 10
+"""Fills that the model draws for each gap; the first is compared with others', and all count where one may be exact."""
 PER_GAP: Mapping[str, tuple[Callable[[GapTask, bytes], float], Better]] = {
     "edit_similarity": (lambda task, fill: edit_similarity(fill, task.answer), "higher"),
     "rouge_2": (rouge_2, "higher"),
+    "exact": (lambda task, fill: float(is_exact(fill, task.answer)), "higher"),
+    "word_count": (lambda task, fill: float(len(words_of(fill)) == len(words_of(task.answer))), "higher"),
     "length_error": (lambda task, fill: length_error(fill, task.answer), "lower"),
 }
 """Metrics that are means over gaps."""
-METRICS: Mapping[str, Better] = {name: better for name, (_, better) in PER_GAP.items()} | {"context_gain": "higher"}
+JUDGED = {"context_gain": context_gain, "seam_gain": seam_gain}
+METRICS: Mapping[str, Better] = {
+    **{name: better for name, (_, better) in PER_GAP.items()},
+    "length_median": "lower",
+    **dict.fromkeys(JUDGED, "higher"),
+}
 
 
 @dataclass(frozen=True)
@@ -85,12 +97,15 @@ class Comparison:
             n=len(self.tasks),
             seconds=0.0,
             better=METRICS[metric],
-            unit="nats" if metric == "context_gain" else "",
+            unit="nats" if metric in JUDGED else "",
         )
 
     def _score(self, metric: str, fills: Sequence[bytes]) -> Interval:
-        if metric == "context_gain":
-            return context_gain(self.rate, self.tasks, fills, seed=self.seed)
+        if metric in JUDGED:
+            return JUDGED[metric](self.rate, self.tasks, fills, seed=self.seed)
+        if metric == "length_median":
+            errors = [length_error(fill, task.answer) for task, fill in zip(self.tasks, fills, strict=True)]
+            return bootstrap_median(np.array(errors, np.float64), seed=self.seed)
         score = PER_GAP[metric][0]
         values = [score(task, fill) for task, fill in zip(self.tasks, fills, strict=True)]
         return bootstrap_mean(np.array(values, np.float64), seed=self.seed)
@@ -111,13 +126,14 @@ def measure_infilling(context: EvaluationContext) -> Iterator[Outcome]:
             yield LeftOut(name=f"infill.{words}", reason=reason)
             continue
         texts = _model_texts(context, tasks, words)
-        yield _preserved(context, tasks, texts, words, time.perf_counter() - began)
-        comparison = _compare(context, tasks, texts, trivial, words)
+        yield _preserved(context, tasks, [each.text for each in texts], words, time.perf_counter() - began)
+        comparison = _compare(context, tasks, [each.text for each in texts], trivial, words)
         for metric in METRICS:
             began = time.perf_counter()
             context.report(f"comparing fills of {words} words: {metric}", None)
             figure = comparison.measure(metric, f"infill.{words}.{metric}")
             yield msgspec.structs.replace(figure, seconds=time.perf_counter() - began)
+        yield _exact_among(context, tasks, [each.candidates for each in texts], comparison, words)
 
 
 def trivial_fillers(training: Sequence[bytes]) -> dict[str, Filler]:
@@ -205,44 +221,89 @@ def _preserved(
     )
 
 
-def _model_texts(context: EvaluationContext, tasks: Sequence[GapTask], words: int) -> list[bytes]:
-    """The texts of the tasks as the model filled them with its default options, task i with the seed `seed + i`."""
-    settings = InfillingOptions()
+class _Filled(msgspec.Struct):
+    """A task as the model filled it."""
 
-    def fill(task: GapTask, seed: int) -> bytes:
-        found = infill(context.model, task.text, [task.gap], seed=seed, options=settings)
-        return apply_fills(task.text, found)
+    text: bytes
+    candidates: list[bytes]
+    """All different ones, the best first."""
+
+
+def _model_texts(context: EvaluationContext, tasks: Sequence[GapTask], words: int) -> list[_Filled]:
+    """The tasks as the model filled them, with default options but for the number of candidates; task i with the seed
+    `seed + i`."""
+    settings = InfillingOptions(candidates=CANDIDATES)
+
+    def fill(some: Sequence[GapTask], seed: int) -> list[bytes]:
+        documents = [GappedDocument(task.text, [task.gap], seed + number) for number, task in enumerate(some)]
+        found: list[Fill | None] = [None] * len(some)
+        for number, (drawn,) in infill_documents(context.model, documents, options=settings):
+            found[number] = drawn
+        return [msgspec.msgpack.encode(_as_filled(task, each)) for task, each in zip(some, found, strict=True)]
 
     made_of = [context.model_identity, settings, __version__]
-    return _kept(context, made_of, fill, tasks, f"filling gaps of {words} words")
+    kept = _kept(context, made_of, fill, tasks, f"filling gaps of {words} words")
+    return [msgspec.msgpack.decode(each, type=_Filled) for each in kept]
+
+
+def _as_filled(task: GapTask, fill: Fill | None) -> _Filled:
+    """A gap without a fill stays as it is."""
+    if fill is None:
+        return _Filled(task.text, [])
+    return _Filled(apply_fills(task.text, [fill]), [candidate.text for candidate in fill.candidates])
+
+
+def _exact_among(
+    context: EvaluationContext,
+    tasks: Sequence[GapTask],
+    candidates: Sequence[Sequence[bytes]],
+    comparison: Comparison,
+    words: int,
+) -> Measure:
+    """The share of gaps with the true answer among the model's candidates; the n-gram model's one try is the floor."""
+    hits = [
+        any(is_exact(text, task.answer) for text in some) for task, some in zip(tasks, candidates, strict=True)
+    ]
+    found = bootstrap_mean(np.array(hits, np.float64), seed=context.options.seed)
+    tries = zip(tasks, comparison.trivial["ngram"], strict=True)
+    return Measure(
+        name=f"infill.{words}.exact_in_{CANDIDATES}",
+        value=found.value,
+        low=found.low,
+        high=found.high,
+        floor=float(np.mean([is_exact(fill, task.answer) for task, fill in tries])),
+        ceiling=1.0,
+        n=len(tasks),
+        seconds=0.0,
+    )
 
 
 def _contestant_fills(
     context: EvaluationContext, contestant: Contestant, tasks: Sequence[GapTask], words: int
 ) -> list[bytes]:
-    def fill(task: GapTask, seed: int) -> bytes:
-        return contestant.infill(task.text, [task.gap], [task.answer], seed)[0]
+    def fill(some: Sequence[GapTask], seed: int) -> list[bytes]:
+        return [
+            contestant.infill(task.text, [task.gap], [task.answer], seed + number)[0]
+            for number, task in enumerate(some)
+        ]
 
     made_of = [contestant.name, contestant.identity, __version__]
     return _kept(context, made_of, fill, tasks, f"filling gaps of {words} words: {contestant.name}")
 
 
 def _kept(
-    context: EvaluationContext, made_of: Sequence[object], fill: Filler, tasks: Sequence[GapTask], doing: str
+    context: EvaluationContext,
+    made_of: Sequence[object],
+    fill: Callable[[Sequence[GapTask], int], list[bytes]],
+    tasks: Sequence[GapTask],
+    doing: str,
 ) -> list[bytes]:
-    """What `fill` makes of every task, from the store as far as it is there."""
+    """What `fill` makes of every task, given the seed of the first, from the store as far as it is there."""
     results: list[bytes] = []
     for begin in range(0, len(tasks), KEPT_TOGETHER):
-        numbers = range(begin, min(len(tasks), begin + KEPT_TOGETHER))
-        part = [tasks[number] for number in numbers]
-
-        def make(numbers: range = numbers) -> list[bytes]:
-            texts = []
-            for number in numbers:
-                context.report(doing, number / len(tasks))
-                texts.append(fill(tasks[number], context.options.seed + number))
-            return texts
-
-        results += context.store.texts(["infill", *made_of, part, context.options.seed + begin], make)
+        part, seed = tasks[begin : begin + KEPT_TOGETHER], context.options.seed + begin
+        context.report(doing, begin / len(tasks))
+        make = functools.partial(fill, part, seed)
+        results += context.store.texts(["infill", *made_of, part, seed], make)
     context.report(doing, 1.0)
     return results

@@ -1,0 +1,213 @@
+"""Planning of gaps: the descent from the top level to the blocks of the lowest one, for text that has gaps.
+
+What stands around the gaps is known at every level. A segment that a gap lies in is unknown; it is formed from noise,
+once for each candidate, given the known ones on both sides, and its decoder unfolds it into drafts of the slots below.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from zonkey_core.inference.latent_sampler import Formed, OpenText, form_slots
+from zonkey_core.inference.planning import MOST_STEPS, BlockPlan
+from zonkey_core.inference.text_reading import ReadText
+from zonkey_core.inference.windows import read_windows
+from zonkey_core.model.existence import LOG_FLOOR
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.slot_batches import Plans
+from zonkey_core.model.stitcher import stitch
+
+LENGTH_STEP = 4
+"""Rows of slots are padded to a multiple of so many."""
+PLANNED_TOGETHER = 32
+"""Candidates that are planned side by side; fewer are padded to so many, since products of other shapes round
+otherwise."""
+
+
+class GappedBlocks(NamedTuple):
+    """The blocks of a text with gaps: those that touch a gap are one with it, and unknown."""
+
+    latents: Tensor
+    """[K, C'] zeros where they are unknown."""
+    known_mask: Tensor
+    """[K]"""
+    sizes: list[int]
+    """Known slots of each."""
+    gaps: list[int]
+    """The block that each gap lies in."""
+
+    def lengths(self, counts: Sequence[int]) -> list[int]:
+        """Slots of each block, where the gaps have so many."""
+        lengths = list(self.sizes)
+        for block, count in zip(self.gaps, counts, strict=True):
+            lengths[block] += count
+        return lengths
+
+
+class GapsToPlan(NamedTuple):
+    """One candidate for the gaps of a text."""
+
+    blocks: Sequence[GappedBlocks]
+    """Of each level but the lowest, from the second on, as `gapped_blocks` gives them."""
+    lengths: Sequence[int]
+    """Slots of each gap."""
+    begins: bool
+    ends: bool
+
+
+def plan_gaps(
+    model: Zonkey,
+    candidates: Sequence[GapsToPlan],
+    generators: Sequence[torch.Generator],
+    *,
+    steps: int,
+    temperature: float,
+) -> list[BlockPlan | None]:
+    """Plans of the blocks of texts with gaps, each from its own generator; None without a level above.
+
+    They are planned `PLANNED_TOGETHER` at a time in rows whose length is their own, so none depends on the others.
+    """
+    if len(model.levels) == 1:
+        return [None] * len(candidates)
+    shapes = [tuple(-(-len(each.sizes) // LENGTH_STEP) * LENGTH_STEP for each in one.blocks) for one in candidates]
+    plans: list[BlockPlan | None] = [None] * len(candidates)
+    for shape in sorted(set(shapes)):
+        alike = [index for index, each in enumerate(shapes) if each == shape]
+        for first in range(0, len(alike), PLANNED_TOGETHER):
+            group = alike[first : first + PLANNED_TOGETHER]
+            lacking = PLANNED_TOGETHER - len(group)
+            found = _plan_alike(
+                model, [*(candidates[index] for index in group), *[candidates[group[0]]] * lacking],
+                [*(generators[index] for index in group), *[torch.Generator()] * lacking], shape,
+                steps=steps, temperature=temperature,
+            )  # fmt: skip
+            for index, plan in zip(group, found, strict=False):
+                plans[index] = plan
+    return plans
+
+
+def _plan_alike(
+    model: Zonkey,
+    candidates: Sequence[GapsToPlan],
+    generators: Sequence[torch.Generator],
+    shape: Sequence[int],
+    *,
+    steps: int,
+    temperature: float,
+) -> list[BlockPlan]:
+    """Plans for `PLANNED_TOGETHER` candidates, whose blocks fit into rows of the lengths `shape`, lowest first."""
+    upper: Plans | None = None
+    planned: list[BlockPlan] = []
+    for number in range(len(shape), 0, -1):
+        level, blocks = model.levels[number], [candidate.blocks[number - 1] for candidate in candidates]
+        opened = [
+            OpenText(each.latents, each.known_mask, candidate.begins, candidate.ends,
+                     planned[row].lengths if planned else ())
+            for row, (candidate, each) in enumerate(zip(candidates, blocks, strict=True))
+        ]  # fmt: skip
+        formed = form_slots(
+            level, opened, upper, generators, steps=min(steps, MOST_STEPS), temperature=temperature,
+            length=shape[number - 1],
+        )  # fmt: skip
+        sizes = [_block_sizes(candidate, number) for candidate in candidates]
+        planned = _as_plans(level, formed, blocks, sizes, [candidate.ends for candidate in candidates])
+        columns = zip(*(each.plans for each in planned), strict=True)
+        upper = Plans(*(pad_sequence(list(column), batch_first=True) for column in columns))
+    return planned
+
+
+def _block_sizes(candidate: GapsToPlan, number: int) -> list[int]:
+    """Slots of the level below of each block of level `number`."""
+    blocks = candidate.blocks[number - 1]
+    if number == 1:
+        return blocks.lengths(candidate.lengths)
+    # Above the lowest level, gaps in one block of the level below are one open slot.
+    below = candidate.blocks[number - 2].gaps
+    return blocks.lengths([int(block not in below[:which]) for which, block in enumerate(below)])
+
+
+def _as_plans(
+    level: Level, formed: Formed, blocks: Sequence[GappedBlocks], sizes: Sequence[list[int]], ends: Sequence[bool]
+) -> list[BlockPlan]:
+    """What was formed as plans, with drafts of the slots of unknown blocks and zeros for those of known ones."""
+    unknown = [~each.known_mask for each in blocks]
+    counts = [[size for size, new in zip(row, mask.tolist(), strict=True) if new]
+              for row, mask in zip(sizes, unknown, strict=True)]  # fmt: skip
+    opened = torch.cat([latents[mask] for latents, mask in zip(formed.latents, unknown, strict=True)])
+    drafts = iter(_drafts(level, opened, counts))
+    plans = []
+    for latents, mask, row, end in zip(formed.latents, unknown, sizes, ends, strict=True):
+        share = torch.ones(len(latents), device=level.device).where(~mask, formed.alpha)
+        below = torch.repeat_interleave(mask, torch.tensor(row, device=mask.device))
+        drafted = next(drafts)
+        table = drafted.new_zeros(len(below), drafted.shape[1])
+        table[below] = drafted
+        plans.append(BlockPlan(row, Plans(latents, share, table), end))
+    return plans
+
+
+@torch.no_grad()
+def _drafts(level: Level, latents: Tensor, sizes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """[M, C] the slots of the unknown blocks of each candidate, which have these sizes, as their windows say.
+
+    The windows of all candidates are stitched at once; those of two candidates lie apart.
+    """
+    windows = read_windows(level, latents)
+    longest = windows.contents.shape[1]
+    flat = [size for row in sizes for size in row]
+    room = max(0, max(flat, default=0) - longest)
+    contents = functional.pad(windows.contents, (0, 0, 0, room))
+    log_existence = functional.pad(windows.log_existence, (0, room), value=LOG_FLOOR)
+    apart = [[*row[:-1], max(row[-1], longest + room)] if row else [] for row in sizes]
+    places = torch.tensor([size for row in apart for size in row], device=latents.device)
+    exists = torch.ones(len(flat), device=latents.device)
+    joined = stitch(contents, log_existence, exists, symbols=False, sizes=places).contents
+    begins = [0, *itertools.accumulate(sum(row) for row in apart)]
+    return [joined[begin : begin + sum(row)] for begin, row in zip(begins, sizes, strict=False)]
+
+
+def gapped_blocks(model: Zonkey, texts: Sequence[ReadText], known: Sequence[int]) -> list[GappedBlocks]:
+    """The blocks of every level but the lowest, as its slots; gaps lie between texts, of which `known` slots stand."""
+    read = [text.levels for text in texts]
+    result = []
+    counts = list(known)
+    for number in range(1, len(model.levels)):
+        sizes: list[int] = []
+        latents: list[Tensor | None] = []
+        gaps: list[int] = []
+        owners: list[int] = []
+        for piece, contexts in enumerate(read):
+            context, left = contexts[number], counts[piece]
+            for index, length in enumerate(context.starts.diff().tolist()[: len(context.latents)]):
+                # Above the level of blocks, the first slot of a piece is one with the gap before it.
+                length = min(length - int(number > 1 and piece > 0 and index == 0), left)
+                left -= length
+                if index == 0 and piece:
+                    sizes[-1] += length
+                elif length or (piece < len(read) - 1 and index == len(context.latents) - 1):
+                    # What is open at the end of a piece may begin a block of its own, of which nothing is known yet.
+                    sizes.append(length)
+                    latents.append(context.latents[index])
+                    owners.append(piece)
+            if piece < len(read) - 1:
+                if not sizes:
+                    sizes.append(0)
+                    latents.append(None)
+                    owners.append(piece)
+                latents[-1] = None
+                gaps.append(len(sizes) - 1)
+        unknown = torch.zeros(model.levels[number].channels, device=model.device)
+        table = torch.stack([unknown if latent is None else latent for latent in latents])
+        mask = torch.tensor([latent is not None for latent in latents], device=model.device)
+        result.append(GappedBlocks(table, mask, sizes, gaps))
+        kept = [owner for owner, latent in zip(owners, latents, strict=True) if latent is not None]
+        counts = [kept.count(piece) for piece in range(len(read))]
+    return result

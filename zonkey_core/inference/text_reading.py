@@ -1,0 +1,123 @@
+"""Reading many texts at once: what every level makes of each, whatever stands beside it.
+
+Cuts come from `cutting_levels`, whose probabilities do not depend on the block they are computed in, and windows are
+compressed in groups of one shape, since products of other shapes round otherwise. All else is integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from zonkey_core.inference.cutting_levels import cutting_levels
+from zonkey_core.inference.planning import LevelContext, read_context
+from zonkey_core.inference.segmentation import CuttingLevel
+from zonkey_core.inference.windows import WINDOWS_TOGETHER
+from zonkey_core.model.existence import LOG_FLOOR
+from zonkey_core.model.level import Level
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segmentation import Segmentation
+
+
+class ReadText(NamedTuple):
+    """A text as the levels know it."""
+
+    entries: Tensor
+    """[M] strings of the lowest level's vocabulary."""
+    levels: list[LevelContext]
+    """Lowest first; nothing of the text goes on, so that all slots are closed."""
+
+
+class TextReader:
+    """Reads texts with one model."""
+
+    def __init__(self, model: Zonkey) -> None:
+        self.model = model
+        self.cutting = cutting_levels(model)
+
+    @torch.no_grad()
+    def read(self, texts: Sequence[bytes]) -> list[ReadText]:
+        """What becomes of each text does not depend on the others."""
+        blank = ReadText(torch.zeros(0, dtype=torch.long), read_context(self.model, b""))
+        found = [blank] * len(texts)
+        numbers = [number for number, text in enumerate(texts) if text]
+        if numbers:
+            for number, read in zip(numbers, self._read([texts[number] for number in numbers]), strict=True):
+                found[number] = read
+        return found
+
+    def _read(self, texts: Sequence[bytes]) -> list[ReadText]:
+        """Texts of a byte or more."""
+        device = self.model.device
+        values = [np.frombuffer(text, dtype=np.uint8) for text in texts]
+        sequence = _as_rows([torch.from_numpy(value.astype(np.int64)) for value in values], device)
+        contexts: list[list[LevelContext]] = [[] for _ in texts]
+        entries: list[Tensor] = []
+        positions, shared = sequence, None
+        for number, (level, cutting) in enumerate(zip(self.model.levels, self.cutting, strict=True)):
+            probs = pad_sequence([torch.from_numpy(cutting.start_probs(value)) for value in values], batch_first=True)
+            of_slots = probs.to(device) if shared is None else shared.share_out(probs.to(device))
+            segmentation = level.choose_starts(positions, of_slots)
+            last = number == len(self.model.levels) - 1
+            if level.reads_bytes:
+                slots = level.read_tokens(positions, segmentation)
+                assert slots.entries is not None
+                entries = [row[mask].cpu() for row, mask in zip(slots.entries, slots.slot_mask, strict=True)]
+                if not last:
+                    values = _compress_bytes(cutting, values, segmentation)
+            else:
+                latents = compress_windows(level, positions, segmentation)
+                slots = level.read_slots(positions, segmentation, latents)
+                counts = segmentation.slot_mask.sum(1).tolist()
+                values = [part.cpu().numpy() for part in torch.split(latents, counts)]
+            ends = positions.exists_mask.sum(1).cpu()
+            for context, row, mask, starts, end in zip(
+                contexts, slots.latents, slots.slot_mask, slots.starts.cpu(), ends, strict=True
+            ):
+                kept = mask.cpu()
+                context.append(LevelContext(row[mask].float(), torch.cat([starts[kept], end[None]])))
+            positions, shared = slots.as_positions(), slots
+        return [ReadText(some, levels) for some, levels in zip(entries, contexts, strict=True)]
+
+
+def _as_rows(values: Sequence[Tensor], device: torch.device) -> PositionSequence:
+    """Texts side by side, each a document of its own."""
+    rows = pad_sequence(list(values), batch_first=True).to(device)
+    sizes = torch.tensor([len(value) for value in values], device=device)
+    exists = torch.arange(rows.shape[1], device=device) < sizes.unsqueeze(1)
+    documents = torch.zeros_like(exists)
+    documents[:, 0] = True
+    return PositionSequence(rows, exists, documents)
+
+
+def _compress_bytes(
+    cutting: CuttingLevel, values: Sequence[np.ndarray], segmentation: Segmentation
+) -> list[np.ndarray]:
+    """The latents [M, C] of the segments of each text."""
+    starts, counts = segmentation.starts.cpu().numpy(), segmentation.slot_mask.sum(1).tolist()
+    return [
+        cutting.compress(value, np.append(row[:count], len(value)))
+        for value, row, count in zip(values, starts, counts, strict=True)
+    ]
+
+
+def compress_windows(level: Level, sequence: PositionSequence, segmentation: Segmentation) -> Tensor:
+    """Latents [K, C] of all segments of rows, in order, `WINDOWS_TOGETHER` windows of one length at a time."""
+    latents = torch.zeros(int(segmentation.slot_mask.sum()), level.channels, device=level.device)
+    for windows in level.windows(sequence, segmentation):
+        for first in range(0, len(windows.segments), WINDOWS_TOGETHER):
+            part = slice(first, first + WINDOWS_TOGETHER)
+            which = windows.segments[part]
+            lacking = WINDOWS_TOGETHER - len(which)
+            values = windows.values[part]
+            values = functional.pad(values, (0, 0) * (values.dim() - 1) + (0, lacking))
+            log_existence = functional.pad(windows.log_existence[part], (0, 0, 0, lacking), value=LOG_FLOOR)
+            latents[which] = level.compress(values, log_existence)[: len(which)]
+    return latents
