@@ -24,10 +24,16 @@ class Stage(NamedTuple):
     share: float
 
 
-def plan_stages(model: ModelConfig, shares: StageShares, only: str | None = None) -> list[Stage]:
-    """The curriculum of a model; with `only`, just the stages of that name."""
+def plan_stages(
+    model: ModelConfig, shares: StageShares, only: str | None = None, only_level: int | None = None
+) -> list[Stage]:
+    """The curriculum of a model; with `only`, just the stages of that name, and with `only_level`, of that level."""
     if only is not None and only not in STAGES:
         raise ConfigError(f"unknown stage {only!r}; choose one of {', '.join(STAGES)}")
+    if only_level is not None and only == "joint":
+        raise ConfigError("the joint stage trains all levels; leave out the level")
+    if only_level is not None and not 0 <= only_level < len(model.levels):
+        raise ConfigError(f"level {only_level} is not one of this model's, 0 to {len(model.levels) - 1}")
     stages = [
         Stage(name, level, _share(getattr(shares, name), level))
         for level in range(len(model.levels))
@@ -35,7 +41,10 @@ def plan_stages(model: ModelConfig, shares: StageShares, only: str | None = None
     ]
     joint = Stage("joint", None, shares.joint)
     stages = [*stages[:-1], joint, stages[-1]] if len(model.levels) > 1 else [*stages, joint]
-    stages = [stage for stage in stages if stage.share > 0 and only in (None, stage.name)]
+    stages = [
+        stage for stage in stages
+        if stage.share > 0 and only in (None, stage.name) and only_level in (None, stage.level)
+    ]
     total = sum(stage.share for stage in stages)
     if not total:
         raise ConfigError("training.shares leaves no stage with a share above 0")
