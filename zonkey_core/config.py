@@ -53,8 +53,8 @@ class LevelConfig(_Struct, frozen=True):
     reader_units: int = 8192
     """Rows of the tables of units that level 0's reader tells and its estimator looks up."""
     reader_contexts: int = 0
-    """Rows of the table of a reader of level 0 that has no attention, but a vector for each unit at each distance; 0
-    for a Transformer. It is cheaper and learns sooner where words are short strings of many signs, as in Chinese."""
+    """Rows of the table of a reader of level 0 that has no attention, but a vector for each string around a hidden unit;
+    0 for a Transformer, which learns later and costs more (docs/experiments.md)."""
     reader_layers: int = 2
     """Layers of the Transformer that is the reader, which teaches the splitter."""
     reader_span: int = 64

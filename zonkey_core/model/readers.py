@@ -23,8 +23,14 @@ ESTIMATE_ORDERS = (1, 2, 3, 4)
 """Units before one from which, together, its cost is estimated."""
 EXPANSION = 2
 """Width of the feed-forward layers of the readers of units, as a multiple of their own."""
-NEAR = 4
-"""Units on either side that a reader without attention sees."""
+CONTEXTS = (
+    (-1,), (1,), (-2,), (2,), (-3,), (3,),
+    (-2, -1), (1, 2), (-3, -2, -1), (1, 2, 3), (-4, -3, -2, -1), (1, 2, 3, 4),
+    (-1, 1), (-2, -1, 1), (-1, 1, 2), (-2, -1, 1, 2),
+)
+"""What a reader without attention sees, by distance: units, strings on either side, and those that enclose a unit."""
+NEAR = max(abs(side) for context in CONTEXTS for side in context)
+"""Units on either side that it sees."""
 HIDDEN_UNIT = NO_UNIT - 1
 """The key that such a reader sees in place of another hidden unit."""
 
@@ -80,11 +86,11 @@ class UnitReader(nn.Module):
 
 
 class ContextReader(nn.Module):
-    """A reader of units without attention: a bag of those near a hidden one, each by its distance.
+    """A reader of units without attention: a bag of the strings that stand around a hidden one.
 
-    It adds up a vector for every unit at every distance up to `NEAR` on either side, which a table holds, and turns
-    that into a state: the continuous bag of words (Mikolov et al. 2013), with places and existence. It computes
-    nothing for units that are not hidden and learns from the first steps on, but knows no strings of units.
+    It adds up a vector, which a table holds, for each of `CONTEXTS`, as much as all of that string is likely to be of
+    the same segment, and turns the sum into a state: a continuous bag of words (Mikolov et al. 2013) with places,
+    strings and existence. It computes nothing for units that are not hidden and learns from the first steps on.
     """
 
     def __init__(self, width: int, rows: int, context_rows: int) -> None:
@@ -104,20 +110,20 @@ class ContextReader(nn.Module):
         asked = hidden_mask.nonzero().flatten() + NEAR
         shown = functional.pad(keys.masked_fill(hidden_mask, HIDDEN_UNIT), (NEAR, NEAR), value=NO_UNIT)
         goes_on = functional.pad(log_continue_prob(start_prob), (NEAR, NEAR), value=LOG_FLOOR)
-        places, existence = [], []
-        before = after = torch.zeros_like(goes_on[asked])
+        reached = {0: torch.zeros_like(goes_on[asked])}
         for distance in range(1, NEAR + 1):
-            before = before + goes_on[asked - distance + 1]
-            after = after + goes_on[asked + distance]
-            for side, log_existence in ((-distance, before), (distance, after)):
-                placed = (shown[asked + side] * SPREAD + side) * SPREAD
-                places.append(table_rows(placed, self.contexts.shape[1]))
-                existence.append(log_existence.exp())
+            reached[-distance] = reached[1 - distance] + goes_on[asked - distance + 1]
+            reached[distance] = reached[distance - 1] + goes_on[asked + distance]
+        places, log_existence = [], []
+        for number, context in enumerate(CONTEXTS, 1):
+            key = torch.full_like(asked, number * (1 << 40))
+            for side in context:
+                key = (key + shown[asked + side]) * SPREAD
+            places.append(table_rows(key, self.contexts.shape[1]))
+            log_existence.append(reached[min(0, *context)] + reached[max(0, *context)])
+        existence = torch.stack(log_existence, 1).exp().to(self.contexts.dtype)
         bag = functional.embedding_bag(
-            torch.stack(places, 1),
-            self.contexts[0],
-            mode="sum",
-            per_sample_weights=torch.stack(existence, 1).to(self.contexts.dtype),
+            torch.stack(places, 1), self.contexts[0], mode="sum", per_sample_weights=existence
         )
         states = self.norm(self.hidden + bag)
         told: Tensor = self.out(states + self.network(states))
