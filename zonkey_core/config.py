@@ -53,7 +53,7 @@ class LevelConfig(_Struct, frozen=True):
     reader_units: int = 8192
     """Rows of the tables of units that level 0's reader tells and its estimator looks up."""
     reader_contexts: int = 0
-    """Rows of the table of a reader of level 0 that has no attention, but a vector for each string around a hidden unit;
+    """Rows of the table of a reader of level 0 that has no attention, but a vector for each string around a hidden one;
     0 for a Transformer, which learns later and costs more. For Chinese; English gets worse (docs/experiments.md)."""
     reader_layers: int = 2
     """Layers of the Transformer that is the reader, which teaches the splitter."""
