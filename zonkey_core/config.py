@@ -52,6 +52,9 @@ class LevelConfig(_Struct, frozen=True):
     """Rows of the splitter's table of n-grams of units; of use at level 0 alone."""
     reader_units: int = 8192
     """Rows of the tables of units that level 0's reader tells and its estimator looks up."""
+    reader_contexts: int = 0
+    """Rows of the table of a reader of level 0 that has no attention, but a vector for each string around a hidden one;
+    0 for a Transformer, which learns later and costs more. For Chinese; English gets worse (docs/experiments.md)."""
     reader_layers: int = 2
     """Layers of the Transformer that is the reader, which teaches the splitter."""
     reader_span: int = 64
@@ -127,6 +130,8 @@ class Config(_Struct, frozen=True):
     """Stated need of memory, for people."""
 
 
+OPTIONAL = ("bits_per_segment", "reader_contexts")
+"""Keys of a level that 0 turns off."""
 LEVELS = 8
 """The most levels of a model."""
 LAYERS = 1024
@@ -198,7 +203,7 @@ def check_model_config(model: ModelConfig, *, origin: str) -> None:
     layers = 0
     for index, level in enumerate(model.levels):
         for key, value in msgspec.to_builtins(level).items():
-            if not 0 < value < math.inf and (key, value) != ("bits_per_segment", 0):
+            if not 0 < value < math.inf and not (key in OPTIONAL and value == 0):
                 raise ConfigError(f"{origin}: level.{index}.{key} must be positive and finite, not {_shown(value)}")
             largest = LARGEST.get(key.rpartition("_")[2], LARGEST_COUNT)
             if value > largest:

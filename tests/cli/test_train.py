@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Callable
@@ -52,6 +53,9 @@ def test_a_model_is_not_overwritten(zonkey: Zonkey, model_copy: Callable[[str], 
         (["--from", "nope"], "unknown model 'nope'"),
         (["--data", "sample", "--device", "abacus"], "unknown device 'abacus'"),
         (["--out", "file"], "file: not a folder"),
+        (["--data", "a", "--data", "b", "--weight", "2"], "2 sources have 1 weights; give each of them one"),
+        (["--stage", "joint", "--level", "0"], "the joint stage trains all levels; leave out the level"),
+        (["--stage", "splitter", "--level", "7"], "level 7 is not one of this model's, 0 to 1"),
     ],
 )
 def test_wrong_use_is_one_line(zonkey: Zonkey, arguments: list[str], message: str) -> None:
@@ -61,6 +65,22 @@ def test_wrong_use_is_one_line(zonkey: Zonkey, arguments: list[str], message: st
     (line,) = done.stderr.decode().splitlines()
     assert line.startswith(f"zonkey: {message}")
     assert [path.name for path in zonkey.folder.iterdir()] == ["file"]
+
+
+def test_sources_have_weights_and_the_splitter_alone_is_that_of_level_0(zonkey: Zonkey) -> None:
+    for name in ("a", "b"):
+        (zonkey.folder / f"{name}.txt").write_text(f"{name} word of text. " * 400, encoding="ascii")
+    done = zonkey.run(
+        "train", "--device", "cpu", *QUICK_TRAINING, "--data", "a.txt", "--weight", "1", "--data", "b.txt", "--weight",
+        "3", "--stage", "splitter", "--steps", "4", "--out", "model",
+    )
+    assert (done.returncode, done.stdout) == (0, b"model\n")
+    stages = [line for line in done.stderr.decode().splitlines() if line.startswith("stage: ")]
+    assert stages == ["stage: level 0 splitter"]
+    record = json.loads((zonkey.folder / "model" / "training.json").read_bytes())
+    assert record["data"]["weights"] == [1.0, 3.0]
+    given = record["data_state"]["given"]
+    assert given[1] / sum(given) == pytest.approx(0.75, abs=0.05)
 
 
 def test_missing_data_is_one_line(zonkey: Zonkey) -> None:

@@ -28,7 +28,7 @@ from zonkey_core.model.bytes import cut_allowed_mask
 from zonkey_core.model.level import Level
 from zonkey_core.model.ngram_tables import NGRAM_ORDERS
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.readers import CostEstimator, SegmentReader, UnitKinds, UnitReader
+from zonkey_core.model.readers import NEAR, ContextReader, CostEstimator, SegmentReader, UnitKinds, UnitReader
 from zonkey_core.model.segment_splitter import NEVER, SegmentSplitter, hide_positions, hide_units
 from zonkey_core.model.unit_rows import UnitRows, unit_rows
 from zonkey_core.training.objectives import splitter_objective
@@ -414,6 +414,45 @@ def unit_reader(span: int = 16) -> UnitReader:
     return UnitReader(16, 2, 2, span, 1 << 12).double()
 
 
+def context_reader() -> ContextReader:
+    """A reader of units without attention."""
+    torch.manual_seed(0)
+    return ContextReader(16, 1 << 12, 1 << 16).double()
+
+
+@law
+@given(seeds, st.integers(0, 23))
+@torch.no_grad()
+def test_a_reader_without_attention_sees_what_is_near_in_its_own_segment(seed: int, place: int) -> None:
+    reader = context_reader()
+    starts = (torch.rand(24, generator=chance(seed)) < 0.3).double()
+    starts[0] = 1
+    hidden = torch.rand(24, generator=chance(seed + 1)) < 0.5
+    keys = torch.randint(1, 300, (24,), generator=chance(seed))
+    other = keys.clone()
+    other[place] += 1000
+    segments = starts.cumsum(0)
+    changed = (reader(keys, hidden, starts) - reader(other, hidden, starts)).abs().amax(1) > 1e-9
+    near = (segments == segments[place]) & ((torch.arange(24) - place).abs() <= NEAR)
+    if hidden[place]:
+        assert not changed.any(), "what is hidden is shown to nobody"
+    else:
+        assert torch.equal(changed, near[hidden])
+
+
+@torch.no_grad()
+def test_a_reader_without_attention_knows_on_which_side_and_how_far_a_unit_is() -> None:
+    reader = context_reader()
+    hidden = torch.arange(9) == 4
+    starts = (torch.arange(9) == 0).double()
+    states = []
+    for place in (0, 2, 3, 5, 8):
+        keys = torch.full((9,), 97)
+        keys[place] = 98
+        states.append(reader(keys, hidden, starts)[0])
+    assert torch.pdist(torch.stack(states)).min() > 1e-3
+
+
 @law
 @given(seeds, st.integers(0, 23))
 @torch.no_grad()
@@ -436,9 +475,9 @@ def test_the_reader_of_units_sees_its_own_segment_alone(seed: int, place: int) -
         assert changed[same[hidden]].all()
 
 
+@pytest.mark.parametrize("reader", [unit_reader(), context_reader()], ids=["attention", "contexts"])
 @torch.no_grad()
-def test_the_reader_of_units_sees_the_further_the_less_likely_a_cut_is() -> None:
-    reader = unit_reader()
+def test_the_reader_of_units_sees_the_further_the_less_likely_a_cut_is(reader: UnitReader | ContextReader) -> None:
     keys = torch.arange(97, 106)
     other = keys.clone()
     other[0] = 3000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -79,6 +80,16 @@ def test_one_stage_may_be_trained_alone(tmp_path: Path, name: str) -> None:
     assert sum(stage.share for stage in stages) == pytest.approx(1)
 
 
+def test_one_level_alone_has_all_the_time_of_a_stage() -> None:
+    model = small_config().model
+    assert plan_stages(model, StageShares(), "splitter", 1) == [Stage("splitter", 1, 1.0)]
+    assert {stage.level for stage in plan_stages(model, StageShares(), only_level=0)} == {0}
+    with pytest.raises(ConfigError, match="joint stage trains all levels"):
+        plan_stages(model, StageShares(), "joint", 0)
+    with pytest.raises(ConfigError, match="level 2 is not one of this model's, 0 to 1"):
+        plan_stages(model, StageShares(), "splitter", 2)
+
+
 def test_cuts_are_made_certain_only_late_in_the_stage_that_finds_them() -> None:
     model = small_model()
     rows = byte_rows(b"the sea is deep, and the sky is wide.")
@@ -150,6 +161,21 @@ def test_a_stage_moves_its_own_parameters_alone(index: int) -> None:
         if name == "joint" or (level_of(key) == level and part_of(key) in parts[name])
     }
     assert moved == expected and moved
+
+
+def test_a_reader_without_attention_is_trained_in_place_of_the_other(tmp_path: Path) -> None:
+    config = small_config(1)
+    levels = (msgspec.structs.replace(config.model.levels[0], reader_contexts=256),)
+    run = Run(tmp_path / "model")
+    run.train(msgspec.structs.replace(config, model=ModelConfig(levels=levels)), steps=6, stage="splitter", stop_at=1)
+    before = run.tensors()
+    run.resume(stop_at=4)
+    changed = {
+        name.removeprefix("live.bottom.") for name, tensor in run.tensors().items()
+        if name.startswith("live.") and not torch.equal(tensor, before[name])
+    }
+    assert {"reader.contexts", "reader.hidden", "reader.units.table", "splitter.ngrams.table"} <= changed
+    assert not any(name.startswith("reader.transformer") for name in before)
 
 
 def test_a_stage_leaves_all_else_as_it_was(tmp_path: Path) -> None:

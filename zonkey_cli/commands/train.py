@@ -44,8 +44,8 @@ DEFAULT_PRESET = "tiny"
 DEFAULT_MINUTES = 10.0
 DEFAULT_OUT = "zonkey-model"
 _STORED = (
-    "data", "data_config", "data_dir", "steps", "minutes", "start_from", "preset", "config_file", "overrides",
-    "bytes_per_segment", "bits_per_segment", "stage", "seed", "device", "precision",
+    "data", "weights", "data_config", "data_dir", "steps", "minutes", "start_from", "preset", "config_file",
+    "overrides", "bytes_per_segment", "bits_per_segment", "stage", "level", "seed", "device", "precision",
 )
 """Options whose values a checkpoint keeps, so that `--resume` has no use for them."""
 _CHANGEABLE = ("save_every", "keep", "accumulate", "checkpoint_activations", "shard", "on_bad_data")
@@ -59,6 +59,7 @@ MANUAL = Manual(
         ("zonkey train --resume --back-to 1200", "Go on from an earlier checkpoint, where the last is damaged."),
         ("zonkey train --from bundled --data letters/ --out my-letters", "Adapt the bundled model to your own text."),
         ("zonkey train --from bundled --stage splitter --data code/", "Learn only how to split your text."),
+        ("zonkey train --data de.txt --weight 1 --data zh.txt --weight 3", "Learn from two texts, one row to three."),
         ("zonkey train --preset small --set level.1.heads=8 --data book.txt", "Another size, with one value changed."),
         (
             "torchrun --nproc-per-node 8 -m zonkey_cli train --preset large --shard full",
@@ -81,6 +82,11 @@ MANUAL = Manual(
 @click.option(
     "--data", metavar="SOURCE", multiple=True, default=("wiki",), show_default=True,
     help="Text to learn from: wiki, sample, a file, a folder, or - for standard input; may be repeated.",
+)
+@click.option(
+    "--weight", "weights", type=FiniteRange(min=0, max=1e6, min_open=True), metavar="W", multiple=True,
+    help="Share of the rows that a --data has, one for each of them in their order, as 2 and 1 for two rows of the "
+    "first to one of the second.  [default: as much text as each has]",
 )
 @data_config_option
 @data_dir_option
@@ -151,6 +157,10 @@ MANUAL = Manual(
     "level.0.bits_per_segment=R.",
 )
 @click.option("--stage", type=click.Choice(STAGES), help="Run one stage of the curriculum only.")
+@click.option(
+    "--level", type=click.IntRange(min=0, max=1 << 10), metavar="N",
+    help="With --stage, run it for one level only.  [default: 0 for the splitter, all levels for the other stages]",
+)
 @seed_option("Seed of the weights, the order of the data and the noise.  [default: 0]")
 @device_option
 @click.option(
@@ -166,6 +176,7 @@ def command(
     context: click.Context,
     /,
     data: tuple[str, ...],
+    weights: tuple[float, ...],
     data_config: str,
     data_dir: str | None,
     out: str,
@@ -181,6 +192,7 @@ def command(
     bytes_per_segment: float | None,
     bits_per_segment: float | None,
     stage: str | None,
+    level: int | None,
     seed: int | None,
     tensorboard: bool,
     **how: Any,
@@ -204,6 +216,8 @@ def command(
     if resume:
         forbid_with(context, "resume", *_STORED)
     require_with(context, "back_to", "resume")
+    require_with(context, "level", "stage")
+    level = 0 if stage == "splitter" and level is None else level
     _check_out(out, resume=resume)
     if resume:
         given = {name: context.params[name] for name in _CHANGEABLE if _is_given(context, name)}
@@ -216,8 +230,10 @@ def command(
     from zonkey_core.training import TrainingOptions
 
     budget = {"steps": steps} if limit == "steps" else {"minutes": minutes if limit == "minutes" else DEFAULT_MINUTES}
-    options = TrainingOptions(out=out, seed=seed or 0, stage=stage, **how, **budget)
-    spec = SourceSpec(sources=data, wiki_config=data_config, wiki_dir=data_dir, on_bad_data=on_bad_data)
+    options = TrainingOptions(out=out, seed=seed or 0, stage=stage, level=level, **how, **budget)
+    spec = SourceSpec(
+        sources=data, weights=weights, wiki_config=data_config, wiki_dir=data_dir, on_bad_data=on_bad_data
+    )
     with together(streams, how["device"]):
         return _train(streams, config, spec, options, source, tensorboard=tensorboard)
 

@@ -57,6 +57,16 @@ class _State(msgspec.Struct, frozen=True):
     """Bytes of the present document that are used up."""
 
 
+class RowSource(Protocol):
+    """Where batches of rows come from: one stream, or several side by side."""
+
+    def next_batch(self) -> RowBatch:
+        """The next rows; raises `StopIteration` where there are none left."""
+
+    def state(self) -> dict[str, Any]:
+        """Where the next batch begins, for JSON."""
+
+
 class RowStream:
     """Iterator that packs documents into batches of `batch_rows` rows of `row_bytes` bytes.
 
@@ -133,13 +143,13 @@ class RowStream:
 
 
 class Prefetcher:
-    """Draws batches from a `RowStream` in a thread, at most `depth` ahead; its state is that of the batches taken.
+    """Draws batches from a `RowSource` in a thread, at most `depth` ahead; its state is that of the batches taken.
 
     An error in the thread, `StopIteration` included, is raised to whoever takes the batch that it stands for, and to
     everyone after. While it is open, nothing else may use the rows. It is a context manager.
     """
 
-    def __init__(self, rows: RowStream, depth: int = 4) -> None:
+    def __init__(self, rows: RowSource, depth: int = 4) -> None:
         self._rows = rows
         self._state = rows.state()
         self._queue: queue.Queue[tuple[RowBatch, dict[str, Any]] | Exception] = queue.Queue(depth)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -12,6 +12,8 @@ class SourceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     sources: tuple[str, ...]
     """`wiki`, `sample`, or paths: files, folders, and `-` for standard input."""
+    weights: tuple[Annotated[float, msgspec.Meta(gt=0, le=1e6)], ...] = ()
+    """Each source's share of the rows that are trained on, in any unit; without them, a source counts by its size."""
     wiki_config: str = "20231101.en"
     """Configuration of the Hugging Face dataset `wikimedia/wikipedia`: date of the dump and language."""
     wiki_dir: str | None = None

@@ -28,7 +28,7 @@ from zonkey_core.model.existence import (
 )
 from zonkey_core.model.hash_embeddings import ngram_keys
 from zonkey_core.model.positions import PositionEmbedding, PositionReadout, PositionSequence
-from zonkey_core.model.readers import CostEstimator, SegmentReader, UnitReader
+from zonkey_core.model.readers import ContextReader, CostEstimator, SegmentReader, UnitReader
 from zonkey_core.model.segment_splitter import SegmentSplitter, Splits
 from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary, StringCounter
 from zonkey_core.model.segmentation import Segmentation, Slots, Windows, length_groups
@@ -62,14 +62,17 @@ class Level(nn.Module):
         )
         self.guide: SegmentSplitter | None = None
         """Above bytes: the splitter that the masked-modelling loss trains, from each position alone."""
-        self.reader: UnitReader | SegmentReader
+        self.reader: UnitReader | ContextReader | SegmentReader
         self.estimator: CostEstimator | None = None
         """Of bytes: what text costs, which sets how often it is cut."""
         self.vocabulary: SegmentVocabulary | None = None
         """Of bytes: the strings that the denoiser chooses from."""
         reading = splitter_width, config.heads, config.reader_layers, config.reader_span
         if channels_below is None:
-            self.reader = UnitReader(*reading, config.reader_units)
+            if config.reader_contexts:
+                self.reader = ContextReader(splitter_width, config.reader_units, config.reader_contexts)
+            else:
+                self.reader = UnitReader(*reading, config.reader_units)
             self.estimator = CostEstimator(splitter_width, config.reader_units)
             self.vocabulary = SegmentVocabulary(config.vocabulary, config.window, self.channels)
         else:

@@ -1,7 +1,7 @@
-"""Readers: the Transformers that teach splitters, by telling what is hidden from its own segment alone.
+"""Readers: what teaches splitters, by telling what is hidden from its own segment alone.
 
-One reads the units of text and tells them, the other latents, of which it tells the kind. A position sees those of its
-span, each as much as it is likely to be of the same segment, `exp(-|C_q - C_k|)`.
+Two read the units of text and tell them, one reads latents, of which it tells the kind. A position sees others each as
+much as it is likely to be of the same segment, `exp(-|C_q - C_k|)`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,27 @@ from torch.nn import functional
 
 from zonkey_core.model.attention import DocumentBias
 from zonkey_core.model.codebook import Codebook
-from zonkey_core.model.existence import cumulative_log_continue
+from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue, log_continue_prob
 from zonkey_core.model.hash_embeddings import NgramVectors, lookup_table, ngram_keys, table_rows
+from zonkey_core.model.ngram_tables import SPREAD
 from zonkey_core.model.positions import PositionEmbedding
 from zonkey_core.model.transformer import Transformer
-from zonkey_core.model.unit_rows import UnitRows, spaced_apart
+from zonkey_core.model.unit_rows import NO_UNIT, UnitRows, spaced_apart
 
 ESTIMATE_ORDERS = (1, 2, 3, 4)
 """Units before one from which, together, its cost is estimated."""
 EXPANSION = 2
-"""Width of the feed-forward layers of the reader of units, as a multiple of its own."""
+"""Width of the feed-forward layers of the readers of units, as a multiple of their own."""
+CONTEXTS = (
+    (-1,), (1,), (-2,), (2,), (-3,), (3,),
+    (-2, -1), (1, 2), (-3, -2, -1), (1, 2, 3), (-4, -3, -2, -1), (1, 2, 3, 4),
+    (-1, 1), (-2, -1, 1), (-1, 1, 2), (-2, -1, 1, 2),
+)
+"""What a reader without attention sees, by distance: units, strings on either side, and those that enclose a unit."""
+NEAR = max(abs(side) for context in CONTEXTS for side in context)
+"""Units on either side that it sees."""
+HIDDEN_UNIT = NO_UNIT - 1
+"""The key that such a reader sees in place of another hidden unit."""
 
 
 class UnitKinds:
@@ -72,6 +83,51 @@ class UnitReader(nn.Module):
         embedded = torch.where(hidden_mask.unsqueeze(-1), self.hidden, self.units(keys))
         states: Tensor = self.norm(_read_in_spans(self.transformer, embedded[None], start_prob[None], self.span))
         return states[0][hidden_mask]
+
+
+class ContextReader(nn.Module):
+    """A reader of units without attention: a bag of the strings that stand around a hidden one.
+
+    It adds up a vector, which a table holds, for each of `CONTEXTS`, as much as all of that string is likely to be of
+    the same segment, and turns the sum into a state: a continuous bag of words (Mikolov et al. 2013) with places,
+    strings and existence. It computes nothing for units that are not hidden and learns from the first steps on.
+    """
+
+    def __init__(self, width: int, rows: int, context_rows: int) -> None:
+        super().__init__()
+        self.units = UnitVectors(rows, width)
+        self.contexts = lookup_table(context_rows, width)
+        self.hidden = nn.Parameter(0.05 * torch.randn(width))
+        self.norm = nn.LayerNorm(width, bias=False)
+        last = nn.Linear(EXPANSION * width, width)
+        self.network = nn.Sequential(nn.Linear(width, EXPANSION * width), nn.SiLU(), last)
+        self.out = nn.LayerNorm(width, bias=False)
+        nn.init.normal_(self.contexts, std=0.05)
+        nn.init.normal_(last.weight, std=0.02)
+
+    def forward(self, keys: Tensor, hidden_mask: Tensor, start_prob: Tensor) -> Tensor:
+        """Units, hidden ones and starts [T] to states [K, width] of the hidden ones, in order."""
+        asked = hidden_mask.nonzero().flatten() + NEAR
+        shown = functional.pad(keys.masked_fill(hidden_mask, HIDDEN_UNIT), (NEAR, NEAR), value=NO_UNIT)
+        goes_on = functional.pad(log_continue_prob(start_prob), (NEAR, NEAR), value=LOG_FLOOR)
+        reached = {0: torch.zeros_like(goes_on[asked])}
+        for distance in range(1, NEAR + 1):
+            reached[-distance] = reached[1 - distance] + goes_on[asked - distance + 1]
+            reached[distance] = reached[distance - 1] + goes_on[asked + distance]
+        places, log_existence = [], []
+        for number, context in enumerate(CONTEXTS, 1):
+            key = torch.full_like(asked, number * (1 << 40))
+            for side in context:
+                key = (key + shown[asked + side]) * SPREAD
+            places.append(table_rows(key, self.contexts.shape[1]))
+            log_existence.append(reached[min(0, *context)] + reached[max(0, *context)])
+        existence = torch.stack(log_existence, 1).exp().to(self.contexts.dtype)
+        bag = functional.embedding_bag(
+            torch.stack(places, 1), self.contexts[0], mode="sum", per_sample_weights=existence
+        )
+        states = self.norm(self.hidden + bag)
+        told: Tensor = self.out(states + self.network(states))
+        return told
 
 
 class CostEstimator(nn.Module):

@@ -27,21 +27,30 @@ class Stage(NamedTuple):
     share: float
 
 
-def plan_stages(model: ModelConfig, shares: StageShares, only: str | None = None) -> list[Stage]:
-    """The curriculum of a model; with `only`, just the stages of that name."""
+def plan_stages(
+    model: ModelConfig, shares: StageShares, only: str | None = None, only_level: int | None = None
+) -> list[Stage]:
+    """The curriculum of a model; with `only`, just the stages of that name, and with `only_level`, of that level."""
     if only is not None and only not in STAGES:
         raise ConfigError(f"unknown stage {only!r}; choose one of {', '.join(STAGES)}")
+    if only_level is not None and only == "joint":
+        raise ConfigError("the joint stage trains all levels; leave out the level")
+    if only_level is not None and not 0 <= only_level < len(model.levels):
+        raise ConfigError(f"level {only_level} is not one of this model's, 0 to {len(model.levels) - 1}")
     depth = len(model.levels)
     upwards = [
         Stage(name, level, _share(getattr(shares, name), level)) for level in range(depth) for name in STAGES[:3]
     ]
     downwards = [Stage("plan", level, _share(shares.plan, level)) for level in reversed(range(depth - 1))]
     stages = [*upwards, *downwards, Stage("joint", None, shares.joint)]
-    if depth > 1 and shares.joint and only is None:
+    if depth > 1 and shares.joint and only is None and only_level is None:
         top = upwards[-1]
         stages[len(upwards) - 1] = top._replace(share=top.share * (1 - LAST))
         stages.append(top._replace(share=top.share * LAST))
-    stages = [stage for stage in stages if stage.share > 0 and only in (None, stage.name)]
+    stages = [
+        stage for stage in stages
+        if stage.share > 0 and only in (None, stage.name) and only_level in (None, stage.level)
+    ]
     total = sum(stage.share for stage in stages)
     if not total:
         raise ConfigError("training.shares leaves no stage with a share above 0")

@@ -15,7 +15,7 @@ from zonkey_core.model.decoder import DecodedWindows
 from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue
 from zonkey_core.model.level import Level
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.readers import SegmentReader, UnitKinds, UnitReader
+from zonkey_core.model.readers import ContextReader, SegmentReader, UnitKinds, UnitReader
 from zonkey_core.model.segment_splitter import draw_relaxed, hide_positions, hide_units
 from zonkey_core.model.segmentation import Segmentation, Windows
 from zonkey_core.model.unit_rows import UnitRows, unit_rows
@@ -70,7 +70,7 @@ def unit_objective(
     level: Level, sequence: PositionSequence, generator: torch.Generator, *, certainty: float, temperature: float
 ) -> dict[str, Tensor]:
     """The objective of level 0's splitter, over the units of rows of bytes."""
-    assert isinstance(level.reader, UnitReader)
+    assert isinstance(level.reader, (UnitReader, ContextReader))
     units = unit_rows(sequence)
     kinds = UnitKinds(units.keys)
     hidden, shown = hide_units(units, level.config.mask_rate, generator)

@@ -22,6 +22,8 @@ class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
     precision: str = "auto"
     stage: str | None = None
     """Only the stages of this name."""
+    level: Annotated[int, msgspec.Meta(ge=0, le=1 << 10)] | None = None
+    """Only the stages of this level."""
     save_every: Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None = None
     """Seconds between saves; None keeps them under 2 % of the run's time."""
     keep: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 2

@@ -16,8 +16,9 @@ from torch.optim import Optimizer
 
 from zonkey_core.checkpoint import TrainingRecord, fill_model
 from zonkey_core.config import Config
-from zonkey_core.data import SourceSpec, open_stream
-from zonkey_core.data.rows import Prefetcher, RowBatch, RowStream
+from zonkey_core.data import SourceSpec
+from zonkey_core.data.row_mixture import open_rows
+from zonkey_core.data.rows import Prefetcher, RowBatch
 from zonkey_core.devices import autocast, choose_device, choose_precision
 from zonkey_core.errors import ConfigError, ZonkeyError
 from zonkey_core.kept_checkpoints import write_kept
@@ -85,7 +86,7 @@ class Trainer:
         self.device = choose_device(self.options.device)
         self.precision = choose_precision(self.options.precision, self.device)
         self.pieces = BatchPieces(config.training.batch_rows, self.options.accumulate, self.device)
-        self.stages = plan_stages(config.model, config.training.shares, self.options.stage)
+        self.stages = plan_stages(config.model, config.training.shares, self.options.stage, self.options.level)
         self.generator = torch.Generator().manual_seed(self.options.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.options.seed)
@@ -135,15 +136,16 @@ class Trainer:
     def run(self, on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> TrainingResult:
         """Train to the end of the curriculum, or until `should_stop` says so; either way the state is saved."""
         training = self.config.training
-        documents = open_stream(
+        rows = open_rows(
             self.spec,
             seed=self.options.seed,
             shuffle_documents=training.shuffle_documents,
-            state=self.record.data_state.get("documents"),
+            row_bytes=training.row_bytes,
+            batch_rows=training.batch_rows,
+            state=self.record.data_state or None,
             on_bad=self.faults.append,
         )
         self.share_out()
-        rows = RowStream(documents, training.row_bytes, training.batch_rows, self.record.data_state or None)
         stopped = False
         preview = Preview(self, on_event)
         with Prefetcher(rows) as batches:
