@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
+from zonkey_cli.console import working
 from zonkey_cli.exit_codes import BadValueError, ExitCode
 from zonkey_cli.models import is_model, resolve_model
 from zonkey_cli.options import (
@@ -31,6 +32,7 @@ from zonkey_cli.options import (
 from zonkey_cli.processes import is_first, together
 from zonkey_cli.signals import StopRequest
 from zonkey_cli.streams import Streams
+from zonkey_cli.training_plan import PLAN_OPTIONS, plan_options, show_plan
 
 if TYPE_CHECKING:
     from zonkey_core.config import Config
@@ -50,6 +52,8 @@ _STORED = (
 """Options whose values a checkpoint keeps, so that `--resume` has no use for them."""
 _CHANGEABLE = ("save_every", "keep", "accumulate", "checkpoint_activations", "shard", "on_bad_data")
 """Options that say how a run goes on and not what comes of it, so that `--resume` may change them."""
+_PLANNED = ("gpus", "shard", "accumulate", "checkpoint_activations", "stage", "teraflops", "utilisation")
+"""Options that a plan takes as they are."""
 
 MANUAL = Manual(
     examples=(
@@ -63,6 +67,10 @@ MANUAL = Manual(
         (
             "torchrun --nproc-per-node 8 -m zonkey_cli train --preset large --shard full",
             "Eight GPUs that share the rows of every batch, and the denoisers.",
+        ),
+        (
+            "zonkey train --plan --preset large --shard full --gpus 64 --tokens 1e12",
+            "What such a run needs: parameters, memory of a GPU by part, operations a byte, days.",
         ),
     ),
     environment=(
@@ -160,6 +168,7 @@ MANUAL = Manual(
 @click.option(
     "--tensorboard", is_flag=True, help="Also write the losses for TensorBoard, below --out; needs zonkey[log]."
 )
+@plan_options
 @common_options
 @click.pass_context
 def command(
@@ -183,6 +192,7 @@ def command(
     stage: str | None,
     seed: int | None,
     tensorboard: bool,
+    plan: bool,
     **how: Any,
 ) -> ExitCode:
     """Train a model on Wikipedia or on your own text.
@@ -198,19 +208,28 @@ def command(
     Started by torchrun or accelerate launch, several processes train one model: training.batch_rows are the rows of a
     step in all, which they share evenly, one of them shows and writes, and a signal to any of them stops and saves the
     run. A run may go on with another number of processes.
+
+    With --plan, nothing is trained. Steps of all stages are walked through without computing their products, and
+    standard output gets what a run would need. Its length is that of --tokens, --minutes or --steps.
     """
     streams = context.ensure_object(Streams)
-    limit = one_of(context, "steps", "minutes")
+    limit = one_of(context, "steps", "minutes", "tokens")
     if resume:
-        forbid_with(context, "resume", *_STORED)
+        forbid_with(context, "resume", *_STORED, "plan")
     require_with(context, "back_to", "resume")
-    _check_out(out, resume=resume)
+    for name in PLAN_OPTIONS:
+        require_with(context, name, "plan")
+    planned = {name: how.pop(name) for name in PLAN_OPTIONS}
+    if not plan:
+        _check_out(out, resume=resume)
     if resume:
         given = {name: context.params[name] for name in _CHANGEABLE if _is_given(context, name)}
         with together(streams, how["device"]):
             return _resume(streams, Path(out), back_to, given, tensorboard=tensorboard)
     overrides += _rate(one_of(context, "bytes_per_segment", "bits_per_segment"), bytes_per_segment, bits_per_segment)
     config = _configuration(context, preset, config_file, start_from, overrides)
+    if plan:
+        return _plan(streams, config, {"steps": steps, "minutes": minutes, "stage": stage, **how, **planned}, limit)
     source = None if start_from is None else resolve_model(start_from)
     from zonkey_core.data import SourceSpec
     from zonkey_core.training import TrainingOptions
@@ -220,6 +239,25 @@ def command(
     spec = SourceSpec(sources=data, wiki_config=data_config, wiki_dir=data_dir, on_bad_data=on_bad_data)
     with together(streams, how["device"]):
         return _train(streams, config, spec, options, source, tensorboard=tensorboard)
+
+
+def _plan(streams: Streams, config: Config, options: dict[str, Any], limit: str | None) -> ExitCode:
+    """Tell what a run would need, of the length that option `limit` gives, if any."""
+    import torch
+
+    from zonkey_core.training.run_plan import PlanRequest, plan_run
+
+    request = PlanRequest(
+        **{name: options[name] for name in _PLANNED},
+        precision=torch.float32 if options["precision"] == "fp32" else torch.bfloat16,
+        text_bytes=options["tokens"] if limit == "tokens" else None,
+        seconds=60 * options["minutes"] if limit == "minutes" else None,
+        steps=options["steps"] if limit == "steps" else None,
+    )
+    with working(streams, "walking through a step of every stage"):
+        plan = plan_run(config, request)
+    show_plan(streams, plan, as_json=options["as_json"])
+    return ExitCode.DONE
 
 
 def _is_given(context: click.Context, name: str) -> bool:
