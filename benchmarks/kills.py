@@ -1,4 +1,4 @@
-"""Kill `zonkey train` (SIGKILL) at random moments, go on with it, and compare its end with a run that was never stopped.
+"""Kill `zonkey train` (SIGKILL) at random moments, go on with it, and compare its end with that of a run never stopped.
 
     python benchmarks/kills.py --kills 50
 

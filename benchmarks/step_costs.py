@@ -75,7 +75,8 @@ def compare(config: Config, rows: int, only: str | None) -> Iterator[str]:
     real = StepWalker(config, rows=rows, seed=OTHER_SEED)
     torch.manual_seed(OTHER_SEED)
     fill_by_chance(real.model.parameters())
-    yield f"{'stage':16}{'GFLOP':>9}{'planned':>9}{'':>7}{'kept MB':>10}{'planned':>9}{'':>7}{'held MB':>10}{'planned':>9}{'':>7}{'s':>7}"
+    columns = "".join(f"{name:>10}{'planned':>9}{'':7}" for name in ("GFLOP", "kept MB", "held MB"))
+    yield f"{'stage':16}{columns}{'s':>7}"
     for stage in plan_stages(config.model, config.training.shares, only):
         cost = planned.cost(stage)
         found = real_step(real.model, config, stage, real.sequence)
@@ -83,7 +84,8 @@ def compare(config: Config, rows: int, only: str | None) -> Iterator[str]:
         held = kept + 4 * cost.trained + optimizer_bytes(real.model, config, stage)
         cells = ""
         for measured, plan, unit in (
-            (found["flops"], cost.flops, 1e9), (found["kept"], kept, 1e6), (found["held"], held, 1e6)
+            (found["flops"], cost.flops + cost.update_flops, 1e9), (found["kept"], kept, 1e6),
+            (found["held"], held, 1e6),
         ):
             cells += f"{measured / unit:10.1f}{plan / unit:9.1f}{plan / measured - 1:+7.1%}"
         name = f"{stage.name} {'' if stage.level is None else stage.level}"

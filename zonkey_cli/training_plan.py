@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from zonkey_cli.console import aligned, human_bytes, human_seconds
+from zonkey_cli.console import aligned, human_bytes, human_seconds, working
+from zonkey_cli.exit_codes import ExitCode
 from zonkey_cli.options import FiniteRange, json_option
 from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
+    from zonkey_core.config import Config
     from zonkey_core.training.run_plan import RunPlan
 
 F = TypeVar("F", bound=Callable[..., Any])
 DAY = 86_400.0
 PLAN_OPTIONS = ("gpus", "tokens", "teraflops", "utilisation", "as_json")
 """The options that make sense with `--plan` alone."""
+_TAKEN = ("gpus", "shard", "accumulate", "checkpoint_activations", "stage", "teraflops", "utilisation")
+"""Options that a plan takes as they are."""
 
 
 def plan_options(function: F) -> F:
@@ -30,7 +34,7 @@ def plan_options(function: F) -> F:
         ),
         click.option(
             "--teraflops", type=FiniteRange(min=0, min_open=True), metavar="N", default=989.0, show_default=True,
-            help="With --plan, the peak of a GPU in the number format of the run; the default is an H100's in bfloat16.",
+            help="With --plan, the peak of a GPU in the number format of the run; by default an H100's in bfloat16.",
         ),
         click.option(
             "--tokens", type=FiniteRange(min=1), metavar="N",
@@ -42,24 +46,42 @@ def plan_options(function: F) -> F:
         ),
         click.option(
             "--plan", is_flag=True,
-            help="Train nothing, but tell what the run needs: parameters, memory of a GPU, operations a byte, and days.",
+            help="Train nothing, but tell what the run needs: parameters, memory of a GPU, operations a byte, days.",
         ),
     ):
         function = option(function)
     return function
 
 
-def show_plan(streams: Streams, plan: RunPlan, *, as_json: bool) -> None:
-    """Write a plan to standard output: tables on a terminal, aligned text or one object elsewhere."""
-    import msgspec
+def show_plan(streams: Streams, config: Config, options: Mapping[str, Any], limit: str | None) -> ExitCode:
+    """Tell what a run with these options of `train` would need, of the length that option `limit` gives, if any.
 
-    blocks = {"Parameters": _parameters(plan), "Memory of a GPU": _memory(plan), "Stages": _stages(plan), "Run": _run(plan)}
-    if as_json:
+    Standard output gets tables on a terminal, aligned text or one object elsewhere.
+    """
+    import msgspec
+    import torch
+
+    from zonkey_core.training.run_plan import PlanRequest, plan_run
+
+    request = PlanRequest(
+        **{name: options[name] for name in _TAKEN},
+        precision=torch.float32 if options["precision"] == "fp32" else torch.bfloat16,
+        text_bytes=options["tokens"] if limit == "tokens" else None,
+        seconds=60 * options["minutes"] if limit == "minutes" else None,
+        steps=options["steps"] if limit == "steps" else None,
+    )
+    with working(streams, "walking through a step of every stage"):
+        plan = plan_run(config, request)
+    blocks = {
+        "Parameters": _parameters(plan), "Memory of a GPU": _memory(plan), "Stages": _stages(plan), "Run": _run(plan),
+    }  # fmt: skip
+    if options["as_json"]:
         streams.write_json({**msgspec.to_builtins(plan), "memory_bytes": plan.memory.total()})
     elif streams.colours_output:
         streams.write(_tables(blocks), styled=True)
     else:
         streams.write("\n".join(f"{title}\n{aligned(rows)}" for title, rows in blocks.items()).encode())
+    return ExitCode.DONE
 
 
 def _parameters(plan: RunPlan) -> list[list[str]]:

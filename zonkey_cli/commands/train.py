@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.core import ParameterSource
 
-from zonkey_cli.console import working
 from zonkey_cli.exit_codes import BadValueError, ExitCode
 from zonkey_cli.models import is_model, resolve_model
 from zonkey_cli.options import (
@@ -52,8 +51,6 @@ _STORED = (
 """Options whose values a checkpoint keeps, so that `--resume` has no use for them."""
 _CHANGEABLE = ("save_every", "keep", "accumulate", "checkpoint_activations", "shard", "on_bad_data")
 """Options that say how a run goes on and not what comes of it, so that `--resume` may change them."""
-_PLANNED = ("gpus", "shard", "accumulate", "checkpoint_activations", "stage", "teraflops", "utilisation")
-"""Options that a plan takes as they are."""
 
 MANUAL = Manual(
     examples=(
@@ -229,7 +226,8 @@ def command(
     overrides += _rate(one_of(context, "bytes_per_segment", "bits_per_segment"), bytes_per_segment, bits_per_segment)
     config = _configuration(context, preset, config_file, start_from, overrides)
     if plan:
-        return _plan(streams, config, {"steps": steps, "minutes": minutes, "stage": stage, **how, **planned}, limit)
+        options_of_plan = {"steps": steps, "minutes": minutes, "stage": stage, **how, **planned}
+        return show_plan(streams, config, options_of_plan, limit)
     source = None if start_from is None else resolve_model(start_from)
     from zonkey_core.data import SourceSpec
     from zonkey_core.training import TrainingOptions
@@ -239,25 +237,6 @@ def command(
     spec = SourceSpec(sources=data, wiki_config=data_config, wiki_dir=data_dir, on_bad_data=on_bad_data)
     with together(streams, how["device"]):
         return _train(streams, config, spec, options, source, tensorboard=tensorboard)
-
-
-def _plan(streams: Streams, config: Config, options: dict[str, Any], limit: str | None) -> ExitCode:
-    """Tell what a run would need, of the length that option `limit` gives, if any."""
-    import torch
-
-    from zonkey_core.training.run_plan import PlanRequest, plan_run
-
-    request = PlanRequest(
-        **{name: options[name] for name in _PLANNED},
-        precision=torch.float32 if options["precision"] == "fp32" else torch.bfloat16,
-        text_bytes=options["tokens"] if limit == "tokens" else None,
-        seconds=60 * options["minutes"] if limit == "minutes" else None,
-        steps=options["steps"] if limit == "steps" else None,
-    )
-    with working(streams, "walking through a step of every stage"):
-        plan = plan_run(config, request)
-    show_plan(streams, plan, as_json=options["as_json"])
-    return ExitCode.DONE
 
 
 def _is_given(context: click.Context, name: str) -> bool:

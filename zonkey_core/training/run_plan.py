@@ -1,8 +1,8 @@
 """What a training run will need, before it is begun: memory of a GPU by part, operations, and time.
 
-Parameters are counted and steps walked through (`zonkey_core.training.step_cost`). Tokens are bytes here. Not counted are
-what libraries hold for themselves, what a step needs for a moment, and the time that processes wait for each other: that
-is in the utilisation, which is a guess until it has been measured on the machine.
+Parameters are counted and steps walked through (`zonkey_core.training.step_cost`). Tokens are bytes here. Not counted
+are what libraries hold for themselves, what a step needs for a moment, and the time that processes wait for each other:
+that is in the utilisation, which is a guess until it has been measured on the machine.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class StagePlan(msgspec.Struct, frozen=True):
     """Of the steps of the run."""
     trained_parameters: int
     flops_per_byte: float
+    """With those of the optimisers, which every GPU has for itself."""
     gpu_bytes: float
     """Memory of a GPU in this stage."""
 
@@ -113,8 +114,9 @@ def plan_run(config: Config, request: PlanRequest) -> RunPlan:
         states = _optimizer_bytes(stage_optimizers(walker.model, stage, config.training), whole)
         trained = {parameter for parameter in walker.model.parameters() if parameter.requires_grad}
         memories.append(_memory(cost, whole, trained, states, rows * row_bytes))
+        flops = cost.flops / cost.bytes + request.gpus * cost.update_flops / (batch_rows * row_bytes)
         stages.append(
-            StagePlan(stage.name, stage.level, stage.share, cost.trained, cost.flops / cost.bytes, memories[-1].total())
+            StagePlan(stage.name, stage.level, stage.share, cost.trained, flops, memories[-1].total())
         )
     mean = sum(stage.share * stage.flops_per_byte for stage in stages)
     speed = request.gpus * request.teraflops * 1e12 * request.utilisation / mean

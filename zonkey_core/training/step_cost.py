@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Muon
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-from zonkey_core.config import Config
+from zonkey_core.config import Config, TrainingConfig
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import RowStream
 from zonkey_core.devices import autocast
@@ -33,7 +34,7 @@ from zonkey_core.model.segment_splitter import SegmentSplitter, Splits
 from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.model_building import unfilled_model
 from zonkey_core.training.curriculum import Stage
-from zonkey_core.training.stages import stage_losses, stage_parameters
+from zonkey_core.training.stages import stage_losses, stage_optimizers, stage_parameters
 
 CPU = torch.device("cpu")
 FRACTION = 0.9
@@ -48,7 +49,9 @@ class StepCost(NamedTuple):
     bytes: int
     """Bytes of text in the step."""
     flops: int
-    """Floating-point operations, forward and backward."""
+    """Floating-point operations on the way there and back, which grow with the text."""
+    update_flops: int
+    """Those of the optimisers, whatever the text."""
     kept_bytes: int
     """Memory of what is kept for the way back, which grows with the text."""
     converted_bytes: int
@@ -77,7 +80,8 @@ class _Uncomputed(TorchDispatchMode):
             if converts:
                 self._note(args[0], result)
             return result
-        unreal = func(*tree_map(_as_meta, args), **tree_map(_as_meta, {**named, "device": "meta"} if converted else named))
+        elsewhere = {**named, "device": "meta"} if converted else named
+        unreal = func(*tree_map(_as_meta, args), **tree_map(_as_meta, elsewhere))
         made = tree_map(lambda each: _zeros_like(each) if isinstance(each, Tensor) else each, unreal)
         if converted:
             self._note(args[0], made)
@@ -108,6 +112,7 @@ class StepWalker:
     def __init__(self, config: Config, *, rows: int, seed: int = 0, precision: torch.dtype = torch.bfloat16) -> None:
         self.config = config
         self.precision = precision
+        self.seed = seed
         self.model = _empty_model(config)
         documents = open_stream(SourceSpec(sources=("sample",)), seed=seed, shuffle_documents=1000)
         batch = RowStream(documents, config.training.row_bytes, rows).next_batch()
@@ -116,25 +121,41 @@ class StepWalker:
         with drawn_cuts(self.model, seed):
             _learn_strings(self.model.bottom, self.sequence)
 
-    def cost(self, stage: Stage, *, seed: int = 0) -> StepCost:
+    def cost(self, stage: Stage) -> StepCost:
         """Walk through a step of one stage."""
         parameters = stage_parameters(self.model, stage)
         self.model.requires_grad_(False)
         for parameter in parameters:
             parameter.requires_grad_(True)
         kept = KeptMemory(self.model)
-        with drawn_cuts(self.model, seed), _Uncomputed(self.model) as counter, kept.counted():
+        with drawn_cuts(self.model, self.seed), _Uncomputed(self.model) as counter, kept.counted():
             with autocast(CPU, self.precision):
-                losses = stage_losses(
-                    self.model, stage, self.sequence, torch.Generator().manual_seed(seed), FRACTION
-                )
+                chance = torch.Generator().manual_seed(self.seed)
+                losses = stage_losses(self.model, stage, self.sequence, chance, FRACTION)
             torch.autograd.backward(torch.stack(list(losses.values())).sum())
         for parameter in parameters:
             parameter.grad = None
         return StepCost(
-            self.sequence.values.numel(), counter.flops, kept.bytes - counter.converted_bytes,
-            counter.converted_bytes, sum(each.numel() for each in parameters),
+            bytes=self.sequence.values.numel(),
+            flops=counter.flops,
+            update_flops=_update_flops(self.model, stage, self.config.training),
+            kept_bytes=kept.bytes - counter.converted_bytes,
+            converted_bytes=counter.converted_bytes,
+            trained=sum(each.numel() for each in parameters),
         )
+
+
+def _update_flops(model: Zonkey, stage: Stage, training: TrainingConfig) -> int:
+    """Products of Muon, which makes each matrix orthogonal by Newton and Schulz's iteration; AdamW has none.
+
+    A step of it for a matrix m x n, m the smaller, is `X <- a X + (b A + c A A) X` with `A = X X^T`.
+    """
+    flops = 0
+    for optimizer in stage_optimizers(model, stage, training):
+        for group in optimizer.param_groups if isinstance(optimizer, Muon) else ():
+            sizes = (sorted(parameter.shape) for parameter in group["params"])
+            flops += sum(group["ns_steps"] * (4 * short**2 * long + 2 * short**3) for short, long in sizes)
+    return flops
 
 
 class KeptMemory:
