@@ -203,3 +203,22 @@ def test_bad_data_is_left_out_when_told_so(zonkey: Zonkey) -> None:
     done = zonkey.run(*short, "--out", "other", "--on-bad-data", "skip")
     assert (done.returncode, done.stdout) == (0, b"other\n")
     assert b"left out: data.jsonl, line 301" in done.stderr and b"places of the data left out in all: 1" in done.stderr
+
+
+def test_a_plan_trains_nothing(zonkey: Zonkey) -> None:
+    sizes = ("--set", "training.row_bytes=128", "--set", "training.batch_rows=1")
+    done = zonkey.run("train", "--plan", "--gpus", "2", "--tokens", "1e9", "--json", *sizes)
+    assert done.returncode == 0 and not done.stderr and not (zonkey.folder / "zonkey-model").exists()
+    plan = json.loads(done.stdout)
+    assert plan["text_bytes"] == 1e9 and plan["days"] > 0 and plan["batch_rows"] == 2
+    assert plan["memory_bytes"] == sum(plan["memory"].values())
+    shown = zonkey.run("train", "--plan", "--minutes", "3", *sizes).stdout.decode()
+    assert all(title in shown for title in ("Parameters\n", "Memory of a GPU\n", "Stages\n", "Run\n"))
+    assert "tokens, which are bytes" in shown and "\x1b" not in shown
+
+
+def test_options_of_a_plan_need_one(zonkey: Zonkey) -> None:
+    done = zonkey.run("train", "--gpus", "2", "--data", "sample")
+    assert done.returncode == 2 and b"--gpus needs --plan" in done.stderr
+    done = zonkey.run("train", "--plan", "--tokens", "1e9", "--steps", "5")
+    assert done.returncode == 2 and b"exclude each other" in done.stderr

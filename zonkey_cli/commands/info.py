@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from zonkey_cli.console import human_bytes, human_seconds, printable
+from zonkey_cli.console import aligned, human_bytes, human_seconds, printable
 from zonkey_cli.exit_codes import ExitCode
 from zonkey_cli.models import BUNDLED, resolve_model
 from zonkey_cli.options import Manual, ModelName, Verb, common_options, json_option
@@ -113,15 +113,7 @@ def _levels(card: ModelCard) -> Table:
 def _plain_text(name: str, directory: Path, card: ModelCard) -> bytes:
     """The model as aligned text."""
     blocks = [_facts(name, directory, card), _levels(card), _figures(card)]
-    return "\n".join(_aligned(block) for block in blocks if block).encode("utf-8", "replace")
-
-
-def _aligned(rows: Table) -> str:
-    """Rows whose columns line up."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n" for row in rows
-    )
+    return "\n".join(aligned(block) for block in blocks if block).encode("utf-8", "replace")
 
 
 def _rich_text(name: str, directory: Path, card: ModelCard) -> bytes:

@@ -31,6 +31,7 @@ from zonkey_cli.options import (
 from zonkey_cli.processes import is_first, together
 from zonkey_cli.signals import StopRequest
 from zonkey_cli.streams import Streams
+from zonkey_cli.training_plan import PLAN_OPTIONS, plan_options, show_plan
 
 if TYPE_CHECKING:
     from zonkey_core.config import Config
@@ -64,6 +65,10 @@ MANUAL = Manual(
         (
             "torchrun --nproc-per-node 8 -m zonkey_cli train --preset large --shard full",
             "Eight GPUs that share the rows of every batch, and the denoisers.",
+        ),
+        (
+            "zonkey train --plan --preset large --shard full --gpus 64 --tokens 1e12",
+            "What such a run needs: parameters, memory of a GPU by part, operations a byte, days.",
         ),
     ),
     environment=(
@@ -170,6 +175,7 @@ MANUAL = Manual(
 @click.option(
     "--tensorboard", is_flag=True, help="Also write the losses for TensorBoard, below --out; needs zonkey[log]."
 )
+@plan_options
 @common_options
 @click.pass_context
 def command(
@@ -195,6 +201,7 @@ def command(
     level: int | None,
     seed: int | None,
     tensorboard: bool,
+    plan: bool,
     **how: Any,
 ) -> ExitCode:
     """Train a model on Wikipedia or on your own text.
@@ -210,21 +217,31 @@ def command(
     Started by torchrun or accelerate launch, several processes train one model: training.batch_rows are the rows of a
     step in all, which they share evenly, one of them shows and writes, and a signal to any of them stops and saves the
     run. A run may go on with another number of processes.
+
+    With --plan, nothing is trained. Steps of all stages are walked through without computing their products, and
+    standard output gets what a run would need. Its length is that of --tokens, --minutes or --steps.
     """
     streams = context.ensure_object(Streams)
-    limit = one_of(context, "steps", "minutes")
+    limit = one_of(context, "steps", "minutes", "tokens")
     if resume:
-        forbid_with(context, "resume", *_STORED)
+        forbid_with(context, "resume", *_STORED, "plan")
     require_with(context, "back_to", "resume")
     require_with(context, "level", "stage")
     level = 0 if stage == "splitter" and level is None else level
-    _check_out(out, resume=resume)
+    for name in PLAN_OPTIONS:
+        require_with(context, name, "plan")
+    planned = {name: how.pop(name) for name in PLAN_OPTIONS}
+    if not plan:
+        _check_out(out, resume=resume)
     if resume:
         given = {name: context.params[name] for name in _CHANGEABLE if _is_given(context, name)}
         with together(streams, how["device"]):
             return _resume(streams, Path(out), back_to, given, tensorboard=tensorboard)
     overrides += _rate(one_of(context, "bytes_per_segment", "bits_per_segment"), bytes_per_segment, bits_per_segment)
     config = _configuration(context, preset, config_file, start_from, overrides)
+    if plan:
+        options_of_plan = {"steps": steps, "minutes": minutes, "stage": stage, **how, **planned}
+        return show_plan(streams, config, options_of_plan, limit)
     source = None if start_from is None else resolve_model(start_from)
     from zonkey_core.data import SourceSpec
     from zonkey_core.training import TrainingOptions
