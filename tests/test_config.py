@@ -221,7 +221,7 @@ def test_only_the_lowest_levels_vocabulary_holds_bytes() -> None:
 
 
 def test_a_curriculum_without_stages_is_refused() -> None:
-    nothing = [f"training.shares.{name}=[0]" for name in ("splitter", "autoencoder", "denoiser")]
+    nothing = [f"training.shares.{name}=[0]" for name in ("splitter", "autoencoder", "denoiser", "plan")]
     with pytest.raises(ConfigError, match="at least one stage above 0"):
         load_preset("tiny", [*nothing, "training.shares.joint=0"])
     assert load_preset("tiny", nothing).training.shares.splitter == (0.0,)

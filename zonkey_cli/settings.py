@@ -111,4 +111,6 @@ def _checked(path: Path, key: str, value: Any, parameter: click.Parameter, conte
         parameter.type_cast_value(context, value)
     except click.BadParameter as error:
         raise BadValueError(f"{path}: bad value for {key!r}: {error.message}") from error
+    except OverflowError as error:  # click turns numbers to whole ones without a look at their size
+        raise BadValueError(f"{path}: bad value for {key!r}: {value!r} is no whole number") from error
     return value

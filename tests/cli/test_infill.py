@@ -107,10 +107,10 @@ def test_candidates_are_listed_the_best_first(zonkey: Zonkey, tiny_model: Path) 
     assert (listed.returncode, listed.stderr) == (0, b"")
     lines = [line.split(b"\t") for line in listed.stdout.splitlines()]
     expected = [(fill["start"], each) for fill in told["fills"] for each in fill["candidates"]]
-    assert len(lines) == len(expected) >= 4 and all(len(line) == 3 for line in lines)
+    assert len(lines) == len(expected) >= len(told["fills"]) == 2 and all(len(line) == 3 for line in lines)
     for (start, score, text), (offset, each) in zip(lines, expected, strict=True):
         assert int(start) == offset and float(score) == pytest.approx(each["score"], abs=1e-3)
-        assert each["log_prob"] < 0 and text
+        assert each["log_prob"] < 0 and (text.decode() == each["text"] or not each["text"].isprintable())
     for fill in told["fills"]:
         scores = [each["score"] for each in fill["candidates"]]
         assert scores == sorted(scores, reverse=True) and fill["text"] == fill["candidates"][0]["text"]

@@ -61,6 +61,7 @@ def test_a_flag_overrules_an_alternative_from_a_settings_file(zonkey: Zonkey) ->
         ('modle = "x"\n', "unknown key 'modle'; the nearest known key is 'model'"),
         ("[segmnt]\nlevel = 1\n", "unknown key 'segmnt'; the nearest known key is 'segment'"),
         ('[generate]\nmax_bytes = "many"\n', "bad value for 'generate.max_bytes': 'many' is not a valid integer"),
+        ("[generate]\nmax_bytes = inf\n", "bad value for 'generate.max_bytes': inf is no whole number"),
         ("model = \n", "cannot read these settings"),
         ('segment = "x"\n', "'segment' is a table"),
     ],

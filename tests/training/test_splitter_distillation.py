@@ -294,8 +294,9 @@ def test_rows_lose_what_tells_by_the_guide(monkeypatch: pytest.MonkeyPatch) -> N
     model, rows = small_model(2), byte_rows(*[b"eeat" * 30] * 60)
     probs = torch.zeros(60, 120)
     probs[:, ::2] = 1
-    _, cuts, latents, _ = model.ascend(rows, 0, start_probs=probs)[0]
-    located = LocatedPositions(model.bottom.upper_sequence(latents, cuts), cuts.starts)
+    view = model.ascend(rows, 0, start_probs=probs)[0]
+    cuts = view.segmentation
+    located = LocatedPositions(model.bottom.upper_sequence(view.latents, cuts), cuts.starts)
     starts = (rows.values.gather(1, located.offsets) == ord("a")).float()
     monkeypatch.setattr(guide_of(model.levels[1]), "forward", lambda seen: Splits(starts[: len(seen.values)], starts))
     lost: list[NoisedRows] = []

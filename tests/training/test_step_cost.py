@@ -30,7 +30,8 @@ def real_cost(config: Config, rows: int, name: str, seed: int) -> tuple[int, int
     with drawn_cuts(model, seed), FlopCounterMode(display=False) as counter, kept.counted():
         with autocast(CPU, torch.bfloat16):
             losses = stage_losses(model, stage, walker.sequence, torch.Generator().manual_seed(seed), FRACTION)
-        take_step(torch.stack(list(losses.values())).sum(), parameters, stage_optimizers(model, stage, config.training), 1)
+        optimizers = stage_optimizers(model, stage, config.training)
+        take_step(torch.stack(list(losses.values())).sum(), parameters, optimizers, 1)
     return counter.get_total_flops(), kept.bytes
 
 

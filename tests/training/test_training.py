@@ -42,13 +42,13 @@ from zonkey_core.training import (
 )
 from zonkey_core.training.stages import stage_losses
 
-STEPS = 21
+STEPS = 40
 STRINGS = {"bottom.vocabulary.strings", "bottom.vocabulary.lengths"}
 FITTED = {*STRINGS, "bottom.vocabulary.log_shares", "bottom.above.reader.codebook.centres"}
 """What is saved of a model, but learned by no gradient."""
 CURRICULUM = [
-    ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("joint", None),
-    ("denoiser", 1),
+    ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("denoiser", 1),
+    ("plan", 0), ("joint", None), ("denoiser", 1),
 ]
 
 

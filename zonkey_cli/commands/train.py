@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -28,15 +27,15 @@ from zonkey_cli.options import (
     require_with,
     seed_option,
 )
-from zonkey_cli.processes import is_first, together
-from zonkey_cli.signals import StopRequest
+from zonkey_cli.processes import together
 from zonkey_cli.streams import Streams
 from zonkey_cli.training_plan import PLAN_OPTIONS, plan_options, show_plan
+from zonkey_cli.training_run import resume_run, start_run
 
 if TYPE_CHECKING:
     from zonkey_core.config import Config
     from zonkey_core.data import SourceSpec
-    from zonkey_core.training import Event, TrainingOptions, TrainingResult
+    from zonkey_core.training import TrainingOptions
 
 PRESETS = ("tiny", "small", "base", "large")
 STAGES = ("splitter", "autoencoder", "denoiser", "plan", "joint")
@@ -49,6 +48,8 @@ _STORED = (
     "overrides", "bytes_per_segment", "bits_per_segment", "stage", "level", "seed", "device", "precision",
 )
 """Options whose values a checkpoint keeps, so that `--resume` has no use for them."""
+_HOW = ("device", "precision", "save_every", "keep", "accumulate", "checkpoint_activations", "shard")
+"""Options that training takes as they are."""
 _CHANGEABLE = ("save_every", "keep", "accumulate", "checkpoint_activations", "shard", "on_bad_data")
 """Options that say how a run goes on and not what comes of it, so that `--resume` may change them."""
 
@@ -181,28 +182,16 @@ MANUAL = Manual(
 def command(
     context: click.Context,
     /,
+    *,
     data: tuple[str, ...],
-    weights: tuple[float, ...],
-    data_config: str,
-    data_dir: str | None,
     out: str,
-    steps: int | None,
-    minutes: float | None,
     resume: bool,
     back_to: int | None,
-    on_bad_data: Literal["stop", "skip"],
-    start_from: str | None,
-    preset: str | None,
-    config_file: str | None,
-    overrides: tuple[str, ...],
-    bytes_per_segment: float | None,
-    bits_per_segment: float | None,
     stage: str | None,
     level: int | None,
-    seed: int | None,
     tensorboard: bool,
     plan: bool,
-    **how: Any,
+    **given: Any,
 ) -> ExitCode:
     """Train a model on Wikipedia or on your own text.
 
@@ -227,32 +216,44 @@ def command(
         forbid_with(context, "resume", *_STORED, "plan")
     require_with(context, "back_to", "resume")
     require_with(context, "level", "stage")
-    level = 0 if stage == "splitter" and level is None else level
     for name in PLAN_OPTIONS:
         require_with(context, name, "plan")
-    planned = {name: how.pop(name) for name in PLAN_OPTIONS}
     if not plan:
         _check_out(out, resume=resume)
     if resume:
-        given = {name: context.params[name] for name in _CHANGEABLE if _is_given(context, name)}
-        with together(streams, how["device"]):
-            return _resume(streams, Path(out), back_to, given, tensorboard=tensorboard)
-    overrides += _rate(one_of(context, "bytes_per_segment", "bits_per_segment"), bytes_per_segment, bits_per_segment)
-    config = _configuration(context, preset, config_file, start_from, overrides)
+        changes = {name: context.params[name] for name in _CHANGEABLE if _is_given(context, name)}
+        with together(streams, given["device"]):
+            return resume_run(streams, Path(out), back_to, changes, tensorboard=tensorboard)
+    config = _configuration(context)
     if plan:
-        options_of_plan = {"steps": steps, "minutes": minutes, "stage": stage, **how, **planned}
-        return show_plan(streams, config, options_of_plan, limit)
+        return show_plan(streams, config, context.params, limit)
+    start_from = given["start_from"]
     source = None if start_from is None else resolve_model(start_from)
+    spec, options = _spec(data, given), _options(context, limit, 0 if stage == "splitter" and level is None else level)
+    with together(streams, given["device"]):
+        return start_run(streams, config, spec, options, source, tensorboard=tensorboard)
+
+
+def _spec(data: tuple[str, ...], given: Mapping[str, Any]) -> SourceSpec:
+    """Where the text comes from."""
     from zonkey_core.data import SourceSpec
+
+    return SourceSpec(
+        sources=data, weights=given["weights"], wiki_config=given["data_config"], wiki_dir=given["data_dir"],
+        on_bad_data=given["on_bad_data"],
+    )  # fmt: skip
+
+
+def _options(context: click.Context, limit: str | None, level: int | None) -> TrainingOptions:
+    """How the run goes on, for how long, and which of its stages."""
     from zonkey_core.training import TrainingOptions
 
-    budget = {"steps": steps} if limit == "steps" else {"minutes": minutes if limit == "minutes" else DEFAULT_MINUTES}
-    options = TrainingOptions(out=out, seed=seed or 0, stage=stage, level=level, **how, **budget)
-    spec = SourceSpec(
-        sources=data, weights=weights, wiki_config=data_config, wiki_dir=data_dir, on_bad_data=on_bad_data
+    given = context.params
+    length = {"steps": given["steps"]} if limit == "steps" else {"minutes": given["minutes"] or DEFAULT_MINUTES}
+    how = {name: given[name] for name in _HOW}
+    return TrainingOptions(
+        out=given["out"], seed=given["seed"] or 0, stage=given["stage"], level=level, **how, **length
     )
-    with together(streams, how["device"]):
-        return _train(streams, config, spec, options, source, tensorboard=tensorboard)
 
 
 def _is_given(context: click.Context, name: str) -> bool:
@@ -271,98 +272,30 @@ def _check_out(out: str, *, resume: bool) -> None:
         raise BadValueError(f"{out}: holds no model to resume; name its folder with --out")
 
 
-def _configuration(
-    context: click.Context,
-    preset: str | None,
-    config_file: str | None,
-    start_from: str | None,
-    overrides: tuple[str, ...],
-) -> Config:
+def _configuration(context: click.Context) -> Config:
     """The configuration: that of the model to start from, of a file, or of a preset, with the overrides."""
     from zonkey_core.config import load_config, load_preset, parse_config
 
-    chosen = one_of(context, "preset", "config_file", "start_from")
-    if chosen == "config_file" and config_file is not None:
-        return load_config(Path(config_file), overrides)
-    if chosen == "start_from" and start_from is not None:
+    given = context.params
+    chosen, rate = one_of(context, "preset", "config_file", "start_from"), _rate(context)
+    overrides = (*given["overrides"], *rate)
+    if chosen == "config_file":
+        return load_config(Path(given["config_file"]), overrides)
+    if chosen == "start_from":
         import msgspec
 
         from zonkey_core.checkpoint import read_model_card
 
-        directory = resolve_model(start_from)
+        directory = resolve_model(given["start_from"])
         return parse_config(msgspec.to_builtins(read_model_card(directory).config), overrides, origin=str(directory))
-    return load_preset(preset or DEFAULT_PRESET, overrides)
+    return load_preset(given["preset"] or DEFAULT_PRESET, overrides)
 
 
-@contextlib.contextmanager
-def _listening(
-    streams: Streams, stop: StopRequest, out: Path, *, tensorboard: bool
-) -> Iterator[Callable[[Event], None]]:
-    """What is called with each event of a run: the view, and the log for TensorBoard where it is asked for."""
-    from zonkey_cli.training_view import training_view
-
-    with contextlib.ExitStack() as stack:
-        on_event = stack.enter_context(training_view(streams, stop))
-        if tensorboard and is_first():
-            from zonkey_cli.tensorboard_log import tensorboard_log
-
-            on_event = stack.enter_context(tensorboard_log(out / "tensorboard", on_event))
-        yield on_event
-
-
-def _rate(given: str | None, bytes_each: float | None, bits_each: float | None) -> tuple[str, ...]:
+def _rate(context: click.Context) -> tuple[str, ...]:
     """The overrides that the option for the length of segments stands for, if one is given."""
-    if given is None:
+    chosen = one_of(context, "bytes_per_segment", "bits_per_segment")
+    if chosen is None:
         return ()
-    if given == "bits_per_segment":
-        return (f"level.0.bits_per_segment={bits_each}",)
-    return f"level.0.segment_length={bytes_each}", "level.0.bits_per_segment=0"
-
-
-def _train(
-    streams: Streams,
-    config: Config,
-    spec: SourceSpec,
-    options: TrainingOptions,
-    source: Path | None,
-    *,
-    tensorboard: bool,
-) -> ExitCode:
-    """Train a new model, from the weights of `source` if there is one."""
-    from zonkey_core.training import train
-
-    out = Path(options.out)
-    with StopRequest(streams) as stop, _listening(streams, stop, out, tensorboard=tensorboard) as on_event:
-        result = train(
-            config, spec, options, start_from=source, on_event=on_event, should_stop=lambda: stop.requested
-        )
-    return _report(streams, stop, result)
-
-
-def _resume(
-    streams: Streams, directory: Path, back_to: int | None, changes: dict[str, object], *, tensorboard: bool
-) -> ExitCode:
-    """Go on with the run that was stopped, or from its earlier checkpoint of step `back_to`."""
-    from zonkey_core.checkpoint import read_model_card
-    from zonkey_core.kept_checkpoints import kept_checkpoint
-    from zonkey_core.training import resume
-
-    before = read_model_card(directory if back_to is None else kept_checkpoint(directory, back_to)).training
-    with StopRequest(streams) as stop, _listening(streams, stop, directory, tensorboard=tensorboard) as on_event:
-        result = resume(
-            directory, back_to=back_to, changes=changes, on_event=on_event, should_stop=lambda: stop.requested
-        )
-    if before is not None and result.steps == before.steps and not result.stopped:
-        streams.note(f"{directory}: this run is complete; train further with --from {directory} and another --out")
-        return ExitCode.SOFT_FAILURE
-    return _report(streams, stop, result)
-
-
-def _report(streams: Streams, stop: StopRequest, result: TrainingResult) -> ExitCode:
-    """Say how the run ended, and write the path of the checkpoint."""
-    if result.stopped:
-        streams.note(f"stopped after {result.steps} steps and saved in {result.path}; --resume goes on from there")
-    else:
-        streams.note(f"done after {result.steps} steps; saved in {result.path}")
-    streams.write(os.fsencode(result.path) + b"\n")
-    return stop.exit_code if result.stopped else ExitCode.DONE
+    if chosen == "bits_per_segment":
+        return (f"level.0.bits_per_segment={context.params[chosen]}",)
+    return f"level.0.segment_length={context.params[chosen]}", "level.0.bits_per_segment=0"

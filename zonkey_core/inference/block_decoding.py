@@ -23,7 +23,7 @@ DRAWN_TOGETHER = 32
 """Slots that are drawn at once: what their logits take stays in the cache."""
 BLOCK = 128
 """Entries whose probabilities are added up first when one is drawn."""
-LEAST_SHARE = 0.005
+LEAST_SHARE = 0.001
 """Entries less likely than the likeliest by this factor are not drawn (Nguyen et al. 2024, "min-p")."""
 LEAST_PLANNED_SHARE = 0.02
 """The same where a plan is given, which makes unlikely entries likelier than they are in text."""

@@ -193,7 +193,7 @@ def autoencoder_losses(
     *,
     share: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Compress segments, all or a `share` of them, and decode each from its latent, half of them under a little noise."""
+    """Compress segments, all or a `share` of them, and decode each from its latent, half of them a little noised."""
     start_prob = segmentation.start_prob.gather(1, segmentation.starts)[segmentation.slot_mask]
     chosen = None
     if share < 1:

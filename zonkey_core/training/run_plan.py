@@ -73,7 +73,7 @@ class MemoryPlan(msgspec.Struct, frozen=True):
 
     def total(self) -> float:
         """All together."""
-        return sum(msgspec.structs.astuple(self))
+        return float(sum(msgspec.structs.astuple(self)))
 
 
 class RunPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,7 +162,7 @@ def _kept_by_each(walker: StepWalker, request: PlanRequest) -> dict[nn.Parameter
 
 def _optimizer_bytes(optimizers: Iterable[torch.optim.Optimizer], shares: dict[nn.Parameter, float]) -> float:
     """Muon holds one number for each of a parameter, AdamW two."""
-    return sum(
+    return math.fsum(
         FLOAT_BYTES * (1 if isinstance(optimizer, Muon) else 2) * parameter.numel() * shares[parameter]
         for optimizer in optimizers for group in optimizer.param_groups for parameter in group["params"]
     )

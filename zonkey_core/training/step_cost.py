@@ -60,11 +60,11 @@ class StepCost(NamedTuple):
     """Parameters that the stage moves."""
 
 
-class _Uncomputed(TorchDispatchMode):
+class _Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations of products and gives zeros for them."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.converted_bytes = 0
         self._weights = {parameter.data_ptr() for parameter in model.parameters()}
