@@ -75,7 +75,8 @@ def denoising_losses(
     plans = None
     if above:
         assert level.above is not None and drawn.known_blocks is not None and drawn.alone_blocks is not None
-        plans, losses = _plan(level.above, above, drawn.known_blocks, drawn.alone_blocks, generator, learning - 1)
+        with _gradients(learning - 1):
+            plans, losses = _plan(level.above, above, drawn.known_blocks, drawn.alone_blocks, generator, learning - 1)
         losses = _raised(losses)
     alpha = _drawn_alpha(drawn.at_once_mask.shape, generator, FINEST, COARSEST, level)
     alpha = alpha.to(slots.latents.device) * drawn.at_once_mask
@@ -94,6 +95,11 @@ def denoising_losses(
     if _learns(level.decoder):
         own["spelled"] = _spelling_loss(level, views[0].by_slots(), generator)
     return losses | {f"0/{name}": loss for name, loss in own.items()}
+
+
+def _gradients(learning: int) -> torch.set_grad_enabled:
+    """Nothing is kept for the way back through levels of which none learns."""
+    return torch.set_grad_enabled(torch.is_grad_enabled() and learning > 0)
 
 
 def surely_first(view: Ascent) -> Tensor:
@@ -130,18 +136,6 @@ def _plan(
 
     So many levels as are `learning`, from this one up, have losses.
     """
-    with torch.set_grad_enabled(torch.is_grad_enabled() and learning > 0):
-        return _denoise_blocks(level, views, known_mask, alone_mask, generator, learning)
-
-
-def _denoise_blocks(
-    level: Level,
-    views: Sequence[Ascent],
-    known_mask: Tensor,
-    alone_mask: Tensor,
-    generator: torch.Generator,
-    learning: int,
-) -> tuple[Plans, dict[str, Tensor]]:
     view, above = views[0], views[1:]
     slots = view.slots
     clean, mask = slots.latents, slots.slot_mask
@@ -156,7 +150,8 @@ def _denoise_blocks(
     upper = None
     if above:
         assert level.above is not None
-        upper, losses = _upper_plan(level.above, above, held, counted, generator, learning - 1)
+        with _gradients(learning - 1):
+            upper, losses = _upper_plan(level.above, above, held, counted, generator, learning - 1)
     noisy = _noised(clean, alpha, generator)
     batch = slot_batch(clean, rows, noisy=noisy, alpha=alpha * asked, plans=upper)
     with torch.no_grad():
