@@ -31,10 +31,12 @@ from zonkey_core.devices import autocast
 from zonkey_core.inference import (
     block_decoding,
     block_generation,
+    gap_filling,
     generation,
     infilling,
     latent_sampler,
     planning,
+    shared_context,
     windows,
 )
 from zonkey_core.inference.generation import SamplingOptions, generate
@@ -79,6 +81,8 @@ FLOORS = {"losses": 1.0}
 such as the rate's, and the loss of events that hardly ever happen have no relative accuracy."""
 RARE = -3.0
 """Logit of the end of a text or gap, slot by slot, so that some have more slots than a sampler has evaluations."""
+PRECISE = (block_decoding, gap_filling, latent_sampler, shared_context, windows)
+"""Modules that choose how precisely they compute."""
 STEPS = 4
 """Evaluations of a sampler."""
 FAINT = 0.03
@@ -210,9 +214,7 @@ class Choices:
                 (planning, "_draw_sizes", hold_sizes),
                 (generation, "unfold_entries", hold_texts),
                 (infilling, "unfold_entries", hold_texts),
-                (block_decoding, "choose_precision", lambda _name, _device: side.precision),
-                (latent_sampler, "choose_precision", lambda _name, _device: side.precision),
-                (windows, "choose_precision", lambda _name, _device: side.precision),
+                *((module, "choose_precision", lambda _name, _device: side.precision) for module in PRECISE),
             ):
                 patches.enter_context(mock.patch.object(module, name, held))
             patches.enter_context(torch.autocast(side.device.type, enabled=False))
