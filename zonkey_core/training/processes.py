@@ -133,6 +133,17 @@ def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
     return norm
 
 
+def put_back_shares(model: nn.Module) -> None:
+    """Let every process hold its own share again of what was gathered to compute with and not put back.
+
+    That happens to blocks that were last run without gradients.
+    """
+    for module in model.modules():
+        reshard = getattr(module, "reshard", None)  # of those that are divided alone
+        if reshard is not None:
+            reshard()
+
+
 def share_out_blocks(model: Zonkey) -> None:
     """Divide the parameters of all denoisers' blocks among the processes; each gathers a block when it computes it."""
     from torch.distributed.device_mesh import init_device_mesh  # these take seconds to import

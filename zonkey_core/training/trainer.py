@@ -52,6 +52,7 @@ from zonkey_core.training.processes import (
     on_first_alone,
     process_count,
     process_number,
+    put_back_shares,
     share_out_blocks,
     take_from_first,
 )
@@ -183,6 +184,7 @@ class Trainer:
     ) -> bool:
         """Run the current stage to its end; returns False when asked to stop before that."""
         record, stage = self.record, self.stages[self.record.stage]
+        put_back_shares(self.model)
         parameters = stage_parameters(self.model, stage)
         if self.optimizers is None:
             self.optimizers = stage_optimizers(self.model, stage, self.config.training)
