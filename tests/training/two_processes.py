@@ -47,14 +47,15 @@ STAGES = {
     "autoencoder 1": (Stage("autoencoder", 1, 1.0), 0.5),
     "denoiser 0": (Stage("denoiser", 0, 1.0), 0.5),
     "denoiser 1": (Stage("denoiser", 1, 1.0), 0.5),
+    "plan 0": (Stage("plan", 0, 1.0), 0.5),
     "joint": (Stage("joint", None, 1.0), 0.5),
 }
 _SMALL = small_config(2, batch_rows=ROWS, shares=StageShares((1,), (1,), (1,), (1,), 1))
 _LEVELS = tuple(msgspec.structs.replace(level, reader_span=ROWS * LENGTH) for level in _SMALL.model.levels)
 CONFIG = msgspec.structs.replace(_SMALL, model=ModelConfig(levels=_LEVELS))
 """Readers read all at once, so that no span ends elsewhere in half a batch."""
-STEPS, STOP = 16, 5
-"""Two steps for each of eight stages, one of which has its second at the end; stopped in the middle of a denoiser's."""
+STEPS, STOP = 16, 12
+"""Two steps for each of eight stages, one of which has its second at the end; stopped in the middle of that of plans."""
 
 
 class PlacedDraws(TorchFunctionMode):
