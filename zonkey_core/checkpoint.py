@@ -293,7 +293,7 @@ def _tensors(directory: Path, name: str, prefixes: tuple[str, ...]) -> dict[str,
         try:
             with safe_open(file_path(directory, name), framework="pt") as file:
                 keys: list[str] = file.keys()
-                # Copies lie in aligned memory; products round by where numbers lie, and a resumed run has the same bits.
+                # Copies are aligned. Products round by where numbers lie, and a run that goes on has the same bits.
                 return {key: file.get_tensor(key).clone() for key in keys if key.startswith(prefixes)}
         except SafetensorError as error:
             raise ValueError(str(error)) from error

@@ -36,6 +36,23 @@ def expect(level: Level, remaining: int | None) -> None:
 
 
 @functools.lru_cache(maxsize=16)
+def teller(remaining: int | None = None, levels: int = 1) -> Level:
+    """A lowest level of strong opinions on strings of a text.
+
+    So many slots remain wherever it is asked; where there is no number, it has opinions on that, too.
+    """
+    model = small_model(levels, seed=3)
+    vocabulary, level = fit_vocabulary(model), model.bottom.eval().requires_grad_(False)
+    nn.init.normal_(vocabulary.table)
+    nn.init.normal_(level.denoiser.latent_out.weight, std=2.0)
+    nn.init.normal_(level.denoiser.ending_out.weight, std=0.3)
+    nn.init.constant_(level.denoiser.ending_out.bias, -2.0)
+    if remaining is not None:
+        expect(level, remaining)
+    return level
+
+
+@functools.lru_cache(maxsize=16)
 def talker(levels: int = 2, *, remaining: int | None = NEVER, fitted: bool = True) -> Zonkey:
     """Every level expects so many slots wherever it is asked; without a number, a text may end anywhere.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,10 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.inference.model_helpers import NEVER, expect, strings_of
-from tests.model_helpers import chance, few, fit_vocabulary, normal, seeds, small_model
+from tests.inference.model_helpers import NEVER, expect, strings_of, teller
+from tests.model_helpers import chance, few, normal, seeds, small_model
 from zonkey_core.diffusion.decoding_order import (
     Order,
     in_blocks,
@@ -41,23 +40,6 @@ from zonkey_core.model.slot_batches import Plans
 from zonkey_core.slots import SlotBatch, SlotKind
 
 CPU = torch.device("cpu")
-
-
-@functools.lru_cache(maxsize=16)
-def teller(remaining: int | None = None, levels: int = 1) -> Level:
-    """A lowest level of strong opinions on strings of a text.
-
-    So many slots remain wherever it is asked; where there is no number, it has opinions on that, too.
-    """
-    model = small_model(levels, seed=3)
-    vocabulary, level = fit_vocabulary(model), model.bottom.eval().requires_grad_(False)
-    nn.init.normal_(vocabulary.table)
-    nn.init.normal_(level.denoiser.latent_out.weight, std=2.0)
-    nn.init.normal_(level.denoiser.ending_out.weight, std=0.3)
-    nn.init.constant_(level.denoiser.ending_out.bias, -2.0)
-    if remaining is not None:
-        expect(level, remaining)
-    return level
 
 
 def opened(before: int = 0, room: int = 8, **changes: Any) -> OpenText:

@@ -31,7 +31,7 @@ def judge() -> Zonkey:
 
 def score(passage: Passage, reading: Reading) -> float:
     (found,) = passage_likelihoods(judge(), [passage], reading)
-    assert found.pieces == len(tokenize(judge(), passage.text).starts[0])
+    assert found.pieces == len(tokenize(judge().bottom, passage.text).starts[0])
     return found.total
 
 
@@ -96,7 +96,7 @@ def test_texts_are_scored_as_each_alone() -> None:
 def test_closed_blocks_end_where_the_open_one_begins() -> None:
     count = closed_bytes(judge(), DATA)
     assert 0 < count < len(DATA)
-    starts = tokenize(judge(), DATA).starts[0].tolist()
+    starts = tokenize(judge().bottom, DATA).starts[0].tolist()
     blocks = read_context(judge(), DATA, closed=True)[1].starts.tolist()
     assert starts[blocks[-2]] == count
     assert closed_bytes(judge(), DATA[:1]) == 0

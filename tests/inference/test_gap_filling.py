@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.inference.model_helpers import NEVER, expect, strings_of
-from tests.model_helpers import chance, few, fit_vocabulary, seeds, small_model
+from tests.inference.model_helpers import NEVER, expect, strings_of, teller
+from tests.model_helpers import chance, few, seeds, small_model
 from zonkey_core.diffusion.decoding_order import GAP_WIDTH, Order, lay_out, with_gaps
 from zonkey_core.inference import block_decoding, gap_filling, shared_context
 from zonkey_core.inference.block_decoding import read_whole
@@ -37,20 +36,6 @@ from zonkey_core.model.slot_batches import slot_batch
 from zonkey_core.slots import SlotKind
 
 CPU = torch.device("cpu")
-
-
-@functools.lru_cache(maxsize=16)
-def teller(remaining: int | None = None) -> Level:
-    """A lowest level of strong opinions; so many slots remain wherever it is asked, or it has opinions on that too."""
-    model = small_model(1, seed=3)
-    vocabulary, level = fit_vocabulary(model), model.bottom.eval().requires_grad_(False)
-    nn.init.normal_(vocabulary.table)
-    nn.init.normal_(level.denoiser.latent_out.weight, std=2.0)
-    nn.init.normal_(level.denoiser.ending_out.weight, std=0.3)
-    nn.init.constant_(level.denoiser.ending_out.bias, -2.0)
-    if remaining is not None:
-        expect(level, remaining)
-    return level
 
 
 def around(*known: int, begins: bool = True, ends: bool = True) -> Pieces:

@@ -420,19 +420,24 @@ def context_reader() -> ContextReader:
     return ContextReader(16, 1 << 12, 1 << 16).double()
 
 
-@law
-@given(seeds, st.integers(0, 23))
-@torch.no_grad()
-def test_a_reader_without_attention_sees_what_is_near_in_its_own_segment(seed: int, place: int) -> None:
-    reader = context_reader()
+def change_of_a_unit(reader: UnitReader | ContextReader, seed: int, place: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of 24 units in segments by chance, numbers [24] of these, which are hidden [24], and of each hidden one, whether
+    what is read there changes with the unit at a place."""
     starts = (torch.rand(24, generator=chance(seed)) < 0.3).double()
     starts[0] = 1
     hidden = torch.rand(24, generator=chance(seed + 1)) < 0.5
     keys = torch.randint(1, 300, (24,), generator=chance(seed))
     other = keys.clone()
     other[place] += 1000
-    segments = starts.cumsum(0)
     changed = (reader(keys, hidden, starts) - reader(other, hidden, starts)).abs().amax(1) > 1e-9
+    return starts.cumsum(0), hidden, changed
+
+
+@law
+@given(seeds, st.integers(0, 23))
+@torch.no_grad()
+def test_a_reader_without_attention_sees_what_is_near_in_its_own_segment(seed: int, place: int) -> None:
+    segments, hidden, changed = change_of_a_unit(context_reader(), seed, place)
     near = (segments == segments[place]) & ((torch.arange(24) - place).abs() <= NEAR)
     if hidden[place]:
         assert not changed.any(), "what is hidden is shown to nobody"
@@ -457,16 +462,8 @@ def test_a_reader_without_attention_knows_on_which_side_and_how_far_a_unit_is() 
 @given(seeds, st.integers(0, 23))
 @torch.no_grad()
 def test_the_reader_of_units_sees_its_own_segment_alone(seed: int, place: int) -> None:
-    reader = unit_reader(span=10)
-    starts = (torch.rand(24, generator=chance(seed)) < 0.3).double()
-    starts[0] = 1
-    hidden = torch.rand(24, generator=chance(seed + 1)) < 0.5
-    keys = torch.randint(1, 300, (24,), generator=chance(seed))
-    other = keys.clone()
-    other[place] += 1000
-    segments = starts.cumsum(0)
+    segments, hidden, changed = change_of_a_unit(unit_reader(span=10), seed, place)
     spans = torch.arange(24) // 10
-    changed = (reader(keys, hidden, starts) - reader(other, hidden, starts)).abs().amax(1) > 1e-9
     same = (segments == segments[place]) & (spans == spans[place])
     assert not changed[~same[hidden]].any()
     if hidden[place]:

@@ -55,7 +55,7 @@ _LEVELS = tuple(msgspec.structs.replace(level, reader_span=ROWS * LENGTH) for le
 CONFIG = msgspec.structs.replace(_SMALL, model=ModelConfig(levels=_LEVELS))
 """Readers read all at once, so that no span ends elsewhere in half a batch."""
 STEPS, STOP = 16, 12
-"""Two steps for each of eight stages, one of which has its second at the end; stopped in the middle of that of plans."""
+"""Two steps for each of eight stages, one of which has its second at the end; stopped amid that of plans."""
 
 
 class PlacedDraws(TorchFunctionMode):

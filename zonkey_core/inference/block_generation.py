@@ -20,6 +20,7 @@ from torch import Tensor
 from zonkey_core.diffusion.decoding_order import Order, in_blocks, in_streams, lay_out
 from zonkey_core.inference.block_decoding import EMPTY, TOGETHER, Board, Row, read_whole
 from zonkey_core.inference.planning import BlockPlan
+from zonkey_core.inference.shapes import groups_of_one_shape
 from zonkey_core.model.length_model import EDGES, draw_counts
 from zonkey_core.model.level import Level
 
@@ -84,15 +85,12 @@ def write_texts(
     """
     written: dict[int, Written] = {}
     shapes = [(-(-len(text.known) // KNOWN_STEP) * KNOWN_STEP, text.room, text.plan is None) for text in texts]
-    for shape in sorted(set(shapes)):
-        alike = [index for index, each in enumerate(shapes) if each == shape]
-        for first in range(0, len(alike), TOGETHER):
-            group = alike[first : first + TOGETHER]
-            results = _write_alike(
-                level, [texts[index] for index in group], [generators[index] for index in group], shape[0],
-                steps, temperature, on_step if group[0] == 0 else None,
-            )  # fmt: skip
-            written.update(zip(group, results, strict=True))
+    for shape, group in groups_of_one_shape(shapes, TOGETHER):
+        results = _write_alike(
+            level, [texts[index] for index in group], [generators[index] for index in group], shape[0],
+            steps, temperature, on_step if group[0] == 0 else None,
+        )  # fmt: skip
+        written.update(zip(group, results, strict=True))
     return [written[index] for index in range(len(texts))]
 
 

@@ -48,7 +48,7 @@ def closed_bytes(model: Zonkey, text: bytes) -> int:
 
     The model has at least two levels.
     """
-    slots = tokenize(model, text).starts[0].tolist()
+    slots = tokenize(model.bottom, text).starts[0].tolist()
     return int(slots[int(read_context(model, text)[1].starts[-1])])
 
 
@@ -82,7 +82,7 @@ def _lay_out(model: Zonkey, passage: Passage, reading: Reading) -> Row:
 
 def _entries(model: Zonkey, text: bytes) -> Tensor:
     """[M] the strings of a text by itself."""
-    entries = tokenize(model, text).entries
+    entries = tokenize(model.bottom, text).entries
     assert entries is not None
     return entries[0]
 

@@ -16,12 +16,13 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from zonkey_core.devices import choose_precision, in_precision
 from zonkey_core.diffusion.decoding_order import GAP_WIDTH, Order, in_streams, lay_out, with_blocks, with_gaps
-from zonkey_core.inference.block_decoding import DRAWN_TOGETHER, EMPTY, Board, Row
+from zonkey_core.inference.block_decoding import EMPTY, Board, Row
 from zonkey_core.inference.planning import BlockPlan
+from zonkey_core.inference.scoring import Likelihood, log_probs
+from zonkey_core.inference.shapes import groups_of_one_shape
 from zonkey_core.inference.shared_context import Context, Pieces, Placed, padded, read_contexts, take_up
 from zonkey_core.model.length_model import draw_counts
 from zonkey_core.model.level import Level
@@ -61,15 +62,6 @@ class FilledRow(NamedTuple):
     pieces: Pieces
     fills: Sequence[Tensor]
     """[M] entries of each gap."""
-
-
-class Likelihood(NamedTuple):
-    """How likely the slots of a gap, or those behind it, are."""
-
-    total: float
-    """Log-probability in nats."""
-    pieces: int
-    """Slots that it is the sum of."""
 
 
 class GapScore(NamedTuple):
@@ -181,7 +173,7 @@ def score_fills(level: Level, rows: Sequence[FilledRow]) -> list[list[GapScore]]
         told = some.told.cpu()
         wanted = (told >= 0).nonzero(as_tuple=True)
         slots = told[wanted]
-        log_prob = _log_probs(level, table, found.latents[wanted], entries[wanted[0], slots])
+        log_prob = log_probs(level, table, found.latents[wanted], entries[wanted[0], slots])
         values = torch.zeros(ROWS_TOGETHER, length).index_put((wanted[0], slots), log_prob.cpu())
         return [_gap_scores(each, values[row]) for row, each in enumerate(group)]
 
@@ -237,17 +229,6 @@ def _due(order: Order) -> np.ndarray:
     return np.flatnonzero((order.order > 0) | (order.kinds == SlotKind.GAP))
 
 
-def _log_probs(level: Level, table: Tensor, estimates: Tensor, entries: Tensor) -> Tensor:
-    """[n] log-probabilities of entries [n] by estimates [n, C], a fixed number at a time."""
-    assert level.vocabulary is not None
-    results = [estimates.new_zeros(0)]
-    for part, wanted in zip(torch.split(estimates, DRAWN_TOGETHER), torch.split(entries, DRAWN_TOGETHER), strict=True):
-        queries = functional.pad(part, (0, 0, 0, DRAWN_TOGETHER - len(part)))
-        logits = level.vocabulary.logits(queries, queries.new_ones(len(queries)), table)[: len(part)]
-        results.append(logits.log_softmax(-1).gather(1, wanted.to(logits.device).unsqueeze(1)).squeeze(1))
-    return torch.cat(results)
-
-
 def _gap_scores(row: _AskedRow, values: Tensor) -> list[GapScore]:
     return [
         GapScore(*(Likelihood(float(values[first:last].sum()), last - first) for first, last in spans))
@@ -268,11 +249,8 @@ def _in_groups(
 ) -> list[list[R]]:
     """What a function makes of rows, `ROWS_TOGETHER` of one shape at a time."""
     results: dict[int, list[R]] = {}
-    for length, width in sorted(set(shapes)):
-        alike = [index for index, shape in enumerate(shapes) if shape == (length, width)]
-        for first in range(0, len(alike), ROWS_TOGETHER):
-            group = alike[first : first + ROWS_TOGETHER]
-            results.update(zip(group, function([rows[index] for index in group], length, width), strict=True))
+    for (length, width), group in groups_of_one_shape(shapes, ROWS_TOGETHER):
+        results.update(zip(group, function([rows[index] for index in group], length, width), strict=True))
     return [results[index] for index in range(len(rows))]
 
 

@@ -13,16 +13,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.inference.latent_sampler import Formed, OpenText, form_slots
 from zonkey_core.inference.planning import MOST_STEPS, BlockPlan
+from zonkey_core.inference.shapes import groups_of_one_shape
 from zonkey_core.inference.text_reading import ReadText
 from zonkey_core.inference.windows import read_windows
 from zonkey_core.model.existence import LOG_FLOOR
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
-from zonkey_core.model.slot_batches import Plans
+from zonkey_core.model.slot_batches import Plans, side_by_side
 from zonkey_core.model.stitcher import stitch
 
 LENGTH_STEP = 4
@@ -79,18 +79,15 @@ def plan_gaps(
         return [None] * len(candidates)
     shapes = [tuple(-(-len(each.sizes) // LENGTH_STEP) * LENGTH_STEP for each in one.blocks) for one in candidates]
     plans: list[BlockPlan | None] = [None] * len(candidates)
-    for shape in sorted(set(shapes)):
-        alike = [index for index, each in enumerate(shapes) if each == shape]
-        for first in range(0, len(alike), PLANNED_TOGETHER):
-            group = alike[first : first + PLANNED_TOGETHER]
-            lacking = PLANNED_TOGETHER - len(group)
-            found = _plan_alike(
-                model, [*(candidates[index] for index in group), *[candidates[group[0]]] * lacking],
-                [*(generators[index] for index in group), *[torch.Generator()] * lacking], shape,
-                steps=steps, temperature=temperature,
-            )  # fmt: skip
-            for index, plan in zip(group, found, strict=False):
-                plans[index] = plan
+    for shape, group in groups_of_one_shape(shapes, PLANNED_TOGETHER):
+        lacking = PLANNED_TOGETHER - len(group)
+        found = _plan_alike(
+            model, [*(candidates[index] for index in group), *[candidates[group[0]]] * lacking],
+            [*(generators[index] for index in group), *[torch.Generator()] * lacking], shape,
+            steps=steps, temperature=temperature,
+        )  # fmt: skip
+        for index, plan in zip(group, found, strict=False):
+            plans[index] = plan
     return plans
 
 
@@ -119,8 +116,7 @@ def _plan_alike(
         )  # fmt: skip
         sizes = [_block_sizes(candidate, number) for candidate in candidates]
         planned = _as_plans(level, formed, blocks, sizes, [candidate.ends for candidate in candidates])
-        columns = zip(*(each.plans for each in planned), strict=True)
-        upper = Plans(*(pad_sequence(list(column), batch_first=True) for column in columns))
+        upper = side_by_side([each.plans for each in planned])
     return planned
 
 

@@ -20,12 +20,12 @@ from zonkey_core.errors import ConfigError
 from zonkey_core.inference.block_decoding import EMPTY, TOGETHER
 from zonkey_core.inference.block_generation import OpenText, write_texts
 from zonkey_core.inference.planning import BlockPlan, plan_texts, read_context
-from zonkey_core.inference.scoring import Question, log_likelihoods
+from zonkey_core.inference.scoring import Question, log_likelihoods, tokenize
 from zonkey_core.inference.windows import read_windows
 from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.existence import LOG_FLOOR
 from zonkey_core.model.level import Level
-from zonkey_core.model.model import Zonkey, text_sequence
+from zonkey_core.model.model import Zonkey
 from zonkey_core.model.segmentation import length_groups
 from zonkey_core.model.stitcher import stitch
 
@@ -267,10 +267,9 @@ def read_entries(level: Level, text: bytes) -> Tensor:
     """A text as entries [M] of the lowest level's vocabulary."""
     if not text:
         return torch.zeros(0, dtype=torch.long)
-    sequence = text_sequence(text, device=level.device)
-    slots = level.read_tokens(sequence, level.choose_starts(sequence, level.split(sequence).start_prob))
-    assert slots.entries is not None
-    return slots.entries[0].cpu()
+    entries = tokenize(level, text).entries
+    assert entries is not None
+    return entries[0].cpu()
 
 
 def check_options(model: Zonkey, options: SamplingOptions) -> None:

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from zonkey_core.inference.latent_sampler import KNOWN_STEP, Formed, OpenText, ending_logits, form_slots
+from zonkey_core.inference.shapes import groups_of_one_shape
 from zonkey_core.inference.windows import read_windows
 from zonkey_core.model.length_model import EDGES, draw_counts
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, Zonkey, text_sequence
-from zonkey_core.model.slot_batches import Plans
+from zonkey_core.model.slot_batches import Plans, side_by_side
 from zonkey_core.model.stitcher import start_scores, stitch
 
 MOST_STEPS = 4
@@ -88,8 +89,7 @@ def plan_texts(
         for context, room in zip(contexts, rooms, strict=True)
     ]
     plans: dict[int, BlockPlan] = {}
-    for shape in sorted(set(shapes)):
-        alike = [index for index, each in enumerate(shapes) if each == shape]
+    for shape, alike in groups_of_one_shape(shapes):
         found = _plan_alike(
             model, [contexts[index] for index in alike], [begins[index] for index in alike],
             [generators[index] for index in alike], *shape, steps, temperature,
@@ -135,7 +135,7 @@ def _plan_alike(
         )  # fmt: skip
         found = [each._replace(ends=end and each.ends) for each, end in zip(unfolded, ends, strict=True)]
         totals, ends = [sum(each.lengths) for each in found], [each.ends for each in found]
-        upper = _side_by_side([each.plans for each in found])
+        upper = side_by_side([each.plans for each in found])
     return found
 
 
@@ -214,9 +214,3 @@ def _draw_sizes(scores: Tensor, least: int, generator: torch.Generator) -> list[
     upto = scores.softmax(-1).cumsum(-1)
     chance = torch.rand(len(scores), 1, generator=generator).to(upto.device) * upto[:, -1:]
     return (upto < chance.clamp(min=1e-9)).sum(1).clamp(1, scores.shape[1] - 1).tolist()
-
-
-def _side_by_side(plans: Sequence[Plans]) -> Plans:
-    """Plans of texts as rows of one batch."""
-    columns = zip(*plans, strict=True)
-    return Plans(*(torch.nn.utils.rnn.pad_sequence(list(column), batch_first=True) for column in columns))

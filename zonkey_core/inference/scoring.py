@@ -13,15 +13,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.diffusion.decoding_order import Order, in_streams, lay_out, with_gaps
-from zonkey_core.inference.block_decoding import read_whole
+from zonkey_core.inference.block_decoding import DRAWN_TOGETHER, read_whole
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, text_sequence
-from zonkey_core.model.segment_vocabulary import ROWS_TOGETHER as LOGITS_TOGETHER
 from zonkey_core.model.segmentation import Slots
-from zonkey_core.model.slot_batches import Plans
+from zonkey_core.model.slot_batches import Plans, side_by_side
 
 ROWS_TOGETHER = 16
 """Texts that are read at once."""
@@ -77,16 +77,16 @@ def row_likelihoods(level: Level, rows: Sequence[Row]) -> list[Likelihood]:
     return results
 
 
-def tokenize(model: Zonkey, text: bytes) -> Slots:
-    """The slots of a text by itself, a batch of one row."""
-    level, sequence = model.bottom, text_sequence(text, device=model.device)
+def tokenize(level: Level, text: bytes) -> Slots:
+    """The slots of a text by itself, a batch of one row; `level` reads bytes."""
+    sequence = text_sequence(text, device=level.device)
     return level.read_tokens(sequence, level.choose_starts(sequence, level.split(sequence).start_prob))
 
 
 @torch.no_grad()
 def _read(model: Zonkey, question: Question) -> Row:
     """Take a text apart, and lay out what is asked of it."""
-    slots = tokenize(model, question.text)
+    slots = tokenize(model.bottom, question.text)
     assert slots.entries is not None
     asked = _touched(slots, len(question.text), question.spans)
     edges = np.flatnonzero(np.diff(asked.cpu().numpy().astype(np.int8), prepend=0, append=0)).tolist()
@@ -121,13 +121,18 @@ def _together(level: Level, rows: Sequence[Row]) -> list[Likelihood]:
     told = ordered.told.clamp(min=0)
     wanted = (ordered.told >= 0) & asked.gather(1, told)
     given = [row.plans for row in rows if row.plans is not None]
-    plans = Plans(*(pad_sequence(list(each), batch_first=True) for each in zip(*given, strict=True))) if given else None
-    latents = read_whole(level, ordered, table[entries], plans).latents[wanted]
-    true_entries = entries.gather(1, told)[wanted]
-    log_prob = latents.new_zeros(len(latents))
-    for first in range(0, len(latents), LOGITS_TOGETHER):
-        part = slice(first, first + LOGITS_TOGETHER)
-        logits = vocabulary.logits(latents[part], latents.new_ones(len(latents[part])), table)
-        log_prob[part] = logits.log_softmax(-1).gather(1, true_entries[part].unsqueeze(1)).squeeze(1)
+    latents = read_whole(level, ordered, table[entries], side_by_side(given) if given else None).latents[wanted]
+    log_prob = log_probs(level, table, latents, entries.gather(1, told)[wanted])
     found = log_prob.new_zeros(wanted.shape).masked_scatter(wanted, log_prob)
     return list(itertools.starmap(Likelihood, zip(found.sum(1).tolist(), wanted.sum(1).tolist(), strict=True)))
+
+
+def log_probs(level: Level, table: Tensor, estimates: Tensor, entries: Tensor) -> Tensor:
+    """[n] log-probabilities of entries [n] by estimates [n, C], a fixed number at a time."""
+    assert level.vocabulary is not None
+    results = [estimates.new_zeros(0)]
+    for part, wanted in zip(torch.split(estimates, DRAWN_TOGETHER), torch.split(entries, DRAWN_TOGETHER), strict=True):
+        queries = functional.pad(part, (0, 0, 0, DRAWN_TOGETHER - len(part)))
+        logits = level.vocabulary.logits(queries, queries.new_ones(len(queries)), table)[: len(part)]
+        results.append(logits.log_softmax(-1).gather(1, wanted.to(logits.device).unsqueeze(1)).squeeze(1))
+    return torch.cat(results)

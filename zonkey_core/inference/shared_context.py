@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from zonkey_core.devices import choose_precision, in_precision
 from zonkey_core.diffusion.decoding_order import Order, in_streams, lay_out, with_gaps
+from zonkey_core.inference.shapes import groups_of_one_shape
 from zonkey_core.model.denoiser import REACH
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.level import Level
@@ -69,25 +70,22 @@ def read_contexts(level: Level, pieces: Sequence[Pieces]) -> list[Context]:
     denoiser = in_precision(level.denoiser, choose_precision("auto", level.device))
     orders = [_unmeasured(each) for each in pieces]
     contexts: dict[int, Context] = {}
-    lengths = [padded(len(order.source) + 1) for order in orders]
-    for length in sorted(set(lengths)):
-        alike = [index for index, each in enumerate(lengths) if each == length]
-        for first in range(0, len(alike), CONTEXTS_TOGETHER):
-            group = alike[first : first + CONTEXTS_TOGETHER]
-            some = [orders[index] for index in group]
-            blank = [in_streams(0, [0], [0], begins=True, end_order=None)] * (CONTEXTS_TOGETHER - len(group))
-            rows = lay_out([*some, *blank], length, level.device)
-            entries = torch.zeros(CONTEXTS_TOGETHER, length, dtype=torch.long)
-            for row, index in zip(entries, group, strict=False):
-                each = _with_blanks(pieces[index].known)
-                row[: len(each)] = each
-            cache = KVCache(rows.layout)
-            cache.places = torch.arange(length, device=level.device).expand(CONTEXTS_TOGETHER, length)
-            found = denoiser(slot_batch(table[entries.to(level.device)], rows), cache)
-            gates = rows.layout.kinds == SlotKind.GAP
-            for row, (index, order) in enumerate(zip(group, some, strict=True)):
-                kept = {name: layer[row] for name, layer in cache.layers.items()}
-                contexts[index] = Context(kept, order, found.ending_logits[row, gates[row]])
+    lengths = [(padded(len(order.source) + 1),) for order in orders]
+    for (length,), group in groups_of_one_shape(lengths, CONTEXTS_TOGETHER):
+        some = [orders[index] for index in group]
+        blank = [in_streams(0, [0], [0], begins=True, end_order=None)] * (CONTEXTS_TOGETHER - len(group))
+        rows = lay_out([*some, *blank], length, level.device)
+        entries = torch.zeros(CONTEXTS_TOGETHER, length, dtype=torch.long)
+        for row, index in zip(entries, group, strict=False):
+            each = _with_blanks(pieces[index].known)
+            row[: len(each)] = each
+        cache = KVCache(rows.layout)
+        cache.places = torch.arange(length, device=level.device).expand(CONTEXTS_TOGETHER, length)
+        found = denoiser(slot_batch(table[entries.to(level.device)], rows), cache)
+        gates = rows.layout.kinds == SlotKind.GAP
+        for row, (index, order) in enumerate(zip(group, some, strict=True)):
+            kept = {name: layer[row] for name, layer in cache.layers.items()}
+            contexts[index] = Context(kept, order, found.ending_logits[row, gates[row]])
     return [contexts[index] for index in range(len(pieces))]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.diffusion.decoding_order import OrderedRows
 from zonkey_core.slots import Layout, SlotBatch, SlotKind
@@ -20,6 +22,11 @@ class Plans(NamedTuple):
     """[B, M'] how much of the blocks is left of noise; 0 where nothing above is given."""
     drafts: Tensor
     """[B, M, C] the slots below as its decoder unfolds the estimates, zeros where nothing above is given."""
+
+
+def side_by_side(plans: Sequence[Plans]) -> Plans:
+    """Plans of single texts, without the first dimension, as rows of one batch."""
+    return Plans(*(pad_sequence(list(column), batch_first=True) for column in zip(*plans, strict=True)))
 
 
 def slot_batch(
