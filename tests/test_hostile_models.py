@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.model_helpers import fit_vocabulary, small_model
 from tests.training_helpers import Run, seal, small_config
@@ -34,7 +35,8 @@ from zonkey_core.checkpoint import (
 )
 from zonkey_core.config import PRESETS, LevelConfig, load_preset, override_keys, parse_toml
 from zonkey_core.errors import CheckpointError, ConfigError
-from zonkey_core.weights_file import read_weights_header, scan_weights
+from zonkey_core.weight_rounding import restored_entries
+from zonkey_core.weights_file import SCALE, read_weights_header, scan_weights
 
 PRETRAINED = Path(configuration.__file__).parent / "pretrained"
 
@@ -309,6 +311,27 @@ def test_other_kinds_of_numbers_are_refused(copy: Path) -> None:
         assert "do not fit" in refusal(lambda: load_model(copy))
 
 
+@pytest.mark.parametrize("change", ["no scale", "no matrix", "short scale", "whole scale", "float matrix"])
+def test_rounded_matrices_without_fitting_scales_are_refused(copy: Path, change: str) -> None:
+    tensors = load_file(copy / MODEL)
+    scale = next(name for name in tensors if name.endswith(SCALE))
+    matrix = scale.removesuffix(SCALE)
+    if change == "no scale":
+        del tensors[scale]
+    elif change == "no matrix":
+        del tensors[matrix]
+    elif change == "short scale":
+        tensors[scale] = tensors[scale][:-1].clone()
+    elif change == "whole scale":
+        tensors[scale] = tensors[scale].int()
+    else:
+        tensors[matrix] = tensors[matrix].half()
+    save_file(tensors, copy / MODEL)
+    seal(copy)
+    texts = {refusal(use) for use in every_use(copy)}
+    assert all(str(copy / MODEL) in text and matrix in text for text in texts)
+
+
 @pytest.mark.parametrize("length", [-1, 9, 32000])
 def test_strings_of_impossible_lengths_are_refused(copy: Path, length: int) -> None:
     tensors = tensors_of(copy, MODEL)
@@ -351,7 +374,7 @@ def test_a_header_is_read_as_torch_reads_it(tmp_path: Path) -> None:
     model = small_model(2)
     fit_vocabulary(model)
     (tmp_path / MODEL).write_bytes(pack_tensors(model.state_dict(), half=True))
-    found = {name: found.shape for name, found in read_weights_header(tmp_path / MODEL).items()}
+    found = {name: found.shape for name, found in restored_entries(read_weights_header(tmp_path / MODEL)).items()}
     assert found == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: a folder that another program can read, written so that a crash at any moment leaves it whole.
 
     config.json            format number and configuration
-    model.safetensors      averaged weights, the ones to use, in float16
+    model.safetensors      averaged weights, the ones to use, rounded (`zonkey_core.weight_rounding`)
     training.json          what it was trained on, how far, random states, measured figures
     optimizer.safetensors  live and averaged weights in float32 and optimiser states, to go on from
     checksums.json         the CRC-32 of each of these, compared whenever one is read
@@ -28,6 +28,7 @@ import msgspec
 from zonkey_core.config import Config, check_model_config, check_training_config
 from zonkey_core.errors import CheckpointError, ConfigError
 from zonkey_core.safe_files import decode_json, read_bounded
+from zonkey_core.weight_rounding import restore_weights, round_weights
 
 if TYPE_CHECKING:
     import torch
@@ -260,15 +261,11 @@ def describe(config: Config, parameters: int) -> bytes:
 
 
 def pack_tensors(tensors: Mapping[str, Tensor], *, half: bool = False) -> bytes:
-    """Tensors as the bytes of a safetensors file; with `half`, floats in float16."""
-    import torch
+    """Tensors as the bytes of a safetensors file; with `half`, as they are released (`weight_rounding`)."""
     from safetensors.torch import save
 
-    def ready(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().cpu()
-        return tensor.to(torch.float16).contiguous() if half and tensor.is_floating_point() else tensor.contiguous()
-
-    return save({name: ready(tensor) for name, tensor in tensors.items()})
+    ready = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    return save({name: tensor.contiguous() for name, tensor in (round_weights(ready) if half else ready).items()})
 
 
 def read_tensors(directory: Path, name: str, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
@@ -294,7 +291,7 @@ def _tensors(directory: Path, name: str, prefixes: tuple[str, ...]) -> dict[str,
             with safe_open(file_path(directory, name), framework="pt") as file:
                 keys: list[str] = file.keys()
                 # Copies are aligned. Products round by where numbers lie, and a run that goes on has the same bits.
-                return {key: file.get_tensor(key).clone() for key in keys if key.startswith(prefixes)}
+                return restore_weights({key: file.get_tensor(key).clone() for key in keys if key.startswith(prefixes)})
         except SafetensorError as error:
             raise ValueError(str(error)) from error
 

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from zonkey_core.config import Config
 from zonkey_core.errors import ConfigError
 from zonkey_core.model.model import Zonkey
+from zonkey_core.weight_rounding import restored_entries
 from zonkey_core.weights_file import TensorEntry, float32_bytes, read_weights_header
 
 SPARE_BYTES = 16 * 1024 * 1024
@@ -90,9 +91,8 @@ def fitting_model(config: Config, path: Path, *, prefix: str = "") -> Zonkey:
 
     Raises `OSError`, or `ValueError` where they differ, before memory is taken that the weights would not fill.
     """
-    entries = {
-        name.removeprefix(prefix): entry for name, entry in read_weights_header(path).items() if name.startswith(prefix)
-    }
+    stored = restored_entries(read_weights_header(path))
+    entries = {name.removeprefix(prefix): entry for name, entry in stored.items() if name.startswith(prefix)}
     need, memory = float32_bytes(entries), machine_memory()
     if need > memory:
         raise ValueError(f"its weights need {need / 1e9:,.1f} GB of memory, and there are {memory / 1e9:.1f}")

@@ -148,7 +148,7 @@ def test_the_level_above_knows_blocks_without_an_open_slot_alone(
         inside = [each for each in readings(drawn.rows, row)
                   if first <= max(each["told"], each["source"]) < last]  # fmt: skip
         for each in inside:
-            if alone.any():
+            if alone.any() or each["block"] == -1:
                 assert each["block"] == -1 and each["left"] == 0
             else:
                 place = each["told"] if each["told"] >= 0 else each["source"]
@@ -170,7 +170,7 @@ def test_how_much_of_a_block_is_left_is_counted_from_what_is_asked(
     for row in range(len(lengths)):
         for each in readings(drawn.rows, row):
             if each["told"] >= 0:
-                assert each["left"] == ends[row, each["told"]]
+                assert each["left"] == (ends[row, each["told"]] if each["block"] >= 0 else 0)
 
 
 @law
@@ -298,3 +298,17 @@ def test_documents_that_ask_how_long_they_are_hold_no_known_slot_drawn_by_chance
     assert not (held & counted).any() and not (held & ~batch.slot_mask).any() and not (counted & ~batch.slot_mask).any()
     for row, _, first, last in batch.documents():
         assert counted[row, first:last].all() or not counted[row, first:last].any()
+
+
+def test_behind_blocks_with_plans_the_rest_may_be_a_stream_that_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_sampling, "UNPLANNED", 1.0)
+    batch = Batch([[40]], 3)
+    for seed in range(20):
+        drawn = batch.orders(seed, BLOCKS)
+        assert drawn.known_blocks is not None
+        told = drawn.rows.told[0]
+        asked = told[told >= 0]
+        first = int(asked.min())
+        assert asked.tolist() == list(range(first, 40)) and bool(batch.block_mask[0, first])
+        assert (drawn.rows.blocks[0][told >= 0] == -1).all() and (drawn.rows.left[0][told >= 0] == 0).all()
+        assert drawn.known_blocks[0].sum() == batch.block_of[0, first]

@@ -45,6 +45,8 @@ SHARED = 0.7
 """Share of documents all of whose plans have one noise level."""
 EXACT = 0.5
 """Share of known plans that are exactly known; the others have a little noise."""
+UNFOLDED = 0.25
+"""Share of the blocks that are decoded where that is for the decoder's own sake."""
 SPELLED = 0.15
 """Share of the slots of a vocabulary that are decoded as well."""
 SURE = 0.75
@@ -66,7 +68,7 @@ def denoising_losses(
     learning = len(views) if learning is None else learning
     if level.vocabulary is None:
         known, alone = draw_known(slots.slot_mask, slots.document_mask, generator)
-        return _plan(level, views, known, alone, generator, learning)[1]
+        return _plan(level, views, known, alone, generator, learning, handed=False)[1]
     block_mask = None
     if above:
         block_mask = above[0].segmentation.start_mask()
@@ -131,10 +133,13 @@ def _plan(
     alone_mask: Tensor,
     generator: torch.Generator,
     learning: int,
+    *,
+    handed: bool = True,
 ) -> tuple[Plans, dict[str, Tensor]]:
     """Denoise the slots of a level, the blocks of the one below, of which some are known and some not used at all.
 
-    So many levels as are `learning`, from this one up, have losses.
+    So many levels as are `learning`, from this one up, have losses. Where the plan is not `handed` down, some of the
+    blocks are unfolded for the decoder to learn from, and the drafts are no use.
     """
     view, above = views[0], views[1:]
     slots = view.slots
@@ -161,7 +166,10 @@ def _plan(
     batch = batch._replace(estimate=batch.estimate.where(estimate == 0, estimate.to(batch.estimate.dtype)))
     found = level.denoiser(batch)
     estimates = torch.where(asked.unsqueeze(-1), at_slots(found.latents, rows.told, clean), clean.float())
-    drafts, parts = _unfold(level, view, estimates[mask])
+    unfolded = None
+    if not handed:
+        unfolded = torch.rand(int(mask.sum()), generator=generator).to(mask.device) < UNFOLDED
+    drafts, parts = _unfold(level, view, estimates[mask], unfolded)
     plans = Plans(estimates, alpha.where(~held, 1.0) * mask * ~counted, drafts)
     if learning <= 0:
         return plans, losses
@@ -308,9 +316,10 @@ def _given_estimates(
 
 
 def _unfold(
-    level: Level, view: Ascent, estimates: Tensor
+    level: Level, view: Ascent, estimates: Tensor, chosen: Tensor | None
 ) -> tuple[Tensor, list[tuple[Windows, DecodedWindows]]]:
-    """Decode blocks [K, C'] to drafts [B, M, C] of the slots below at their true places; the windows too."""
+    """Decode blocks [K, C'], or those of the mask `chosen` [K], to drafts [B, M, C] of the slots below at their true
+    places; the windows too."""
     positions, segmentation = view.sequence, view.segmentation
     rows, places = segmentation.slot_mask.nonzero(as_tuple=True)
     starts = segmentation.starts[rows, places]
@@ -319,7 +328,7 @@ def _unfold(
     ends = following.where(following > starts, count[rows])
     parts: list[tuple[Windows, DecodedWindows]] = []
     drafts = torch.zeros(positions.values.shape, device=estimates.device)
-    for windows in level.windows(positions, segmentation):
+    for windows in level.windows(positions, segmentation, chosen):
         decoded = level.decode(estimates[windows.segments], windows.values.shape[1])
         parts.append((windows, decoded))
         at = starts[windows.segments].unsqueeze(1) + torch.arange(windows.values.shape[1], device=starts.device)

@@ -26,6 +26,7 @@ from zonkey_core.diffusion.decoding_order import (
     in_streams,
     nearest_openings,
     side_by_side,
+    then_in_stream,
     with_blocks,
     with_gaps,
 )
@@ -33,9 +34,9 @@ from zonkey_core.diffusion.decoding_order import (
 ALONE, BLOCKS, GAPS, AT_ONCE = range(4)
 SHARES = (0.15, 0.5, 0.2, 0.15)
 """Shares of documents that are told alone, in blocks, with gaps and all at once, where there is a level above."""
-GAPPED = 0.25
+GAPPED = 0.5
 """Share of documents told alone that are read with gaps; the others are written."""
-UNMEASURED = 0.25
+UNMEASURED = 0.5
 """Share of those whose gaps hold nothing, and are asked how long they are."""
 ONE_STREAM = 0.4
 """Share of documents told alone that are written in a single stream."""
@@ -50,6 +51,8 @@ ONE_BY_ONE = 0.2
 """Share of documents told in blocks that are told slot by slot; in others the number of evaluations is drawn."""
 MOST_STEPS = 2.5
 """The most evaluations, as a share of the longest block, of those others."""
+UNPLANNED = 0.15
+"""Share of documents told in blocks of which only the first have plans, and the rest is one stream without any."""
 SUMMARISED, PROMPTED = 0.2, 0.3
 """Shares of documents told in blocks whose first blocks are read through plans alone, or are known slot by slot."""
 
@@ -189,6 +192,15 @@ def _draw_blocks(
 ) -> _Document:
     """A document that is told in blocks, in a number of evaluations that is drawn."""
     count = int(lengths.sum())
+    if len(lengths) > 1 and chance.random() < UNPLANNED:
+        first_open = int(chance.integers(1, len(lengths)))
+        before = int(lengths[:first_open].sum())
+        summarised = first_open if chance.random() < 0.5 else 0
+        known[:first_open] = True
+        read = in_blocks(
+            lengths[:first_open].tolist(), 1, known=before, summarised=summarised, begins=begins, ends=False
+        )
+        return _Document(then_in_stream(read, before, count - before), True, known, BLOCKS)
     summarised = int(chance.integers(len(lengths))) if len(lengths) > 2 and chance.random() < SUMMARISED else 0
     prompt = int(chance.integers(count)) if not summarised and chance.random() < PROMPTED else 0
     ends_of_blocks = np.cumsum(lengths)

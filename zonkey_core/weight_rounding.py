@@ -1,0 +1,59 @@
+"""Weights in a byte each: the matrices of the denoisers' layers, two thirds of a model, rounded row by row.
+
+A row w is kept as whole numbers q from -127 to 127 and one float16 s, so that `w = s q` to within `s / 2`, where
+`s = max |w| / 127` (symmetric absolute-maximum quantisation, Dettmers et al. 2022, "LLM.int8()"). In a file they are
+two tensors, `NAME` and `NAME.scale`. All other weights are kept in float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from zonkey_core.weights_file import SCALE, TensorEntry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LARGEST = 127
+LAYERS = ".denoiser.blocks."
+"""What the names of the matrices have in common."""
+
+
+def round_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model as they are released: rounded matrices with their scales, other floats in float16."""
+    import torch
+
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if LAYERS in name and tensor.dim() == 2 and tensor.is_floating_point():
+            wide = tensor.float()
+            scale = (wide.abs().amax(1) / LARGEST).to(torch.float16)
+            divisor = scale.float().where(scale > 0, 1.0).unsqueeze(1)
+            result[name] = (wide / divisor).round().clamp(-LARGEST, LARGEST).to(torch.int8)
+            result[name + SCALE] = scale
+        else:
+            result[name] = tensor.to(torch.float16) if tensor.is_floating_point() else tensor
+    return result
+
+
+def restore_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that those of a file stand for: float32 in place of rounded matrices, the others as they are."""
+    result = {name: tensor for name, tensor in tensors.items() if not name.endswith(SCALE)}
+    for name, tensor in result.items():
+        scale = tensors.get(name + SCALE)
+        if scale is not None:
+            result[name] = tensor.float() * scale.float().unsqueeze(1)
+    return result
+
+
+def restored_entries(entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """The same for a file's header; raises `ValueError` where a scale does not fit its matrix."""
+    result = {name: entry for name, entry in entries.items() if not name.endswith(SCALE)}
+    for name in (name for name in entries if name.endswith(SCALE)):
+        owner, scale = entries.get(name.removesuffix(SCALE)), entries[name]
+        fits = scale.floats and len(scale.shape) == 1 and owner is not None and owner.shape[:1] == scale.shape
+        if owner is None or not fits or owner.dtype != "I8" or len(owner.shape) != 2:
+            raise ValueError(f"{name} is no scale of a rounded matrix")
+        result[name.removesuffix(SCALE)] = TensorEntry("F32", owner.shape, owner.data_offsets)
+    return result
