@@ -5,9 +5,10 @@ from __future__ import annotations
 import bisect
 import functools
 
-from torch import nn
+from torch import Tensor, nn
 
 from tests.model_helpers import fit_vocabulary, small_model
+from zonkey_core.inference.text_reading import TextReader
 from zonkey_core.model.length_model import EDGES
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
@@ -23,6 +24,11 @@ def strings_of(level: Level) -> SegmentVocabulary:
     """The level's vocabulary."""
     assert level.vocabulary is not None
     return level.vocabulary
+
+
+def entries_of(model: Zonkey, text: bytes) -> Tensor:
+    """[M] the strings that a text is read as."""
+    return TextReader(model).read([text])[0].entries
 
 
 def expect(level: Level, remaining: int | None) -> None:

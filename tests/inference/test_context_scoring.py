@@ -11,8 +11,8 @@ from torch import nn
 from tests.model_helpers import TEXT, chance, fit_vocabulary, small_model
 from zonkey_core.inference import context_scoring
 from zonkey_core.inference.context_scoring import Passage, Reading, closed_bytes, passage_likelihoods
-from zonkey_core.inference.planning import read_context
 from zonkey_core.inference.scoring import Question, log_likelihoods, tokenize
+from zonkey_core.inference.text_reading import TextReader
 from zonkey_core.model.model import Zonkey
 
 DATA = (TEXT * 2).encode()
@@ -43,7 +43,7 @@ def test_nothing_is_the_passage_alone() -> None:
 
 
 def test_slots_are_the_rest_of_the_whole_by_the_chain_rule() -> None:
-    row = context_scoring._lay_out(judge(), PASSAGE, Reading.SLOTS)
+    (row,) = context_scoring._rows(judge(), [PASSAGE], Reading.SLOTS)
     everything = row._replace(asked_mask=torch.ones_like(row.asked_mask))
     before = row._replace(asked_mask=~row.asked_mask)
     both, first = context_scoring.row_likelihoods(judge().bottom, [everything, before])
@@ -74,7 +74,7 @@ def test_latents_are_all_that_is_read_of_slots_in_latents(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("reading", list(Reading))
 def test_nothing_of_the_passage_is_given_away(reading: Reading) -> None:
     """What foretells its first pieces does not depend on what comes after them."""
-    row = context_scoring._lay_out(judge(), PASSAGE, reading)
+    (row,) = context_scoring._rows(judge(), [PASSAGE], reading)
     first = row.asked_mask.cumsum(0) <= 5
     row = row._replace(asked_mask=row.asked_mask & first)
     changed = row._replace(entries=torch.where(first, row.entries, row.entries.flip(0)))
@@ -97,6 +97,6 @@ def test_closed_blocks_end_where_the_open_one_begins() -> None:
     count = closed_bytes(judge(), DATA)
     assert 0 < count < len(DATA)
     starts = tokenize(judge().bottom, DATA).starts[0].tolist()
-    blocks = read_context(judge(), DATA, closed=True)[1].starts.tolist()
+    blocks = TextReader(judge()).read([DATA])[0].levels[1].starts.tolist()
     assert starts[blocks[-2]] == count
     assert closed_bytes(judge(), DATA[:1]) == 0

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.inference.model_helpers import expect, strings_of, talker
+from tests.inference.model_helpers import entries_of, expect, strings_of, talker
 from tests.model_helpers import TEXT, chance, few, law
 from zonkey_core.errors import ConfigError
 from zonkey_core.inference import generation, planning
@@ -23,12 +23,11 @@ from zonkey_core.inference.generation import (
     Sample,
     _trim,
     generate,
-    open_end,
-    read_entries,
     unfold_entries,
 )
 from zonkey_core.inference.generation import SamplingOptions as Options
 from zonkey_core.inference.scoring import Question, log_likelihoods
+from zonkey_core.inference.text_reading import TextReader
 from zonkey_core.model.denoiser import DenoisedSlots, Denoiser
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.length_model import EDGES
@@ -188,20 +187,18 @@ def test_without_temperature_nothing_is_chance_but_how_long_blocks_are(monkeypat
 def test_a_text_goes_on_from_its_own_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "GROUP_BYTES", 48)
     monkeypatch.setattr(generation, "CONTEXT_BYTES", 40)
-    seen: list[tuple[bytes, bytes]] = []
-    sound = generation.open_end
+    seen: list[bytes] = []
+    sound = TextReader.read
 
-    def noted(level: Any, text: bytes) -> Any:
-        end = sound(level, text)
-        seen.append((text, end.prefix))
-        return end
+    def noted(reader: TextReader, contexts: list[bytes]) -> Any:
+        seen.extend(contexts)
+        return sound(reader, contexts)
 
-    monkeypatch.setattr(generation, "open_end", noted)
+    monkeypatch.setattr(TextReader, "read", noted)
     (text,) = texts(talker(), [1], b"Begun.", max_bytes=1500)
     assert text.startswith(b"Begun.") and 1497 <= len(text) <= 1500
-    contexts = [context for context, _ in seen]
-    assert contexts[0] == b"Begun." and len(contexts) > 2 and {len(each) for each in contexts[1:]} == {40}
-    ends = [text.find(each) + 40 for each in contexts[1:]]
+    assert seen[0] == b"Begun." and len(seen) > 2 and {len(each) for each in seen[1:]} == {40}
+    ends = [text.find(each) + 40 for each in seen[1:]]
     assert ends == sorted(set(ends)) and ends[0] > 40, "every one is the end of the text so far"
 
 
@@ -224,7 +221,7 @@ def test_the_last_string_of_a_prompt_may_go_on(monkeypatch: pytest.MonkeyPatch) 
     found = opened_by(monkeypatch)
     made = texts(model, list(range(20)), prompt, max_bytes=40, temperature=10.0)
     assert all(text.startswith(prompt) for text in made)
-    entries = read_entries(model.bottom, prompt).tolist()
+    entries = entries_of(model, prompt).tolist()
     for text in found[:16]:
         assert text.known.tolist() == entries[:-1] and text.begins
         assert text.prefix == strings_of(model.bottom).detokenize(entries[-1:])
@@ -347,7 +344,8 @@ def test_the_first_text_is_shown_as_it_forms(
     assert made == texts(model, [3, 4, 5], prompt, level=level, max_bytes=240, steps=steps)
     done = [forming for forming in shown if None not in forming.pieces]
     assert len({forming.before for forming in done}) > 1, "one stretch after the other"
-    assert shown[0].before == prompt.removesuffix(open_end(model.bottom, prompt).prefix)
+    last = strings_of(model.bottom).detokenize(entries_of(model, prompt)[-1:].tolist())
+    assert shown[0].before == prompt.removesuffix(last)
     assert any(forming.level for forming in shown) == (level is None)
     for before, after in itertools.pairwise(shown):
         if after.before != before.before:
@@ -373,13 +371,9 @@ def test_the_first_text_of_every_group_is_shown(monkeypatch: pytest.MonkeyPatch)
 @few
 @given(st.one_of(st.binary(max_size=40), st.integers(0, len(DATA)).map(lambda start: DATA[start:])))
 def test_entries_spell_what_was_read(text: bytes) -> None:
-    level = talker().bottom
-    entries = read_entries(level, text)
-    assert strings_of(level).detokenize(entries.tolist()) == text
+    entries = entries_of(talker(), text)
+    assert strings_of(talker().bottom).detokenize(entries.tolist()) == text
     assert len(entries) <= len(text)
-    end = open_end(level, text)
-    assert torch.equal(end.known, entries[:-1])
-    assert strings_of(level).detokenize(end.known.tolist()) + end.prefix == text
 
 
 @few

@@ -13,13 +13,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.inference.model_helpers import filler, strings_of
+from tests.inference.model_helpers import entries_of, filler, strings_of
 from tests.model_helpers import TEXT, few, law
 from zonkey_core.diffusion.decoding_order import GAP_WIDTH
 from zonkey_core.errors import ConfigError
-from zonkey_core.inference import gap_planning, infilling, planning
+from zonkey_core.inference import gap_planning, infilling
 from zonkey_core.inference.gap_filling import FilledRow, GappedRow, GapScore, Likelihood, score_fills
-from zonkey_core.inference.generation import open_end, read_entries, unfold_entries
+from zonkey_core.inference.generation import unfold_entries
 from zonkey_core.inference.infilling import (
     Fill,
     Gap,
@@ -32,6 +32,7 @@ from zonkey_core.inference.infilling import (
     infill_documents,
 )
 from zonkey_core.inference.latent_sampler import OpenText as FormedText
+from zonkey_core.inference.text_reading import TextReader
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 
@@ -202,7 +203,7 @@ def test_a_gap_of_nothing_holds_at_most_the_rest_of_a_string() -> None:
     for candidates in (1, 8):
         data, gaps = masked(b"The heron ", b" flew away.")
         (only,) = fill(data, gaps, model=model, candidates=candidates)
-        prefix = open_end(model.bottom, b"The heron ").prefix
+        prefix = strings_of(model.bottom).detokenize(entries_of(model, b"The heron ")[-1:].tolist())
         assert math.isfinite(only.score) and len(prefix + only.text) <= longest
         (only,) = fill(b"___", [Gap(0, 3)], model=model, candidates=candidates)
         assert 0 < len(only.text) <= longest
@@ -237,10 +238,10 @@ def test_what_stands_around_gaps_is_known_but_for_the_last_string_before_each(
     fill(*masked(*words), model=model, candidates=1)
     (row,) = found
     for text, known, prefix in zip(words[:-1], row.pieces.known[:-1], row.prefixes, strict=True):
-        entries = read_entries(model.bottom, text)
+        entries = entries_of(model, text)
         assert torch.equal(known, entries[:-1]) and prefix == strings_of(model.bottom).detokenize(entries[-1:].tolist())
         assert strings_of(model.bottom).detokenize(known.tolist()) + prefix == text
-    assert torch.equal(row.pieces.known[-1], read_entries(model.bottom, words[-1]))
+    assert torch.equal(row.pieces.known[-1], entries_of(model, words[-1]))
 
 
 @few
@@ -271,7 +272,7 @@ def test_blocks_of_every_level_lie_around_the_gaps(words: list[bytes]) -> None:
         gap += not known
     assert 1 <= gap <= len(row.lengths)
     for piece in words:
-        closed = [each for each in planning.read_context(model, piece, closed=True)[1].latents[1:-1]]
+        closed = [each for each in TextReader(model).read([piece])[0].levels[1].latents[1:-1]]
         assert all((middle.latents == latent).all(1).any() for latent in closed), "what no gap touches is known"
 
 

@@ -13,11 +13,11 @@ from enum import Enum
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from zonkey_core.diffusion.decoding_order import in_blocks, in_streams, then_in_stream
-from zonkey_core.inference.planning import LevelContext, read_context
-from zonkey_core.inference.scoring import Likelihood, Row, row_likelihoods, tokenize
+from zonkey_core.inference.planning import LevelContext
+from zonkey_core.inference.scoring import Likelihood, Row, row_likelihoods
+from zonkey_core.inference.text_reading import ReadText, TextReader
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.slot_batches import Plans
 
@@ -48,8 +48,9 @@ def closed_bytes(model: Zonkey, text: bytes) -> int:
 
     The model has at least two levels.
     """
-    slots = tokenize(model.bottom, text).starts[0].tolist()
-    return int(slots[int(read_context(model, text)[1].starts[-1])])
+    (read,) = TextReader(model).read([text])
+    slots, blocks = (level.starts.tolist() for level in read.levels[:2])
+    return int(slots[blocks[-2]])
 
 
 def passage_likelihoods(model: Zonkey, passages: Sequence[Passage], reading: Reading) -> list[Likelihood]:
@@ -57,34 +58,35 @@ def passage_likelihoods(model: Zonkey, passages: Sequence[Passage], reading: Rea
 
     `Reading.LATENTS` and `Reading.BOTH` need a model of at least two levels.
     """
-    return row_likelihoods(model.bottom, [_lay_out(model, passage, reading) for passage in passages])
+    return row_likelihoods(model.bottom, _rows(model, passages, reading))
+
+
+def _rows(model: Zonkey, passages: Sequence[Passage], reading: Reading) -> list[Row]:
+    """Passages, each behind what is read of the text before it."""
+    reader = TextReader(model)
+    contexts = reader.read([passage.before for passage in passages])
+    read = reader.read([passage.text for passage in passages])
+    return [_lay_out(model, before, text, passage.begins, reading)
+            for passage, before, text in zip(passages, contexts, read, strict=True)]  # fmt: skip
 
 
 @torch.no_grad()
-def _lay_out(model: Zonkey, passage: Passage, reading: Reading) -> Row:
+def _lay_out(model: Zonkey, context: ReadText, passage: ReadText, begins: bool, reading: Reading) -> Row:
     """A passage behind what is read of the text before it."""
-    text = _entries(model, passage.text)
+    text, before = passage.entries, context.entries
     asked = torch.ones_like(text, dtype=torch.bool)
     if reading is Reading.NOTHING:
         return Row(text, asked, in_streams(len(text), [0], [0], begins=False, end_order=None))
-    before = _entries(model, passage.before)
     entries = torch.cat([before, text])
     asked = torch.cat([torch.zeros_like(before, dtype=torch.bool), asked])
     if reading is Reading.SLOTS:
-        return Row(entries, asked, in_streams(len(entries), [0], [0], begins=passage.begins, end_order=None))
-    context = read_context(model, passage.before, closed=True)[1]
-    lengths = context.starts.diff().tolist()
+        return Row(entries, asked, in_streams(len(entries), [0], [0], begins=begins, end_order=None))
+    blocks = context.levels[1]
+    lengths = blocks.starts.diff().tolist()
     assert sum(lengths) == len(before)
     summarised = len(lengths) if reading is Reading.LATENTS else 0
-    known = in_blocks(lengths, 1, known=len(before), summarised=summarised, begins=passage.begins, ends=False)
-    return Row(entries, asked, then_in_stream(known, len(before), len(text)), _plans(model, context, len(entries)))
-
-
-def _entries(model: Zonkey, text: bytes) -> Tensor:
-    """[M] the strings of a text by itself."""
-    entries = tokenize(model.bottom, text).entries
-    assert entries is not None
-    return entries[0]
+    known = in_blocks(lengths, 1, known=len(before), summarised=summarised, begins=begins, ends=False)
+    return Row(entries, asked, then_in_stream(known, len(before), len(text)), _plans(model, blocks, len(entries)))
 
 
 def _plans(model: Zonkey, context: LevelContext, slots: int) -> Plans:

@@ -19,8 +19,9 @@ from torch.nn import functional
 from zonkey_core.errors import ConfigError
 from zonkey_core.inference.block_decoding import EMPTY, TOGETHER
 from zonkey_core.inference.block_generation import OpenText, write_texts
-from zonkey_core.inference.planning import BlockPlan, plan_texts, read_context
-from zonkey_core.inference.scoring import Question, log_likelihoods, tokenize
+from zonkey_core.inference.planning import BlockPlan, plan_texts
+from zonkey_core.inference.scoring import Question, log_likelihoods
+from zonkey_core.inference.text_reading import TextReader
 from zonkey_core.inference.windows import read_windows
 from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.existence import LOG_FLOOR
@@ -93,11 +94,12 @@ def generate(
     `ConfigError` for options out of range.
     """
     check_options(model, options)
+    reader = TextReader(model)
     draws = [(seed, seed + OTHER_DRAWS * which) for seed in seeds for which in range(options.best_of)]
     waiting: list[Sample] = []
     for first in range(0, len(draws), TOGETHER):
         group = draws[first : first + TOGETHER]
-        texts = _write(model, [draw for _, draw in group], options, prompt, watch)
+        texts = _write(reader, [draw for _, draw in group], options, prompt, watch)
         if options.best_of == 1:
             yield from (Sample(seed, text) for (seed, _), text in zip(group, texts, strict=True))
             continue
@@ -117,19 +119,19 @@ def _score(model: Zonkey, seeds: Sequence[int], texts: Sequence[bytes], kept: in
 
 
 def _write(
-    model: Zonkey,
+    reader: TextReader,
     draws: Sequence[int],
     options: SamplingOptions,
     prompt: bytes,
     watch: Callable[[Forming], None] | None,
 ) -> list[bytes]:
     """One text for each of the numbers that seed the draws, side by side."""
-    level = model.bottom
+    model, level = reader.model, reader.model.bottom
     generators = [torch.Generator().manual_seed(draw) for draw in draws]
     texts = [prompt for _ in draws]
     going = [index for index in range(len(draws)) if len(prompt) < options.max_bytes]
     while going:
-        opened = _open(model, [texts[index] for index in going], options, [generators[index] for index in going])
+        opened = _open(reader, [texts[index] for index in going], options, [generators[index] for index in going])
         shown = None
         if watch is not None and going[0] == 0:
             before = texts[0].removesuffix(opened[0].prefix)
@@ -210,26 +212,27 @@ def _spelled(level: Level, latents: Tensor, sizes: Tensor) -> tuple[Tensor, Tens
 
 
 def _open(
-    model: Zonkey, texts: Sequence[bytes], options: SamplingOptions, generators: Sequence[torch.Generator]
+    reader: TextReader, texts: Sequence[bytes], options: SamplingOptions, generators: Sequence[torch.Generator]
 ) -> list[OpenText]:
     """The ends of texts, how far they may go on at once, and what the levels above plan for them."""
-    level = model.bottom
-    assert level.vocabulary is not None
+    model, vocabulary = reader.model, reader.model.bottom.vocabulary
+    assert vocabulary is not None
     contexts = [text[-CONTEXT_BYTES:] for text in texts]
-    ends = [open_end(level, context) for context in contexts]
+    read = reader.read(contexts)
+    prefixes = [vocabulary.detokenize(each.entries[-1:].tolist()) for each in read]
     begins = [len(context) == len(text) for context, text in zip(contexts, texts, strict=True)]
     top = _top(model, options)
     rooms = [_rooms(model, options.max_bytes - len(text), top) for text in texts]
     plans: list[BlockPlan | None] = [None] * len(texts)
     if top:
-        read = [read_context(model, context)[: top + 1] for context in contexts]
+        opened = [each.opened()[: top + 1] for each in read]
         plans = list(
-            plan_texts(model, read, begins, generators, rooms=rooms, steps=options.steps,
+            plan_texts(model, opened, begins, generators, rooms=rooms, steps=options.steps,
                        temperature=options.temperature)
         )  # fmt: skip
     return [
-        OpenText(end.known, room[0], begin, end.prefix, plan, room[1] if top else 0)
-        for end, begin, plan, room in zip(ends, begins, plans, rooms, strict=True)
+        OpenText(each.entries[:-1], room[0], begin, prefix, plan, room[1] if top else 0)
+        for each, begin, prefix, plan, room in zip(read, begins, prefixes, plans, rooms, strict=True)
     ]
 
 
@@ -241,35 +244,6 @@ def _rooms(model: Zonkey, left: int, top: int) -> list[int]:
     for upper in model.levels[1 : top + 1]:
         rooms.append(math.ceil(rooms[-1] / upper.config.segment_length * SPARE_BLOCKS) + 1)
     return rooms
-
-
-class OpenEnd(NamedTuple):
-    """A text that is to go on, as entries of the lowest level's vocabulary.
-
-    Its last string may turn out to be the beginning of a longer one.
-    """
-
-    known: Tensor
-    """[M] all but the last."""
-    prefix: bytes
-    """What the last spells; nothing where there is no text."""
-
-
-def open_end(level: Level, text: bytes) -> OpenEnd:
-    """A text whose last string is open."""
-    assert level.vocabulary is not None
-    entries = read_entries(level, text)
-    return OpenEnd(entries[:-1], level.vocabulary.detokenize(entries[-1:].tolist()))
-
-
-@torch.no_grad()
-def read_entries(level: Level, text: bytes) -> Tensor:
-    """A text as entries [M] of the lowest level's vocabulary."""
-    if not text:
-        return torch.zeros(0, dtype=torch.long)
-    entries = tokenize(level, text).entries
-    assert entries is not None
-    return entries[0].cpu()
 
 
 def check_options(model: Zonkey, options: SamplingOptions) -> None:

@@ -19,7 +19,7 @@ from zonkey_core.inference.shapes import groups_of_one_shape
 from zonkey_core.inference.windows import read_windows
 from zonkey_core.model.length_model import EDGES, draw_counts
 from zonkey_core.model.level import Level
-from zonkey_core.model.model import Ascent, Zonkey, text_sequence
+from zonkey_core.model.model import Zonkey
 from zonkey_core.model.slot_batches import Plans, side_by_side
 from zonkey_core.model.stitcher import start_scores, stitch
 
@@ -47,25 +47,6 @@ class BlockPlan(NamedTuple):
     """Of this text alone, without the first dimension."""
     ends: bool
     """Whether the document ends with them."""
-
-
-def read_context(model: Zonkey, text: bytes, *, closed: bool = False) -> list[LevelContext]:
-    """A text as each level knows it, lowest first; where it is `closed`, nothing of it goes on."""
-    if not text:
-        return [
-            LevelContext(torch.zeros(0, level.channels, device=model.device), torch.zeros(1, dtype=torch.long))
-            for level in model.levels
-        ]
-    views = model.ascend(text_sequence(text, device=model.device), len(model.levels) - 1)
-    return [_as_context(view, closed) for view in views]
-
-
-def _as_context(view: Ascent, closed: bool) -> LevelContext:
-    latents, starts = view.slots.latents[0].float(), view.slots.starts[0].cpu()
-    if closed:
-        end = torch.tensor([view.sequence.exists_mask.shape[1]])
-        return LevelContext(latents, torch.cat([starts, end]))
-    return LevelContext(latents[:-1], starts)
 
 
 def plan_texts(

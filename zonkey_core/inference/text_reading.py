@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.inference.cutting_levels import cutting_levels
-from zonkey_core.inference.planning import LevelContext, read_context
+from zonkey_core.inference.planning import LevelContext
 from zonkey_core.inference.segmentation import CuttingLevel
 from zonkey_core.inference.windows import WINDOWS_TOGETHER
 from zonkey_core.model.existence import LOG_FLOOR
@@ -34,6 +34,10 @@ class ReadText(NamedTuple):
     levels: list[LevelContext]
     """Lowest first; nothing of the text goes on, so that all slots are closed."""
 
+    def opened(self) -> list[LevelContext]:
+        """What each level knows where the text goes on: its last slot may, so it is open."""
+        return [LevelContext(each.latents[:-1], each.starts[: max(1, len(each.latents))]) for each in self.levels]
+
 
 class TextReader:
     """Reads texts with one model."""
@@ -45,7 +49,7 @@ class TextReader:
     @torch.no_grad()
     def read(self, texts: Sequence[bytes]) -> list[ReadText]:
         """What becomes of each text does not depend on the others."""
-        blank = ReadText(torch.zeros(0, dtype=torch.long), read_context(self.model, b""))
+        blank = ReadText(torch.zeros(0, dtype=torch.long), [_nothing(level) for level in self.model.levels])
         found = [blank] * len(texts)
         numbers = [number for number, text in enumerate(texts) if text]
         if numbers:
@@ -85,6 +89,11 @@ class TextReader:
                 context.append(LevelContext(row[mask].float(), torch.cat([starts[kept], end[None]])))
             positions, shared = slots.as_positions(), slots
         return [ReadText(some, levels) for some, levels in zip(entries, contexts, strict=True)]
+
+
+def _nothing(level: Level) -> LevelContext:
+    """What a level knows of an empty text."""
+    return LevelContext(torch.zeros(0, level.channels, device=level.device), torch.zeros(1, dtype=torch.long))
 
 
 def _as_rows(values: Sequence[Tensor], device: torch.device) -> PositionSequence:
