@@ -32,7 +32,7 @@ from zonkey_core.checkpoint import (
     read_tensors,
 )
 from zonkey_core.errors import CheckpointError, ZonkeyError
-from zonkey_core.weights_file import read_weights_header
+from zonkey_core.weights_file import SCALE, read_weights_header
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,10 @@ def test_the_files_are_json_and_safetensors(trained: Path) -> None:
 def test_weights_are_kept_in_few_bytes_and_used_in_full(trained: Path) -> None:
     kept = read_tensors(trained, MODEL)
     strings = {"bottom.vocabulary.strings": torch.uint8, "bottom.vocabulary.lengths": torch.int16}
-    rounded = [name for name, tensor in kept.items() if ".denoiser.blocks." in name and tensor.dim() == 2]
+    header = read_weights_header(trained / MODEL)
+    rounded = [name for name in kept if name + SCALE in header]
     kinds = dict.fromkeys(kept, torch.float16) | strings | dict.fromkeys(rounded, torch.float32)
     assert rounded and {name: tensor.dtype for name, tensor in kept.items()} == kinds
-    header = read_weights_header(trained / MODEL)
     assert {header[name].dtype for name in rounded} == {"I8"}
     model = load_model(trained)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

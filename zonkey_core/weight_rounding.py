@@ -1,8 +1,8 @@
-"""Weights in a byte each: the matrices of the denoisers' layers, two thirds of a model, rounded row by row.
+"""Weights in a byte each: the large matrices of denoisers, vocabularies and decoders, rounded row by row.
 
 A row w is kept as whole numbers q from -127 to 127 and one float16 s, so that `w = s q` to within `s / 2`, where
 `s = max |w| / 127` (symmetric absolute-maximum quantisation, Dettmers et al. 2022, "LLM.int8()"). In a file they are
-two tensors, `NAME` and `NAME.scale`. All other weights are kept in float16.
+two tensors, `NAME` and `NAME.scale`. All other weights, those that cut and compress among them, are kept in float16.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST = 127
-LAYERS = ".denoiser.blocks."
-"""What the names of the matrices have in common."""
+OWNERS = (".denoiser.", ".vocabulary.", ".decoder.")
+"""One of these is in the name of every matrix that is rounded."""
+LEAST_SIZE = 4096
+"""Numbers of the smallest of them."""
 
 
 def round_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -26,10 +28,11 @@ def round_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if LAYERS in name and tensor.dim() == 2 and tensor.is_floating_point():
+        large = tensor.dim() > 1 and tensor.numel() >= LEAST_SIZE and tensor.is_floating_point()
+        if large and any(owner in name for owner in OWNERS):
             wide = tensor.float()
-            scale = (wide.abs().amax(1) / LARGEST).to(torch.float16)
-            divisor = scale.float().where(scale > 0, 1.0).unsqueeze(1)
+            scale = (wide.abs().amax(-1) / LARGEST).to(torch.float16)
+            divisor = scale.float().where(scale > 0, 1.0).unsqueeze(-1)
             result[name] = (wide / divisor).round().clamp(-LARGEST, LARGEST).to(torch.int8)
             result[name + SCALE] = scale
         else:
@@ -43,7 +46,7 @@ def restore_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in result.items():
         scale = tensors.get(name + SCALE)
         if scale is not None:
-            result[name] = tensor.float() * scale.float().unsqueeze(1)
+            result[name] = tensor.float() * scale.float().unsqueeze(-1)
     return result
 
 
@@ -52,8 +55,7 @@ def restored_entries(entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntr
     result = {name: entry for name, entry in entries.items() if not name.endswith(SCALE)}
     for name in (name for name in entries if name.endswith(SCALE)):
         owner, scale = entries.get(name.removesuffix(SCALE)), entries[name]
-        fits = scale.floats and len(scale.shape) == 1 and owner is not None and owner.shape[:1] == scale.shape
-        if owner is None or not fits or owner.dtype != "I8" or len(owner.shape) != 2:
+        if owner is None or owner.dtype != "I8" or not scale.floats or owner.shape[:-1] != scale.shape:
             raise ValueError(f"{name} is no scale of a rounded matrix")
         result[name.removesuffix(SCALE)] = TensorEntry("F32", owner.shape, owner.data_offsets)
     return result

@@ -64,7 +64,9 @@ class Board:
         self.vocabulary = level.vocabulary
         self.table = level.vocabulary.latents()
         self.device = self.table.device
-        self.denoiser = in_precision(level.denoiser, choose_precision("auto", self.device))
+        precision = choose_precision("auto", self.device)
+        self.denoiser = in_precision(level.denoiser, precision)
+        self.choices = self.table.to(precision)
         self.length, self.temperature = length, temperature
         blank = Row(torch.full((1,), EMPTY), torch.zeros(1), {})
         filled = [*rows, *[blank] * (batch - len(rows))]
@@ -133,7 +135,7 @@ class Board:
             part = slice(first, first + DRAWN_TOGETHER)
             padding = max(0, first + DRAWN_TOGETHER - len(places))
             queries = functional.pad(estimate[part], (0, 0, 0, padding))
-            logits = self.vocabulary.logits(queries, torch.ones(DRAWN_TOGETHER, device=self.device), self.table)
+            logits = self.vocabulary.logits(queries, torch.ones(DRAWN_TOGETHER, device=self.device), self.choices)
             for index, place in enumerate(places[part]):
                 if place in self.allowed:
                     logits[index].masked_fill_(~self.allowed[place], -torch.inf)
@@ -168,12 +170,12 @@ def draw_entries(
 ) -> Tensor:
     """[n] entries drawn from logits [n, K] with numbers [n] between 0 and 1; the likeliest at temperature 0.
 
-    Those less likely than the likeliest by the factor `least_share` are not drawn.
+    Those less likely than the likeliest by the factor `least_share`, or more, are not drawn.
     """
     if temperature == 0:
         return logits.argmax(-1)
-    weights = ((logits - logits.amax(-1, keepdim=True)) / temperature).exp_()
-    weights = weights.masked_fill_(weights < least_share, 0.0)
+    weights = (logits - logits.amax(-1, keepdim=True)).div_(temperature).exp_()
+    functional.threshold_(weights, least_share, 0.0)
     number = -(-weights.shape[1] // BLOCK)
     blocks = functional.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), number, BLOCK)
     # First the block that the chance falls into, then the entry within it: a cumulative sum over all takes longer.

@@ -207,8 +207,9 @@ class SegmentVocabulary(nn.Module):
         return estimate.float() / variance.unsqueeze(-1)
 
     def logits(self, estimate: Tensor, sigma: Tensor, latents: Tensor) -> Tensor:
-        """[n, K] in float32; latents [K, C] are those of `latents`."""
-        return functional.linear(self.queries(estimate, sigma), latents, self.bias).float()
+        """[n, K] in float32; latents [K, C] are those of `latents`, in the precision to multiply in."""
+        products = self.queries(estimate, sigma).to(latents.dtype) @ latents.T
+        return products.float() + self.bias
 
     def loss(self, estimate: Tensor, sigma: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
         """Mean of `-log p(entry)`, in nats, of n estimates, a scalar; and each of them [n], without gradient."""

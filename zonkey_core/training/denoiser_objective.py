@@ -166,10 +166,11 @@ def _plan(
     batch = batch._replace(estimate=batch.estimate.where(estimate == 0, estimate.to(batch.estimate.dtype)))
     found = level.denoiser(batch)
     estimates = torch.where(asked.unsqueeze(-1), at_slots(found.latents, rows.told, clean), clean.float())
-    unfolded = None
+    flat, unfolded = estimates[mask], None
     if not handed:
-        unfolded = torch.rand(int(mask.sum()), generator=generator).to(mask.device) < UNFOLDED
-    drafts, parts = _unfold(level, view, estimates[mask], unfolded)
+        # The decoder learns to read what the denoiser makes, which stays the mean of what is possible.
+        flat, unfolded = flat.detach(), torch.rand(int(mask.sum()), generator=generator).to(mask.device) < UNFOLDED
+    drafts, parts = _unfold(level, view, flat, unfolded)
     plans = Plans(estimates, alpha.where(~held, 1.0) * mask * ~counted, drafts)
     if learning <= 0:
         return plans, losses
