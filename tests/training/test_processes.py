@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes made, and a run that one began and they ended."""
     folder = tmp_path_factory.mktemp("processes")
     run(folder / "one to two", stop_at=STOP)
+    (folder / "damaged.jsonl").write_bytes(b"no JSON\n")
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
@@ -75,6 +76,14 @@ def test_the_halves_are_different_enough_to_tell(folder: Path) -> None:
 def test_a_run_of_two_goes_on_exactly_where_one_of_them_was_stopped(folder: Path) -> None:
     assert_same_tensors(read_tensors(folder / "whole", OPTIMIZER), read_tensors(folder / "stopped", OPTIMIZER))
     assert_same_tensors(read_tensors(folder / "whole", MODEL), read_tensors(folder / "stopped", MODEL))
+
+
+def test_text_that_cannot_be_read_ends_all_processes_and_the_one_that_reads_says_why(folder: Path) -> None:
+    """That it alone reads is seen to in `two_processes`, where the other one could not."""
+    assert "damaged.jsonl, line 1" in found(folder)["damaged"]
+    assert "missing.jsonl: no such file" in found(folder)["missing"]
+    for name in ("damaged", "missing"):
+        assert found(folder, 1)[name] == "another process of this run has ended, and its own message says why"
 
 
 def test_one_process_alone_writes_and_tells(folder: Path) -> None:
@@ -125,15 +134,20 @@ def test_rows_that_cannot_be_shared_evenly_are_refused() -> None:
 
 
 @pytest.mark.timeout(600)
-def test_a_signal_to_one_process_of_a_launcher_saves_and_ends_all(tmp_path: Path) -> None:
+def test_two_learn_from_standard_input_and_a_signal_to_one_of_them_saves_and_ends_all(tmp_path: Path) -> None:
     out = tmp_path / "model"
     command = [
-        "torchrun", "--standalone", "--nproc-per-node", "2", "-m", "zonkey_cli", "train", "--data", "sample",
+        "torchrun", "--standalone", "--nproc-per-node", "2", "-m", "zonkey_cli", "train", "--data", "-",
         "--device", "cpu", "--preset", "tiny", "--set", "training.batch_rows=2", "--set", "training.row_bytes=128",
         "--steps", "100000", "--out", str(out),
     ]  # fmt: skip
     command[0] = str(Path(sys.executable).parent / command[0])
-    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as launcher:
+    (tmp_path / "text").write_text("Some text of which both learn. " * 100)
+    with (
+        (tmp_path / "log").open("wb") as log,
+        (tmp_path / "text").open("rb") as text,
+        subprocess.Popen(command, stdin=text, stdout=log, stderr=log) as launcher,
+    ):
         deadline = time.monotonic() + 300
         while not (out / "training.json").exists():
             assert time.monotonic() < deadline and launcher.poll() is None, (tmp_path / "log").read_text()

@@ -20,6 +20,9 @@ from torch.overrides import TorchFunctionMode
 from tests.model_helpers import TEXT
 from tests.training_helpers import SAMPLE, small_config
 from zonkey_core.config import ModelConfig, StageShares
+from zonkey_core.data import SourceSpec
+from zonkey_core.data.rows import RowSource
+from zonkey_core.errors import ZonkeyError
 from zonkey_core.model import positions
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.model.positions import PositionSequence
@@ -170,8 +173,10 @@ def main(folder: Path) -> None:
     """All that is done with two processes."""
     torch.set_num_threads(1)
     trainer.REPORT_SECONDS = 0
+    open_rows = trainer.open_rows
     found: dict[str, Any] = {}
     with joined_processes("cpu"):
+        trainer.open_rows = open_rows if process_number() == 0 else nobody_reads
         half = slice(0, ROWS // 2) if process_number() == 0 else slice(ROWS // 2, ROWS)
         for name in STAGES:
             found[name], gradients = losses_and_gradients(name, half)
@@ -186,7 +191,22 @@ def main(folder: Path) -> None:
         found["lean"] = run(folder / "lean", resumed=True, accumulate=2, checkpoint_activations=True)
         found["sharded"] = run(folder / "sharded to not", stop_at=STOP, shard="full")
         found["sharded to not"] = run(folder / "sharded to not", resumed=True, shard="none")
+        found["damaged"] = said(folder / "damaged", SourceSpec(sources=(str(folder / "damaged.jsonl"),)))
+        found["missing"] = said(folder / "missing", SourceSpec(sources=(str(folder / "missing.jsonl"),)))
         (folder / f"found.{process_number()}.json").write_bytes(msgspec.json.encode(found))
+
+
+def nobody_reads(*arguments: Any, **options: Any) -> RowSource:
+    """Stands for the opening of text where that is left to the first process."""
+    raise AssertionError("the first process alone reads text")
+
+
+def said(out: Path, spec: SourceSpec) -> str:
+    """The error that a run on this text ends in."""
+    options = TrainingOptions(out=str(out), steps=STEPS, device="cpu")
+    with pytest.raises(ZonkeyError) as caught:
+        train(CONFIG, spec, options, on_event=lambda event: None, should_stop=lambda: False)
+    return str(caught.value)
 
 
 def copies(folder: Path) -> None:

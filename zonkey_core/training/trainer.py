@@ -18,14 +18,14 @@ from zonkey_core.checkpoint import TrainingRecord, fill_model
 from zonkey_core.config import Config
 from zonkey_core.data import SourceSpec
 from zonkey_core.data.row_mixture import open_rows
-from zonkey_core.data.rows import Prefetcher, RowBatch
+from zonkey_core.data.rows import RowBatch, RowSource
 from zonkey_core.devices import autocast, choose_device, choose_precision
 from zonkey_core.errors import ConfigError, ZonkeyError
 from zonkey_core.kept_checkpoints import write_kept
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.transformer import forget_activations
 from zonkey_core.model_building import require_trainable
-from zonkey_core.training.batches import BatchPieces
+from zonkey_core.training.batches import BatchPieces, SharedBatches, shared_batches
 from zonkey_core.training.calibration import calibrate_cuts, calibrate_lengths
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.events import (
@@ -81,8 +81,6 @@ class Trainer:
         if (self.options.steps is None) == (self.options.minutes is None):
             raise ConfigError("give either a number of steps or a number of minutes")
         self.spec = msgspec.convert(record.data, SourceSpec)
-        if process_count() > 1 and "-" in self.spec.sources:
-            raise ConfigError("several processes cannot share standard input; save the text to a file")
         self.out = Path(self.options.out)
         self.device = choose_device(self.options.device)
         self.precision = choose_precision(self.options.precision, self.device)
@@ -137,7 +135,22 @@ class Trainer:
     def run(self, on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> TrainingResult:
         """Train to the end of the curriculum, or until `should_stop` says so; either way the state is saved."""
         training = self.config.training
-        rows = open_rows(
+        stopped = False
+        preview = Preview(self, on_event)
+        with shared_batches(self._open_rows, training.batch_rows, training.row_bytes) as batches:
+            self.share_out()
+            while self.record.stage < len(self.stages) and not stopped:
+                stopped = not self._run_stage(batches, on_event, should_stop, preview)
+            if not stopped and process_number() == 0:
+                self._measure(on_event)
+            self._tell_faults(on_event)
+            self.save(batches.state(), on_event)
+        return TrainingResult(self.out, stopped, self.record.steps)
+
+    def _open_rows(self) -> RowSource:
+        """The text from where the run stands in it."""
+        training = self.config.training
+        return open_rows(
             self.spec,
             seed=self.options.seed,
             shuffle_documents=training.shuffle_documents,
@@ -146,17 +159,6 @@ class Trainer:
             state=self.record.data_state or None,
             on_bad=self.faults.append,
         )
-        self.share_out()
-        stopped = False
-        preview = Preview(self, on_event)
-        with Prefetcher(rows) as batches:
-            while self.record.stage < len(self.stages) and not stopped:
-                stopped = not self._run_stage(batches, on_event, should_stop, preview)
-            if not stopped and process_number() == 0:
-                self._measure(on_event)
-            self._tell_faults(on_event)
-            self.save(batches.state(), on_event)
-        return TrainingResult(self.out, stopped, self.record.steps)
 
     def stage_fraction(self) -> float:
         """How much of the current stage is done, 0 to 1."""
@@ -177,7 +179,7 @@ class Trainer:
 
     def _run_stage(
         self,
-        batches: Prefetcher,
+        batches: SharedBatches,
         on_event: Callable[[Event], None],
         should_stop: Callable[[], bool],
         preview: Preview,
@@ -290,7 +292,7 @@ class Trainer:
         self.record.stage_step, self.record.stage_seconds = 0, 0.0
         self.record.gradient_norm, self.record.faults_in_row = 0.0, 0
 
-    def _calibrate(self, stage: Stage, batches: Prefetcher, steps: int) -> None:
+    def _calibrate(self, stage: Stage, batches: SharedBatches, steps: int) -> None:
         """After a stage that moved splitters or denoisers, let cuts and lengths be as in further batches.
 
         They are about as many as the stage had, where these are few.
