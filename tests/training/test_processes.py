@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,15 +19,31 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.two_processes import CONFIG, ROWS, STAGES, STEPS, STOP, losses_and_gradients, run
+from tests.training.two_processes import CONFIG as MODEL_CONFIG
+from tests.training.two_processes import ROWS, STAGES, STEPS, STOP, losses_and_gradients, run
 from tests.training_helpers import assert_same_tensors
-from zonkey_core.checkpoint import MODEL, OPTIMIZER, read_model_card, read_tensors
-from zonkey_core.errors import ConfigError
+from zonkey_core.checkpoint import (
+    CHECKSUMS,
+    CONFIG,
+    KEPT,
+    MODEL,
+    OPTIMIZER,
+    TRAINING,
+    kept_steps,
+    load_model,
+    read_model_card,
+    read_tensors,
+)
+from zonkey_core.errors import CheckpointError, ConfigError
+from zonkey_core.kept_checkpoints import PARTS
 from zonkey_core.training import trainer
 from zonkey_core.training.batches import BatchPieces
 
 pytestmark = pytest.mark.slow
 """Two more processes import torch, and train a very small model for fifty steps."""
+
+
+PART_NAMES = ("optimizer-00001-of-00002.safetensors", "optimizer-00002-of-00002.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +121,8 @@ def test_two_go_on_with_the_run_of_one_and_one_with_that_of_two(
     cards = [read_model_card(folder / name) for name in ("whole", "one to two", "two to one")]
     for card in cards:
         assert card.training is not None
-        assert (card.training.steps, card.training.bytes_seen) == (STEPS, STEPS * ROWS * CONFIG.training.row_bytes)
+        bytes_seen = STEPS * ROWS * MODEL_CONFIG.training.row_bytes
+        assert (card.training.steps, card.training.bytes_seen) == (STEPS, bytes_seen)
         assert cards[0].training is not None
         assert card.training.data_state == cards[0].training.data_state, "the same text, however many read it"
 
@@ -115,8 +135,65 @@ def test_a_run_that_is_shared_out_learns_what_one_learns_that_is_not(folder: Pat
     for expected, losses in zip(whole[-len(shared) :], shared, strict=True):
         assert losses == pytest.approx(expected, rel=0.03, abs=0.02)
     assert read_tensors(folder / name, OPTIMIZER).keys() == read_tensors(folder / "whole", OPTIMIZER).keys()
+    assert (folder / name / OPTIMIZER).exists() == (name == "sharded to not")
     kept = {key: tensor.shape for key, tensor in read_tensors(folder / "whole", MODEL).items()}
     assert {key: tensor.shape for key, tensor in read_tensors(folder / name, MODEL).items()} == kept
+
+
+def test_a_run_that_is_shared_out_goes_on_from_the_parts_of_its_processes_to_the_same_bits(folder: Path) -> None:
+    whole, resumed = folder / "sharded whole", folder / "sharded to sharded"
+    assert_same_tensors(read_tensors(whole, OPTIMIZER), read_tensors(resumed, OPTIMIZER))
+    assert (whole / MODEL).read_bytes() == (resumed / MODEL).read_bytes()
+    assert {path.name for path in resumed.iterdir()} - {KEPT} == {
+        CONFIG, MODEL, TRAINING, CHECKSUMS, *PART_NAMES, "metrics.jsonl"
+    }  # fmt: skip
+    sums = msgspec.json.decode((resumed / CHECKSUMS).read_bytes())["crc32"]
+    assert sums.keys() == {CONFIG, MODEL, TRAINING, *PART_NAMES}
+    sizes = [(resumed / name).stat().st_size for name in PART_NAMES]
+    assert max(sizes) < 0.6 * sum(sizes), "each wrote its share"
+
+
+def test_one_process_goes_on_with_a_run_that_was_shared_out(folder: Path) -> None:
+    run(folder / "sharded to one", resumed=True, shard="none")
+    alone, both = (read_tensors(folder / name, OPTIMIZER) for name in ("sharded to one", "sharded to not"))
+    assert {key: each.shape for key, each in alone.items()} == {key: each.shape for key, each in both.items()}
+    assert not any((folder / "sharded to one" / name).exists() for name in PART_NAMES)
+
+
+@pytest.mark.parametrize(("name", "aside"), [("whole", False), ("sharded whole", True)])
+def test_training_goes_on_while_parts_are_written(folder: Path, name: str, aside: bool) -> None:
+    """A checkpoint is told of when it is in its place; of parts that is after a further step at the least."""
+    lines = [msgspec.json.decode(line) for line in (folder / name / "metrics.jsonl").read_bytes().splitlines()]
+    told = [line for line in lines if line["event"] in ("step", "checkpoint")]
+    late = [
+        line["step"] < before["step"]
+        for before, line in itertools.pairwise(told) if line["event"] == "checkpoint" and before["event"] == "step"
+    ]  # fmt: skip
+    assert late and any(late) == aside
+
+
+def test_checkpoints_that_were_written_aside_are_kept_whole(folder: Path) -> None:
+    whole = folder / "sharded whole"
+    assert len(kept_steps(whole)) == 2
+    for step in kept_steps(whole):
+        place = whole / KEPT / str(step)
+        card = read_model_card(place)
+        assert card.training is not None and card.training.steps == step
+        assert read_tensors(place, OPTIMIZER).keys() and load_model(place) is not None
+        assert set(PART_NAMES) < {path.name for path in place.iterdir()}
+
+
+@pytest.mark.parametrize("name", PART_NAMES)
+def test_damage_of_a_part_is_noticed(folder: Path, tmp_path: Path, name: str) -> None:
+    copy = Path(shutil.copytree(folder / "sharded whole", tmp_path / "model"))
+    content = bytearray((copy / name).read_bytes())
+    content[-3] ^= 1
+    (copy / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{name}: cannot be read \(damaged.*--back-to"):
+        run(copy, resumed=True, shard="none")
+    (copy / name).unlink()
+    with pytest.raises(CheckpointError, match="not all of its parts are there"):
+        run(copy, resumed=True, shard="none")
 
 
 def test_a_step_may_be_taken_in_pieces_that_keep_little(folder: Path) -> None:
@@ -152,13 +229,64 @@ def test_two_learn_from_standard_input_and_a_signal_to_one_of_them_saves_and_end
         while not (out / "training.json").exists():
             assert time.monotonic() < deadline and launcher.poll() is None, (tmp_path / "log").read_text()
             time.sleep(0.2)
-        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
-        workers = [int(each) for each in children if b"zonkey_cli" in Path(f"/proc/{each}/cmdline").read_bytes()]
+        workers = workers_of(launcher)
         assert len(workers) == 2
         os.kill(workers[1], signal.SIGTERM)
         launcher.wait(120)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     said = (tmp_path / "log").read_text()
     assert said.count("stopped after") == 1
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     record = read_model_card(out).training
     assert record is not None and record.steps >= 1 and f"stopped after {record.steps} steps" in said
+
+
+@pytest.mark.timeout(600)
+def test_a_run_that_is_shared_out_survives_being_killed(tmp_path: Path) -> None:
+    """Saved after every step and killed at random moments, it goes on, to the end of a run that was never stopped."""
+    chance = random.Random(7)
+    begin = [
+        str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2", "-m", "zonkey_cli",
+        "train", "--data", "sample", "--device", "cpu", "--preset", "tiny", "--set", "training.batch_rows=2",
+        "--set", "training.row_bytes=128", "--steps", "24", "--shard", "full", "--save-every", "0",
+    ]  # fmt: skip
+    go_on = [*begin[:7], "--resume"]
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        out = tmp_path / name
+        command = go_on if (out / CONFIG).exists() or (out / ".committed").exists() else begin
+        with (tmp_path / f"{name}.log").open("ab") as log:
+            return subprocess.Popen([*command, "--out", str(out)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    assert start("straight").wait() == 0, (tmp_path / "straight.log").read_text()
+    killed = 0
+    for _ in range(3):
+        with start("killed") as launcher:
+            saved = len(steps_told(tmp_path / "killed"))
+            while len(steps_told(tmp_path / "killed")) < saved + 2 and launcher.poll() is None:
+                time.sleep(0.05)
+            time.sleep(chance.random())
+            for worker in workers_of(launcher):
+                os.kill(worker, signal.SIGKILL)
+                killed += 1
+            launcher.wait(120)
+    assert killed >= 4
+    assert start("killed").wait() == 0, (tmp_path / "killed.log").read_text()
+    straight, mended = (read_tensors(tmp_path / name, OPTIMIZER) for name in ("straight", "killed"))
+    assert_same_tensors(straight, mended)
+    assert (tmp_path / "straight" / MODEL).read_bytes() == (tmp_path / "killed" / MODEL).read_bytes()
+    assert not (tmp_path / "killed" / PARTS).exists()
+
+
+def steps_told(out: Path) -> list[bytes]:
+    """What a run has told of its checkpoints."""
+    metrics = out / "metrics.jsonl"
+    return [line for line in metrics.read_bytes().splitlines() if b'"checkpoint"' in line] if metrics.exists() else []
+
+
+def workers_of(launcher: subprocess.Popen[bytes]) -> list[int]:
+    """The processes that a launcher started."""
+    try:
+        children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        return [int(each) for each in children if b"zonkey_cli" in Path(f"/proc/{each}/cmdline").read_bytes()]
+    except FileNotFoundError:
+        return []

@@ -185,12 +185,15 @@ def main(folder: Path) -> None:
         found["one to two"] = run(folder / "one to two", resumed=True)
         found["whole"] = run(folder / "whole")
         run(folder / "stopped", stop_at=STOP)
-        on_first_alone(lambda: copies(folder))
+        on_first_alone(lambda: copies(folder, "stopped", "two to one", "not to sharded", "lean"))
         run(folder / "stopped", resumed=True)
         found["not to sharded"] = run(folder / "not to sharded", resumed=True, shard="full")
         found["lean"] = run(folder / "lean", resumed=True, accumulate=2, checkpoint_activations=True)
         found["sharded"] = run(folder / "sharded to not", stop_at=STOP, shard="full")
+        on_first_alone(lambda: copies(folder, "sharded to not", "sharded to sharded", "sharded to one"))
         found["sharded to not"] = run(folder / "sharded to not", resumed=True, shard="none")
+        found["sharded to sharded"] = run(folder / "sharded to sharded", resumed=True)
+        found["sharded whole"] = run(folder / "sharded whole", shard="full", save_every=0.0, keep=3)
         found["damaged"] = said(folder / "damaged", SourceSpec(sources=(str(folder / "damaged.jsonl"),)))
         found["missing"] = said(folder / "missing", SourceSpec(sources=(str(folder / "missing.jsonl"),)))
         (folder / f"found.{process_number()}.json").write_bytes(msgspec.json.encode(found))
@@ -209,10 +212,10 @@ def said(out: Path, spec: SourceSpec) -> str:
     return str(caught.value)
 
 
-def copies(folder: Path) -> None:
-    """The stopped run several times, to go on with it in several ways."""
-    for name in ("two to one", "not to sharded", "lean"):
-        shutil.copytree(folder / "stopped", folder / name)
+def copies(folder: Path, stopped: str, *names: str) -> None:
+    """A stopped run several times, to go on with it in several ways."""
+    for name in names:
+        shutil.copytree(folder / stopped, folder / name)
 
 
 if __name__ == "__main__":

@@ -192,6 +192,11 @@ def on_first_alone(write: Callable[[], None]) -> None:
             write()
         except Exception as error:  # raised below, once the others know
             failure = error
+    end_together(failure)
+
+
+def end_together(failure: Exception | None) -> None:
+    """Raise what happened to this process, or where it happened to another, say so; all processes call this at once."""
     (failed,) = agree_on_most(failure is not None)
     if failure is not None:
         raise failure
