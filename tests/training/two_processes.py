@@ -1,10 +1,12 @@
 """What two processes do for `test_processes`: `python -m tests.training.two_processes FOLDER`, as a launcher would.
 
-They compute losses and gradients of a batch, each of its half, and train; what came of it goes into the folder.
+They compute losses and gradients of a batch, each of its half, and train; what came of it goes into the folder. With
+`FOLDER NAME` they only begin a run of that name, which is shared out and saved after every step, or go on with it.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from tests.model_helpers import TEXT
 from tests.training_helpers import SAMPLE, small_config
+from zonkey_core.committed_files import file_path
 from zonkey_core.config import ModelConfig, StageShares
 from zonkey_core.data import SourceSpec
 from zonkey_core.data.rows import RowSource
@@ -196,6 +199,10 @@ def main(folder: Path) -> None:
         found["sharded whole"] = run(folder / "sharded whole", shard="full", save_every=0.0, keep=3)
         found["damaged"] = said(folder / "damaged", SourceSpec(sources=(str(folder / "damaged.jsonl"),)))
         found["missing"] = said(folder / "missing", SourceSpec(sources=(str(folder / "missing.jsonl"),)))
+        with pytest.MonkeyPatch.context() as patch:
+            if process_number() == 1:
+                patch.setattr(os, "fsync", full_disk)
+            found["full disk"] = said(folder / "full disk", SAMPLE, shard="full")
         (folder / f"found.{process_number()}.json").write_bytes(msgspec.json.encode(found))
 
 
@@ -204,10 +211,15 @@ def nobody_reads(*arguments: Any, **options: Any) -> RowSource:
     raise AssertionError("the first process alone reads text")
 
 
-def said(out: Path, spec: SourceSpec) -> str:
+def full_disk(descriptor: int) -> None:
+    """Stands for flushing a file where there is no room for it."""
+    raise OSError(28, "No space left on device")
+
+
+def said(out: Path, spec: SourceSpec, **fields: Any) -> str:
     """The error that a run on this text ends in."""
-    options = TrainingOptions(out=str(out), steps=STEPS, device="cpu")
-    with pytest.raises(ZonkeyError) as caught:
+    options = TrainingOptions(out=str(out), steps=STEPS, device="cpu", **fields)
+    with pytest.raises((ZonkeyError, OSError)) as caught:
         train(CONFIG, spec, options, on_event=lambda event: None, should_stop=lambda: False)
     return str(caught.value)
 
@@ -218,5 +230,12 @@ def copies(folder: Path, stopped: str, *names: str) -> None:
         shutil.copytree(folder / stopped, folder / name)
 
 
+def begin_or_go_on(out: Path) -> None:
+    """A run to its end, which may have been killed before."""
+    torch.set_num_threads(1)
+    with joined_processes("cpu"):
+        run(out, resumed=file_path(out, "config.json").exists(), shard="full", save_every=0.0)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1])) if len(sys.argv) == 2 else begin_or_go_on(Path(*sys.argv[1:]))

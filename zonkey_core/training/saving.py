@@ -54,7 +54,7 @@ class SavingRhythm:
         self._every = every
         self._clock = clock
         self._saved: float | None = clock() if resumed else None
-        self._longest = 0.0
+        self._longest = self._last = 0.0
 
     def due(self) -> bool:
         """Whether it is time to save."""
@@ -64,12 +64,13 @@ class SavingRhythm:
         return self._clock() - self._saved >= wait
 
     @contextlib.contextmanager
-    def measured(self) -> Iterator[None]:
-        """A save, which takes place in the body."""
+    def measured(self, *, goes_on: bool = False) -> Iterator[None]:
+        """A save, which takes place in the body; with `goes_on`, its end, after training went on in between."""
         started = self._clock()
         yield
         self._saved = self._clock()
-        self._longest = max(self._longest, self._saved - started)
+        self._last = self._saved - started + (self._last if goes_on else 0.0)
+        self._longest = max(self._longest, self._last)
 
 
 class CheckpointWriter:
@@ -132,7 +133,7 @@ class CheckpointWriter:
         if self._begun is None or self._parts is None:
             return
         steps, self._begun = self._begun, None
-        with self._rhythm.measured():
+        with self._rhythm.measured(goes_on=True):
             files = self._parts.files(OPTIMIZER)
             self._write(steps, lambda: files)
         on_event(CheckpointEvent(str(self._trainer.out), steps))

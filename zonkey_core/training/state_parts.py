@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,12 @@ class StateWriter:
         Raises `OSError` where one could not be written, and `CheckpointError`.
         """
         assert self._task is not None
+        task, self._task = self._task, None
         failure: Exception | None = None
         try:
-            own, others = self._task.result()
+            own, others = task.result()
         except Exception as error:  # raised below, once the others know
-            own, others, failure = None, {}, _reason(error)
+            own, others, failure = None, {}, error
         end_together(failure)
         sums = torch.zeros(process_count(), dtype=torch.int64)
         if own is not None:
@@ -90,7 +91,12 @@ class StateWriter:
 
     def _complete(self, written: Future[Any], others: Callable[[], Files]) -> tuple[ReadyFile | None, Files]:
         """Wait for the part of this process, and sum it up; it has none where there is little to share."""
-        written.result()
+        from torch.distributed.checkpoint.api import CheckpointException
+
+        try:
+            written.result()
+        except CheckpointException as error:  # no `Exception`; it holds those of all processes
+            raise _reason(error.failures.values()) from error
         own = [ReadyFile(path, _checksum(path)) for path in self._parts(process_number() + 1, process_number() + 1)]
         return own[0] if own else None, others() if process_number() == 0 else {}
 
@@ -108,14 +114,10 @@ def _checksum(path: Path) -> int:
     return crc32
 
 
-def _reason(error: Exception) -> Exception:
-    """Why a write failed, out of what the engine says of all processes."""
-    found = [each for each, _ in getattr(error, "failures", {}).values()]
-    system = [each for each in found if isinstance(each, OSError)]
-    if system:
-        return system[0]
-    return error if isinstance(error, OSError) else CheckpointError(f"writing the checkpoint failed ({_line(error)})")
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _reason(failures: Iterable[tuple[BaseException, Any]]) -> Exception:
+    """Why a write failed, out of what happened in the processes: what the system says, or else the first of it."""
+    found = [error for error, _ in failures]
+    for error in found:
+        if isinstance(error, OSError):
+            return error
+    return CheckpointError(f"writing the checkpoint failed ({(str(found[0]) or repr(found[0])).splitlines()[0][:200]})")
