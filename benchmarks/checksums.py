@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from zonkey_core.checkpoint import CHECKSUMS, CONFIG, MODEL, OPTIMIZER, TRAINING, with_checksums, write_files
+from zonkey_core.checkpoint import CHECKSUMS, CONFIG, MODEL, OPTIMIZER, TRAINING, with_checksums
+from zonkey_core.committed_files import write_files
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

@@ -24,7 +24,8 @@ from pathlib import Path
 from zonkey_cli.app import cli
 from zonkey_cli.streams import Streams
 from zonkey_core import training  # noqa: F401 - loads torch before the program is started
-from zonkey_core.checkpoint import CONFIG, MODEL, OPTIMIZER, file_path
+from zonkey_core.checkpoint import CONFIG, MODEL, OPTIMIZER
+from zonkey_core.committed_files import file_path
 
 LEVEL = (
     "segment_length=3", "window=8", "width=16", "heads=2", "splitter_width=16", "reader_span=16", "reader_layers=1",

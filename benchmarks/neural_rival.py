@@ -23,16 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zonkey_core.checkpoint import (
-    CONFIG,
-    MODEL,
-    OPTIMIZER,
-    TRAINING,
-    file_path,
-    pack_tensors,
-    read_tensors,
-    write_files,
-)
+from zonkey_core.checkpoint import CONFIG, MODEL, OPTIMIZER, TRAINING, pack_tensors, read_tensors
+from zonkey_core.committed_files import file_path, write_files
 from zonkey_core.config import TrainingConfig
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import Prefetcher, RowBatch, RowStream

@@ -32,7 +32,8 @@ from neural_rival import LONGEST_ROW, Recipe, RivalNetwork, count_parameters, ma
 from zonkey_cli.console import parse_bytes
 from zonkey_cli.evaluation_view import part_table
 from zonkey_cli.streams import Streams
-from zonkey_core.checkpoint import CONFIG, ModelCard, file_path, load_model, read_model_card
+from zonkey_core.checkpoint import CONFIG, ModelCard, load_model, read_model_card
+from zonkey_core.committed_files import file_path
 from zonkey_core.config import PRESETS, Config, TrainingConfig, load_preset
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import RowStream

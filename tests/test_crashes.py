@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,8 @@ import pytest
 
 from tests.conftest import ROOT, clean_environment
 from tests.training_helpers import SAMPLE, Run, small_config
-from zonkey_core.checkpoint import (
-    CONFIG,
-    MODEL,
-    OPTIMIZER,
-    TRAINING,
-    file_path,
-    load_model,
-    read_model_card,
-    write_files,
-)
+from zonkey_core.checkpoint import CONFIG, MODEL, OPTIMIZER, TRAINING, load_model, read_model_card
+from zonkey_core.committed_files import ReadyFile, file_path, part_name, present_files, write_files
 
 OLD = {"a.json": b"old a", "b.bin": b"old b" * 1000, "c": b"old c"}
 NEW = {"a.json": b"new a, and longer", "b.bin": b"", "c": b"new c"}
@@ -104,7 +97,7 @@ class Operations:
         self.count += 1
 
 
-def written(folder: Path, files: dict[str, bytes], crash_at: int | None) -> tuple[bool, int]:
+def written(folder: Path, files: Mapping[str, bytes | ReadyFile], crash_at: int | None) -> tuple[bool, int]:
     """Write files and crash; whether it came to that, and how many operations there were."""
     with pytest.MonkeyPatch.context() as patch:
         operations = Operations(patch, crash_at)
@@ -154,6 +147,38 @@ def test_a_crash_while_mending_a_crash(tmp_path: Path) -> None:
             if not crashed:
                 break
         assert read_all(again) == NEWEST
+
+
+@pytest.mark.parametrize("to_parts", [True, False], ids=["to parts", "from parts"])
+def test_a_crash_leaves_a_file_or_its_parts(tmp_path: Path, to_parts: bool) -> None:
+    """What replaces a file by parts that lie ready, or parts by a file or fewer parts, is there as a whole, too."""
+    parts = {part_name("b.bin", number, 2): b"part %d" % number for number in (1, 2)}
+    old, new = {"a": b"old", "b.bin": b"old b"}, {"a": b"new", **parts}
+    if not to_parts:
+        old, new = new, old
+
+    def seen(place: Path) -> dict[str, bytes]:
+        names = ["a", *present_files(place, "b.bin")]
+        return {name: file_path(place, name).read_bytes() for name in names}
+
+    states = []
+    for number in itertools.count():
+        place = tmp_path / str(number)
+        write_files(place, old)
+        (place / "ready").mkdir()
+        files: dict[str, bytes | ReadyFile] = {}
+        for name, content in new.items():
+            (place / "ready" / name).write_bytes(content)
+            ready = to_parts and name in parts
+            files[name] = ReadyFile(place / "ready" / name, zlib.crc32(content)) if ready else content
+        crashed, _ = written(place, files, number)
+        assert seen(place) in (old, new)
+        states.append(seen(place) == new)
+        if not crashed:
+            break
+        write_files(place, {"a": b"newest", "b.bin": b"newest b"})
+        assert {path.name for path in place.iterdir()} == {"a", "b.bin", "ready"}
+    assert number > 10 and states == sorted(states) and {False, True} == set(states)
 
 
 def test_an_error_while_writing_leaves_the_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

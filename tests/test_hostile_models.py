@@ -31,8 +31,8 @@ from zonkey_core.checkpoint import (
     read_model_card,
     read_tensors,
     with_checksums,
-    write_files,
 )
+from zonkey_core.committed_files import write_files
 from zonkey_core.config import PRESETS, LevelConfig, load_preset, override_keys, parse_toml
 from zonkey_core.errors import CheckpointError, ConfigError
 from zonkey_core.weight_rounding import restored_entries

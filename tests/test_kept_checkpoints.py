@@ -184,6 +184,19 @@ def test_the_first_save_is_at_once_and_the_next_ones_cost_little() -> None:
     assert 0.9 * SHARE <= spent / 10_000 <= SHARE
 
 
+def test_a_save_in_two_pieces_counts_as_one() -> None:
+    clock = Clock()
+    rhythm = SavingRhythm(None, resumed=False, clock=clock)
+    for goes_on in (False, True):
+        with rhythm.measured(goes_on=goes_on):
+            clock.now += 1.5
+        clock.now += 20
+    clock.now += 3.0 / SHARE - 20.1
+    assert not rhythm.due()
+    clock.now += 0.2
+    assert rhythm.due()
+
+
 def test_quick_saves_are_not_made_all_the_time() -> None:
     clock = Clock()
     rhythm = SavingRhythm(None, resumed=True, clock=clock)

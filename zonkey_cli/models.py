@@ -38,7 +38,8 @@ def known_models() -> list[str]:
 
 def is_model(directory: Path) -> bool:
     """Whether `directory` looks like a model; its files may still be damaged."""
-    from zonkey_core.checkpoint import CONFIG, file_path
+    from zonkey_core.checkpoint import CONFIG
+    from zonkey_core.committed_files import file_path
 
     return file_path(directory, CONFIG).is_file()
 

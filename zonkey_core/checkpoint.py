@@ -10,8 +10,8 @@
 A folder may come from a stranger: every file is looked at before it is opened, and sizes and shapes are compared with
 each other and with the machine before anything is made for them. A folder without checksums is read, too.
 
-New files are first written beside the old ones as `NAME.next`; a marker file then commits them, and the renames
-that follow can be repeated. A reader that finds the marker takes the `.next` files. Nothing is pickled.
+Where processes share out their state, optimizer.safetensors is in parts, optimizer-00001-of-00002.safetensors and so on
+(`zonkey_core.weight_parts`). How files are replaced as one is in `zonkey_core.committed_files`. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from zonkey_core.committed_files import ReadyFile, complete_files, file_path
 from zonkey_core.config import Config, check_model_config, check_training_config
 from zonkey_core.errors import CheckpointError, ConfigError
 from zonkey_core.safe_files import decode_json, read_bounded
@@ -45,8 +46,6 @@ JSON_BYTES = 16 * 1024 * 1024
 """The most that a JSON file of a checkpoint may hold."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
-_COMMITTED = ".committed"
-_NEXT = ".next"
 
 
 class TrainingRecord(msgspec.Struct, kw_only=True):
@@ -87,62 +86,11 @@ class ModelCard(msgspec.Struct, kw_only=True):
     training: TrainingRecord | None
 
 
-def file_path(directory: Path, name: str) -> Path:
-    """Where the current version of a checkpoint's file is."""
-    pending = directory / (name + _NEXT)
-    if (directory / _COMMITTED).exists() and pending.exists():
-        return pending
-    return directory / name
-
-
-def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Replace several files of a checkpoint as one: after a crash, a reader sees all the old or all the new ones."""
-    directory.mkdir(parents=True, exist_ok=True)
-    _finish_pending(directory)
-    for name, content in files.items():
-        _write_durably(directory / (name + _NEXT), content)
-    _write_durably(directory / _COMMITTED, "\n".join(files).encode())
-    _finish_pending(directory)
-
-
-def _finish_pending(directory: Path) -> None:
-    """Complete the renames of a committed write; drop the leftovers of one that was not."""
-    if (directory / _COMMITTED).exists():
-        names = read_bounded(directory / _COMMITTED, JSON_BYTES).decode("utf-8", "replace").split()
-        for name in (name for name in names if os.sep not in name):
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(directory / (name + _NEXT), directory / name)
-        sync_directory(directory)
-        (directory / _COMMITTED).unlink()
-    for leftover in directory.glob(f"*{_NEXT}"):
-        leftover.unlink()
-
-
-def _write_durably(path: Path, content: bytes) -> None:
-    """Write and flush to the disk; the marker itself is moved into place whole."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)
-    with partial.open("xb") as file:  # a new file, whatever a link of this name leads to
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames durable, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def with_checksums(files: Mapping[str, bytes]) -> dict[str, bytes]:
+def with_checksums(files: Mapping[str, bytes | ReadyFile]) -> dict[str, bytes | ReadyFile]:
     """The files of a checkpoint, and the file of their checksums."""
-    sums = {name: f"{zlib.crc32(content):08x}" for name, content in files.items()}
+    sums = {
+        name: f"{file.crc32 if isinstance(file, ReadyFile) else zlib.crc32(file):08x}" for name, file in files.items()
+    }
     return {**files, CHECKSUMS: msgspec.json.format(msgspec.json.encode({"crc32": sums}), indent=2) + b"\n"}
 
 
@@ -269,17 +217,32 @@ def pack_tensors(tensors: Mapping[str, Tensor], *, half: bool = False) -> bytes:
 
 
 def read_tensors(directory: Path, name: str, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file whose keys begin with one of `prefixes`; raises `CheckpointError`."""
-    check_weights(directory, name)
-    return _tensors(directory, name, prefixes)
+    """Read the tensors of a file, whole or in parts, whose keys begin with one of `prefixes`.
+
+    Raises `CheckpointError`.
+    """
+    with reading(directory, name):
+        names = complete_files(directory, name)
+    for each in names:
+        check_weights(directory, each)
+    if names == [name]:
+        return _tensors(directory, name, prefixes)
+    from zonkey_core.weight_parts import join_parts
+
+    with reading(directory, name):
+        return join_parts([file_path(directory, each) for each in names], prefixes)
 
 
 def require_fit(config: Config, directory: Path, name: str = MODEL, *, prefix: str = "") -> None:
-    """Raise `CheckpointError` unless the tensors of a file whose names begin with `prefix` are those of a model."""
+    """Raise `CheckpointError` unless the tensors of a file whose names begin with `prefix` are those of a model.
+
+    The file may be there in parts.
+    """
     from zonkey_core.model_building import fitting_model
 
     with reading(directory, name):
-        fitting_model(config, file_path(directory, name), prefix=prefix)
+        paths = [file_path(directory, each) for each in complete_files(directory, name)]
+        fitting_model(config, *paths, prefix=prefix)
 
 
 def _tensors(directory: Path, name: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:

@@ -11,22 +11,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from zonkey_core.checkpoint import (
-    CHECKSUMS,
-    CONFIG,
-    KEPT,
-    MODEL,
-    OPTIMIZER,
-    TRAINING,
-    file_path,
-    kept_steps,
-    sync_directory,
-    with_checksums,
-    write_files,
-)
+from zonkey_core.checkpoint import CHECKSUMS, CONFIG, KEPT, MODEL, OPTIMIZER, TRAINING, kept_steps, with_checksums
+from zonkey_core.committed_files import ReadyFile, file_path, present_files, sync_directory, write_files
 from zonkey_core.errors import CheckpointError
 
-_FILES = (CONFIG, MODEL, TRAINING, OPTIMIZER, CHECKSUMS)
+PARTS = ".parts"
+"""The folder in a model's where files are made that a checkpoint then consists of."""
 
 
 def kept_checkpoint(directory: Path, steps: int) -> Path:
@@ -38,7 +28,9 @@ def kept_checkpoint(directory: Path, steps: int) -> Path:
     return directory / KEPT / str(steps)
 
 
-def write_kept(directory: Path, files: Mapping[str, bytes], *, steps: int, before: int | None, keep: int) -> None:
+def write_kept(
+    directory: Path, files: Mapping[str, bytes | ReadyFile], *, steps: int, before: int | None, keep: int
+) -> None:
     """Write a checkpoint of step `steps`, with its checksums, so that the last `keep` are there.
 
     before: the step of the checkpoint in `directory` that is to be kept; None where there is none or it is not to be.
@@ -46,6 +38,7 @@ def write_kept(directory: Path, files: Mapping[str, bytes], *, steps: int, befor
     if keep > 1 and before not in (None, steps):
         keep_present(directory, before)
     write_files(directory, with_checksums(files))
+    shutil.rmtree(directory / PARTS, ignore_errors=True)
     drop_kept(directory, keep=keep - 1, steps=steps)
 
 
@@ -58,7 +51,7 @@ def keep_present(directory: Path, steps: int) -> None:
     partial = directory / KEPT / f".{steps}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in _FILES:
+    for name in (CONFIG, MODEL, TRAINING, *present_files(directory, OPTIMIZER), CHECKSUMS):
         if (path := file_path(directory, name)).is_file():
             _link_or_copy(path, partial / name)
     os.rename(partial, kept)

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from zonkey_core.config import Config
 from zonkey_core.errors import ConfigError
 from zonkey_core.model.model import Zonkey
+from zonkey_core.weight_parts import whole_entries
 from zonkey_core.weight_rounding import restored_entries
 from zonkey_core.weights_file import TensorEntry, float32_bytes, read_weights_header
 
@@ -86,12 +87,12 @@ def require_trainable(config: Config) -> None:
         )
 
 
-def fitting_model(config: Config, path: Path, *, prefix: str = "") -> Zonkey:
-    """An unfilled model whose tensors are those that the file of weights at `path` holds, with `prefix` to their names.
+def fitting_model(config: Config, *paths: Path, prefix: str = "") -> Zonkey:
+    """An unfilled model whose tensors are those of a file of weights, or of its parts, with `prefix` to their names.
 
     Raises `OSError`, or `ValueError` where they differ, before memory is taken that the weights would not fill.
     """
-    stored = restored_entries(read_weights_header(path))
+    stored = restored_entries(read_weights_header(paths[0]) if len(paths) == 1 else whole_entries(paths))
     entries = {name.removeprefix(prefix): entry for name, entry in stored.items() if name.startswith(prefix)}
     need, memory = float32_bytes(entries), machine_memory()
     if need > memory:

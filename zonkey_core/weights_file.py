@@ -59,6 +59,12 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.dtype in _EXPONENTS
 
 
+class _Metadata(msgspec.Struct, frozen=True):
+    """The part of a header that describes no tensor."""
+
+    content: dict[str, str] = msgspec.field(name="__metadata__", default_factory=dict)
+
+
 def float32_bytes(entries: Mapping[str, TensorEntry]) -> int:
     """Memory that tensors take once their floating-point numbers are float32."""
     return sum(prod(entry.shape) * (4 if entry.floats else ITEM_BYTES[entry.dtype]) for entry in entries.values())
@@ -66,6 +72,22 @@ def float32_bytes(entries: Mapping[str, TensorEntry]) -> int:
 
 def read_weights_header(path: Path) -> dict[str, TensorEntry]:
     """The checked header of a safetensors file; raises `OSError`, or `ValueError` where it is damaged."""
+    raw, size = _header(path)
+    entries = _parse_header(raw)
+    _check_layout(entries, size)
+    return entries
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says beside its tensors; raises `OSError`, or `ValueError` for damage."""
+    try:
+        return msgspec.json.decode(_header(path)[0], type=_Metadata).content
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"its header is damaged: {error}") from error
+
+
+def _header(path: Path) -> tuple[bytes, int]:
+    """The header of a safetensors file, and how many bytes come behind it."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
@@ -73,9 +95,7 @@ def read_weights_header(path: Path) -> dict[str, TensorEntry]:
             raise ValueError("it ends within its header")
         if length > HEADER_BYTES:
             raise ValueError(f"its header of {length:,} bytes is longer than {HEADER_BYTES:,}")
-        entries = _parse_header(file.read(length))
-    _check_layout(entries, size - 8 - length)
-    return entries
+        return file.read(length), size - 8 - length
 
 
 def scan_weights(path: Path, *, with_checksum: bool, finite: bool) -> int | None:

@@ -20,7 +20,8 @@ from tests.model_helpers import TEXT, small_model
 from zonkey_cli.app import cli
 from zonkey_cli.segment_page import Page
 from zonkey_cli.streams import Streams
-from zonkey_core.checkpoint import CONFIG, MODEL, describe, pack_tensors, write_files
+from zonkey_core.checkpoint import CONFIG, MODEL, describe, pack_tensors
+from zonkey_core.committed_files import write_files
 from zonkey_core.config import Config
 
 DATA = b"The town.\r\nIt has a caf\xc3\xa9,\ta mill \\ and\n\nbytes \xff\xfe\x80 and \0.\n" + TEXT.encode() + b"\nend"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.model_helpers import TEXT, small_model
-from zonkey_core.checkpoint import CONFIG, MODEL, describe, pack_tensors, write_files
+from zonkey_core.checkpoint import CONFIG, MODEL, describe, pack_tensors
+from zonkey_core.committed_files import write_files
 from zonkey_core.config import Config, TrainingConfig
 from zonkey_core.evaluation.context import EvaluationContext, EvaluationOptions
 from zonkey_core.evaluation.store import Store

@@ -19,7 +19,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from tests.model_helpers import TEXT, few, fit_vocabulary, small_model
-from zonkey_core.checkpoint import CONFIG, MODEL, describe, load_model, pack_tensors, write_files
+from zonkey_core.checkpoint import CONFIG, MODEL, describe, load_model, pack_tensors
+from zonkey_core.committed_files import write_files
 from zonkey_core.config import Config
 from zonkey_core.errors import ConfigError
 from zonkey_core.inference import segmentation

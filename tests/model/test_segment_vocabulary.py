@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from tests.model_helpers import byte_rows, chance, law, normal, seeds, small_model
 from tests.training_helpers import small_config
-from zonkey_core.checkpoint import CONFIG, MODEL, describe, load_model, pack_tensors, read_tensors, write_files
+from zonkey_core.checkpoint import CONFIG, MODEL, describe, load_model, pack_tensors, read_tensors
+from zonkey_core.committed_files import write_files
 from zonkey_core.model import level as level_module
 from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.latents import to_sphere

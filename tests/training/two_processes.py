@@ -1,10 +1,12 @@
 """What two processes do for `test_processes`: `python -m tests.training.two_processes FOLDER`, as a launcher would.
 
-They compute losses and gradients of a batch, each of its half, and train; what came of it goes into the folder.
+They compute losses and gradients of a batch, each of its half, and train; what came of it goes into the folder. With
+`FOLDER NAME` they only begin a run of that name, which is shared out and saved after every step, or go on with it.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -19,7 +21,11 @@ from torch.overrides import TorchFunctionMode
 
 from tests.model_helpers import TEXT
 from tests.training_helpers import SAMPLE, small_config
+from zonkey_core.committed_files import file_path
 from zonkey_core.config import ModelConfig, StageShares
+from zonkey_core.data import SourceSpec
+from zonkey_core.data.rows import RowSource
+from zonkey_core.errors import ZonkeyError
 from zonkey_core.model import positions
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.model.positions import PositionSequence
@@ -170,8 +176,10 @@ def main(folder: Path) -> None:
     """All that is done with two processes."""
     torch.set_num_threads(1)
     trainer.REPORT_SECONDS = 0
+    open_rows = trainer.open_rows
     found: dict[str, Any] = {}
     with joined_processes("cpu"):
+        trainer.open_rows = open_rows if process_number() == 0 else nobody_reads
         half = slice(0, ROWS // 2) if process_number() == 0 else slice(ROWS // 2, ROWS)
         for name in STAGES:
             found[name], gradients = losses_and_gradients(name, half)
@@ -180,20 +188,54 @@ def main(folder: Path) -> None:
         found["one to two"] = run(folder / "one to two", resumed=True)
         found["whole"] = run(folder / "whole")
         run(folder / "stopped", stop_at=STOP)
-        on_first_alone(lambda: copies(folder))
+        on_first_alone(lambda: copies(folder, "stopped", "two to one", "not to sharded", "lean"))
         run(folder / "stopped", resumed=True)
         found["not to sharded"] = run(folder / "not to sharded", resumed=True, shard="full")
         found["lean"] = run(folder / "lean", resumed=True, accumulate=2, checkpoint_activations=True)
         found["sharded"] = run(folder / "sharded to not", stop_at=STOP, shard="full")
+        on_first_alone(lambda: copies(folder, "sharded to not", "sharded to sharded", "sharded to one"))
         found["sharded to not"] = run(folder / "sharded to not", resumed=True, shard="none")
+        found["sharded to sharded"] = run(folder / "sharded to sharded", resumed=True)
+        found["sharded whole"] = run(folder / "sharded whole", shard="full", save_every=0.0, keep=3)
+        found["damaged"] = said(folder / "damaged", SourceSpec(sources=(str(folder / "damaged.jsonl"),)))
+        found["missing"] = said(folder / "missing", SourceSpec(sources=(str(folder / "missing.jsonl"),)))
+        with pytest.MonkeyPatch.context() as patch:
+            if process_number() == 1:
+                patch.setattr(os, "fsync", full_disk)
+            found["full disk"] = said(folder / "full disk", SAMPLE, shard="full")
         (folder / f"found.{process_number()}.json").write_bytes(msgspec.json.encode(found))
 
 
-def copies(folder: Path) -> None:
-    """The stopped run several times, to go on with it in several ways."""
-    for name in ("two to one", "not to sharded", "lean"):
-        shutil.copytree(folder / "stopped", folder / name)
+def nobody_reads(*arguments: Any, **options: Any) -> RowSource:
+    """Stands for the opening of text where that is left to the first process."""
+    raise AssertionError("the first process alone reads text")
+
+
+def full_disk(descriptor: int) -> None:
+    """Stands for flushing a file where there is no room for it."""
+    raise OSError(28, "No space left on device")
+
+
+def said(out: Path, spec: SourceSpec, **fields: Any) -> str:
+    """The error that a run on this text ends in."""
+    options = TrainingOptions(out=str(out), steps=STEPS, device="cpu", **fields)
+    with pytest.raises((ZonkeyError, OSError)) as caught:
+        train(CONFIG, spec, options, on_event=lambda event: None, should_stop=lambda: False)
+    return str(caught.value)
+
+
+def copies(folder: Path, stopped: str, *names: str) -> None:
+    """A stopped run several times, to go on with it in several ways."""
+    for name in names:
+        shutil.copytree(folder / stopped, folder / name)
+
+
+def begin_or_go_on(out: Path) -> None:
+    """A run to its end, which may have been killed before."""
+    torch.set_num_threads(1)
+    with joined_processes("cpu"):
+        run(out, resumed=file_path(out, "config.json").exists(), shard="full", save_every=0.0)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1])) if len(sys.argv) == 2 else begin_or_go_on(Path(*sys.argv[1:]))

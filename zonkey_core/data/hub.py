@@ -49,16 +49,19 @@ class WikiShard:
     pinned: bool = False
 
     def read(self, start: Position = START) -> Iterator[Document]:
-        """Stream the rows; `reshard` makes a shard of each row group, so that those before `start` are not read."""
+        """Stream the rows; `reshard` makes a shard of each row group, so that those before `start` are not read.
+
+        They come from the library many at a time, which is several times as fast as one by one.
+        """
         groups = self._call(self._open)
         for group in range(start[0], groups.num_shards):
-            rows = iter(groups.shard(num_shards=groups.num_shards, index=group))
+            batches = groups.shard(num_shards=groups.num_shards, index=group).iter(batch_size=PARQUET_ROWS)
             row = 0
-            while (record := self._call(next, rows, None)) is not None:
-                row += 1
-                if (row > start[1] or group > start[0]) and record["text"] is not None:
-                    text, key = record["text"].encode(), str(record["id"]).encode()
-                    yield Document(text=text, key=key, end=(group, row))
+            while (batch := self._call(next, batches, None)) is not None:
+                for text, key in zip(batch["text"], batch["id"], strict=True):
+                    row += 1
+                    if (row > start[1] or group > start[0]) and text is not None:
+                        yield Document(text=text.encode(), key=str(key).encode(), end=(group, row))
 
     def _open(self) -> Any:
         local = not self.location.startswith(_HUB)

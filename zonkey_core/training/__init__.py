@@ -15,11 +15,11 @@ from zonkey_core.checkpoint import (
     OPTIMIZER,
     TRAINING,
     TrainingRecord,
-    file_path,
     read_model_card,
     read_tensors,
     require_fit,
 )
+from zonkey_core.committed_files import file_path
 from zonkey_core.config import Config
 from zonkey_core.data import SourceSpec
 from zonkey_core.errors import CheckpointError

@@ -1,23 +1,68 @@
-"""How batches come to the device: in this process's pieces to learn from, or whole, to fit or calibrate something."""
+"""How batches come to the device: in this process's pieces to learn from, or whole, to fit or calibrate something.
+
+Of several processes the first alone reads text, and hands each batch to the others. So the text that a step learns
+from, and where a run goes on in it, depend on neither their number nor on what the text can be divided into.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from zonkey_core.data.rows import Prefetcher, RowBatch
+from zonkey_core.data.rows import Prefetcher, RowBatch, RowSource
 from zonkey_core.errors import ConfigError
 from zonkey_core.model.model import byte_sequence
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.training.processes import process_count, process_number
+from zonkey_core.training.processes import on_first_alone, process_count, process_number, take_from_first
 
 FITTING_PASSES = 16
 """Times that a text is read at most to fit a vocabulary, a codebook or a calibration."""
 FITTING_ROWS = 32
 """Rows that are read at once for that, of larger batches too; every process reads the same ones."""
+
+
+class SharedBatches:
+    """Batches of an endless source, which the first process has and the others are handed."""
+
+    def __init__(self, source: RowSource | None, rows: int, row_bytes: int) -> None:
+        self._source = source
+        self._shape = rows, row_bytes
+
+    def next_batch(self) -> RowBatch:
+        """The next rows, the same in all processes, which ask for them at once.
+
+        What the first process cannot read is raised there, and as a `ZonkeyError` in the others.
+        """
+        read: list[RowBatch] = []
+        on_first_alone(lambda: read.append(self._read()))
+        if process_count() == 1:
+            return read[0]
+        batch = read[0] if read else RowBatch(np.empty(self._shape, np.uint8), np.empty(self._shape, np.bool_))
+        epochs = torch.tensor([batch.epochs])
+        take_from_first([torch.from_numpy(batch.bytes), torch.from_numpy(batch.document_starts), epochs])
+        return RowBatch(batch.bytes, batch.document_starts, int(epochs))
+
+    def state(self) -> dict[str, Any]:
+        """Where the next batch begins, for JSON; the first process alone knows it."""
+        return {} if self._source is None else self._source.state()
+
+    def _read(self) -> RowBatch:
+        assert self._source is not None
+        return self._source.next_batch()
+
+
+@contextlib.contextmanager
+def shared_batches(open_source: Callable[[], RowSource], rows: int, row_bytes: int) -> Iterator[SharedBatches]:
+    """Batches of `rows` rows of `row_bytes` bytes from a source that the first process opens, and reads ahead."""
+    opened: list[Prefetcher] = []
+    on_first_alone(lambda: opened.append(Prefetcher(open_source())))
+    with contextlib.ExitStack() as stack:
+        yield SharedBatches(stack.enter_context(opened[0]) if opened else None, rows, row_bytes)
 
 
 class BatchPieces:
@@ -46,7 +91,7 @@ class BatchPieces:
         drawn = int(torch.randint(2**62, (1,), generator=common))
         return [torch.Generator().manual_seed(drawn + piece) for piece in self._numbers()]
 
-    def whole(self, batches: Prefetcher) -> Iterator[PositionSequence]:
+    def whole(self, batches: SharedBatches) -> Iterator[PositionSequence]:
         """Rows of further batches, the same in all processes: one batch at least, and a few passes of the text at most.
 
         A small text tells nothing new however often it is read.

@@ -142,14 +142,21 @@ def follow_weights(
 
 
 def resumable_tensors(live: nn.Module, average: nn.Module, optimizers: Iterable[Optimizer]) -> dict[str, Tensor]:
-    """All tensors that a run goes on from, whole, by names that `split_resumable` takes apart."""
+    """The same as `shared_resumable_tensors`, whole."""
+    return {name: gathered(tensor) for name, tensor in shared_resumable_tensors(live, average, optimizers).items()}
+
+
+def shared_resumable_tensors(
+    live: nn.Module, average: nn.Module, optimizers: Iterable[Optimizer]
+) -> dict[str, Tensor]:
+    """All tensors that a run goes on from, by names that `split_resumable` takes apart."""
     parts = {
         "live": live.state_dict(),
         "unsaved": unsaved_buffers(live),
         "average": average.state_dict(),
         "state": optimizer_tensors(optimizers),
     }
-    return {f"{part}.{name}": gathered(tensor) for part, tensors in parts.items() for name, tensor in tensors.items()}
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 def split_resumable(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

@@ -1,11 +1,11 @@
 """Several processes that train one model together, on torch's own engine (`torchrun`, `accelerate launch`).
 
-All of them read the same text, hold the same record and random state, and each takes its rows of every batch. A mean
-in a loss is that of the whole batch: its sum goes over all processes in value, while its gradient stays with the
-process that it came from, and these gradients, added up before each step, are those of the whole batch. So what is
-trained does not depend on how many processes there are, but for what comes from a process's own rows: what stands for
-hidden positions, which kinds of units one of them may be, where the spans that are read at once end, and which other
-latents one is to be told from. Without others, every function here does nothing.
+The first of them reads the text and hands every batch to all, which hold the same record and random state, and each
+takes its rows of it. A mean in a loss is that of the whole batch: its sum goes over all processes in value, while its
+gradient stays with the process that it came from, and these gradients, added up before each step, are those of the
+whole batch. So what is trained does not depend on how many processes there are, but for what comes from a process's own
+rows: what stands for hidden positions, which kinds of units one of them may be, where the spans that are read at once
+end, and which other latents one is to be told from. Without others, every function here does nothing.
 
 The blocks of the denoisers, most of a large model, can be divided among the processes (`share_out_blocks`, FSDP2 of
 torch). Compressors and decoders run as often as a text has windows of some length, which differs between processes, so
@@ -192,6 +192,11 @@ def on_first_alone(write: Callable[[], None]) -> None:
             write()
         except Exception as error:  # raised below, once the others know
             failure = error
+    end_together(failure)
+
+
+def end_together(failure: Exception | None) -> None:
+    """Raise what happened to this process, or where it happened to another, say so; all processes call this at once."""
     (failed,) = agree_on_most(failure is not None)
     if failure is not None:
         raise failure

@@ -5,30 +5,31 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import torch
-from torch.optim import Optimizer
+from torch import Tensor
 
 from zonkey_core.checkpoint import (
     CONFIG,
     MODEL,
     OPTIMIZER,
     TRAINING,
-    TrainingRecord,
     describe,
     fill_model,
     pack_tensors,
     read_tensors,
 )
-from zonkey_core.config import Config
 from zonkey_core.errors import CheckpointError
-from zonkey_core.model.model import Zonkey
-from zonkey_core.training.optimizers import restore_optimizers, resumable_tensors, split_resumable
+from zonkey_core.kept_checkpoints import PARTS, write_kept
+from zonkey_core.training.events import CheckpointEvent, Event
+from zonkey_core.training.optimizers import restore_optimizers, shared_resumable_tensors, split_resumable
+from zonkey_core.training.processes import agree_on_most, gathered, local, on_first_alone, process_number
 from zonkey_core.training.stages import stage_optimizers
+from zonkey_core.training.state_parts import Files, StateWriter
 
 if TYPE_CHECKING:
     from zonkey_core.training.trainer import Trainer
@@ -53,7 +54,7 @@ class SavingRhythm:
         self._every = every
         self._clock = clock
         self._saved: float | None = clock() if resumed else None
-        self._longest = 0.0
+        self._longest = self._last = 0.0
 
     def due(self) -> bool:
         """Whether it is time to save."""
@@ -63,30 +64,93 @@ class SavingRhythm:
         return self._clock() - self._saved >= wait
 
     @contextlib.contextmanager
-    def measured(self) -> Iterator[None]:
-        """A save, which takes place in the body."""
+    def measured(self, *, goes_on: bool = False) -> Iterator[None]:
+        """A save, which takes place in the body; with `goes_on`, its end, after training went on in between."""
         started = self._clock()
         yield
         self._saved = self._clock()
-        self._longest = max(self._longest, self._saved - started)
+        self._last = self._saved - started + (self._last if goes_on else 0.0)
+        self._longest = max(self._longest, self._last)
 
 
-def checkpoint_files(
-    config: Config, record: TrainingRecord, model: Zonkey, average: Zonkey, optimizers: Iterable[Optimizer]
-) -> Callable[[], dict[str, bytes]]:
-    """What makes the files of a checkpoint: the averaged weights, and all that a run goes on from.
+class CheckpointWriter:
+    """Writes the checkpoints of a run, one at a time; of state that is shared out, while training goes on.
 
-    All processes call this at once, as it gathers what is shared out; one alone need make the files.
+    All processes call its methods at once.
     """
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    tensors = resumable_tensors(model, average, optimizers)
-    averaged = {name: tensors[f"average.{name}"] for name in average.state_dict()}
-    return lambda: {
-        MODEL: pack_tensors(averaged, half=True),
-        OPTIMIZER: pack_tensors(tensors),
-        CONFIG: describe(config, parameters),
-        TRAINING: msgspec.json.format(msgspec.json.encode(record), indent=2),
-    }
+
+    def __init__(self, trainer: Trainer, *, resumed: bool = False, saved_step: int | None = None) -> None:
+        self._trainer = trainer
+        self._rhythm = SavingRhythm(trainer.options.save_every, resumed=resumed)
+        self._saved_step = saved_step
+        """The step of the checkpoint in the output folder, if this run goes on from it."""
+        self._begun: int | None = None
+        """The step of a checkpoint whose parts are being written."""
+        self._parts: StateWriter | None = None
+
+    def due(self) -> bool:
+        """Whether it is time to begin another checkpoint."""
+        return self._begun is None and self._rhythm.due()
+
+    def busy(self) -> bool:
+        """Whether this process still writes its part of one."""
+        return self._parts is not None and not self._parts.done()
+
+    def save(self, data_state: dict[str, object], on_event: Callable[[Event], None]) -> None:
+        """Write a checkpoint whole; weights that are no longer numbers end the run instead."""
+        self.finish(on_event)
+        self.begin(data_state, on_event)
+        self.finish(on_event)
+
+    def begin(self, data_state: dict[str, object], on_event: Callable[[Event], None]) -> None:
+        """Begin a checkpoint of what is now; where state is not shared out, write it whole."""
+        trainer, record = self._trainer, self._trainer.record
+        broken = not all(bool(local(parameter).isfinite().all()) for parameter in trainer.model.parameters())
+        if any(agree_on_most(broken)):
+            raise trainer.diverged("the weights")
+        record.data_state = data_state
+        record.random_state = base64.b64encode(trainer.generator.get_state().numpy().tobytes()).decode()
+        record.torch_version = str(torch.__version__)
+        with self._rhythm.measured():
+            described: Files = {
+                CONFIG: describe(trainer.config, sum(each.numel() for each in trainer.model.parameters())),
+                TRAINING: msgspec.json.format(msgspec.json.encode(record), indent=2),
+            }
+            tensors = shared_resumable_tensors(trainer.model, trainer.average, trainer.optimizers or [])
+            averaged = {name: tensors[f"average.{name}"] for name in trainer.average.state_dict()}
+            if trainer.shares_out:
+                self._begin_parts(tensors, averaged, described)
+                self._begun = record.steps
+                return
+            self._write(
+                record.steps,
+                lambda: {MODEL: pack_tensors(averaged, half=True), OPTIMIZER: pack_tensors(tensors), **described},
+            )
+        on_event(CheckpointEvent(str(trainer.out), record.steps))
+
+    def finish(self, on_event: Callable[[Event], None]) -> None:
+        """Put the checkpoint that was begun, if one was, into its place, once all of it is written."""
+        if self._begun is None or self._parts is None:
+            return
+        steps, self._begun = self._begun, None
+        with self._rhythm.measured(goes_on=True):
+            files = self._parts.files(OPTIMIZER)
+            self._write(steps, lambda: files)
+        on_event(CheckpointEvent(str(self._trainer.out), steps))
+
+    def _begin_parts(self, tensors: dict[str, Tensor], averaged: dict[str, Tensor], described: Files) -> None:
+        """Copy what is to be written, and let all processes write their parts; the released model is whole."""
+        if self._parts is None:
+            self._parts = StateWriter(self._trainer.out / PARTS)
+        whole = ((name, gathered(tensor)) for name, tensor in averaged.items())
+        kept = {name: tensor.to("cpu", copy=True) for name, tensor in whole if process_number() == 0}
+        self._parts.begin(tensors, lambda: {MODEL: pack_tensors(kept, half=True), **described})
+
+    def _write(self, steps: int, files: Callable[[], Files]) -> None:
+        """Put the files of a checkpoint into their places."""
+        before, keep = self._saved_step, self._trainer.options.keep
+        on_first_alone(lambda: write_kept(self._trainer.out, files(), steps=steps, before=before, keep=keep))
+        self._saved_step = steps
 
 
 def restore_run(trainer: Trainer, place: Path) -> None:
@@ -115,8 +179,7 @@ def restore_run(trainer: Trainer, place: Path) -> None:
             restore_optimizers(trainer.optimizers, parts["state"])
         except CheckpointError as error:
             raise _damaged(trainer, place / OPTIMIZER, str(error)) from error
-    trainer.rhythm = SavingRhythm(trainer.options.save_every, resumed=True)
-    trainer.saved_step = record.steps if place == trainer.out else None
+    trainer.saving = CheckpointWriter(trainer, resumed=True, saved_step=record.steps if place == trainer.out else None)
 
 
 def _damaged(trainer: Trainer, path: Path, what: str) -> CheckpointError:

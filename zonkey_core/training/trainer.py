@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import time
 from collections import deque
@@ -18,18 +17,16 @@ from zonkey_core.checkpoint import TrainingRecord, fill_model
 from zonkey_core.config import Config
 from zonkey_core.data import SourceSpec
 from zonkey_core.data.row_mixture import open_rows
-from zonkey_core.data.rows import Prefetcher, RowBatch
+from zonkey_core.data.rows import RowBatch, RowSource
 from zonkey_core.devices import autocast, choose_device, choose_precision
 from zonkey_core.errors import ConfigError, ZonkeyError
-from zonkey_core.kept_checkpoints import write_kept
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.transformer import forget_activations
 from zonkey_core.model_building import require_trainable
-from zonkey_core.training.batches import BatchPieces
+from zonkey_core.training.batches import BatchPieces, SharedBatches, shared_batches
 from zonkey_core.training.calibration import calibrate_cuts, calibrate_lengths
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.events import (
-    CheckpointEvent,
     Event,
     FiguresEvent,
     SkippedDataEvent,
@@ -48,8 +45,6 @@ from zonkey_core.training.preview import Preview
 from zonkey_core.training.processes import (
     agree_on_most,
     is_shared_out,
-    local,
-    on_first_alone,
     process_count,
     process_number,
     put_back_shares,
@@ -57,7 +52,7 @@ from zonkey_core.training.processes import (
     take_from_first,
 )
 from zonkey_core.training.run_options import TrainingOptions, TrainingResult
-from zonkey_core.training.saving import SavingRhythm, checkpoint_files
+from zonkey_core.training.saving import CheckpointWriter
 from zonkey_core.training.stages import stage_losses, stage_optimizers, stage_parameters
 from zonkey_core.training.step_judge import StepJudge
 from zonkey_core.training.validation import held_out_rows, quick_figures
@@ -81,8 +76,6 @@ class Trainer:
         if (self.options.steps is None) == (self.options.minutes is None):
             raise ConfigError("give either a number of steps or a number of minutes")
         self.spec = msgspec.convert(record.data, SourceSpec)
-        if process_count() > 1 and "-" in self.spec.sources:
-            raise ConfigError("several processes cannot share standard input; save the text to a file")
         self.out = Path(self.options.out)
         self.device = choose_device(self.options.device)
         self.precision = choose_precision(self.options.precision, self.device)
@@ -99,9 +92,8 @@ class Trainer:
         if self.options.checkpoint_activations:
             forget_activations(self.model)
         self.optimizers: list[Optimizer] | None = None
-        self.rhythm = SavingRhythm(self.options.save_every, resumed=False)
-        self.saved_step: int | None = None
-        """The step of the checkpoint in the output folder, if this run goes on from it."""
+        self.shares_out = self.options.shard == "full" and process_count() > 1
+        self.saving = CheckpointWriter(self)
         self.faults: deque[str] = deque()
         """What was left out of the data, until it is told."""
 
@@ -115,29 +107,29 @@ class Trainer:
     def share_out(self) -> None:
         """Divide both models among the processes where that is asked for, once their weights are there."""
         parameters = itertools.chain(self.model.parameters(), self.average.parameters())
-        if self.options.shard == "full" and process_count() > 1 and not any(map(is_shared_out, parameters)):
+        if self.shares_out and not any(map(is_shared_out, parameters)):
             share_out_blocks(self.model)
             share_out_blocks(self.average)
-
-    def save(self, data_state: dict[str, object], on_event: Callable[[Event], None]) -> None:
-        """Write the checkpoint whole; weights that are no longer numbers end the run instead."""
-        broken = not all(bool(local(parameter).isfinite().all()) for parameter in self.model.parameters())
-        if any(agree_on_most(broken)):
-            raise self._diverged("the weights")
-        self.record.data_state = data_state
-        self.record.random_state = base64.b64encode(self.generator.get_state().numpy().tobytes()).decode()
-        self.record.torch_version = str(torch.__version__)
-        with self.rhythm.measured():
-            files = checkpoint_files(self.config, self.record, self.model, self.average, self.optimizers or [])
-            steps, before, keep = self.record.steps, self.saved_step, self.options.keep
-            on_first_alone(lambda: write_kept(self.out, files(), steps=steps, before=before, keep=keep))
-        self.saved_step = self.record.steps
-        on_event(CheckpointEvent(str(self.out), self.record.steps))
 
     def run(self, on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> TrainingResult:
         """Train to the end of the curriculum, or until `should_stop` says so; either way the state is saved."""
         training = self.config.training
-        rows = open_rows(
+        stopped = False
+        preview = Preview(self, on_event)
+        with shared_batches(self._open_rows, training.batch_rows, training.row_bytes) as batches:
+            self.share_out()
+            while self.record.stage < len(self.stages) and not stopped:
+                stopped = not self._run_stage(batches, on_event, should_stop, preview)
+            if not stopped and process_number() == 0:
+                self._measure(on_event)
+            self._tell_faults(on_event)
+            self.saving.save(batches.state(), on_event)
+        return TrainingResult(self.out, stopped, self.record.steps)
+
+    def _open_rows(self) -> RowSource:
+        """The text from where the run stands in it."""
+        training = self.config.training
+        return open_rows(
             self.spec,
             seed=self.options.seed,
             shuffle_documents=training.shuffle_documents,
@@ -146,17 +138,6 @@ class Trainer:
             state=self.record.data_state or None,
             on_bad=self.faults.append,
         )
-        self.share_out()
-        stopped = False
-        preview = Preview(self, on_event)
-        with Prefetcher(rows) as batches:
-            while self.record.stage < len(self.stages) and not stopped:
-                stopped = not self._run_stage(batches, on_event, should_stop, preview)
-            if not stopped and process_number() == 0:
-                self._measure(on_event)
-            self._tell_faults(on_event)
-            self.save(batches.state(), on_event)
-        return TrainingResult(self.out, stopped, self.record.steps)
 
     def stage_fraction(self) -> float:
         """How much of the current stage is done, 0 to 1."""
@@ -177,7 +158,7 @@ class Trainer:
 
     def _run_stage(
         self,
-        batches: Prefetcher,
+        batches: SharedBatches,
         on_event: Callable[[Event], None],
         should_stop: Callable[[], bool],
         preview: Preview,
@@ -204,7 +185,7 @@ class Trainer:
             batch = batches.next_batch()
             losses = self._step(batch, stage, parameters, on_event)
             now = time.monotonic()
-            passed, stop, due = agree_on_most(now - last, should_stop(), self.rhythm.due())
+            passed, stop, due, busy = agree_on_most(now - last, should_stop(), self.saving.due(), self.saving.busy())
             record.stage_seconds += passed
             record.seconds += passed
             last = now
@@ -215,16 +196,18 @@ class Trainer:
                     preview.show(stage)
                 self._tell_faults(on_event)
                 reported = now
+            if not busy:
+                self.saving.finish(on_event)
             if stop:
                 return False
             if due:
-                self.save(batches.state(), on_event)
+                self.saving.begin(batches.state(), on_event)
         steps = record.stage_step
         self._finish_stage(stage, parameters)
         self._calibrate(stage, batches, steps)
         self._be_alike()
-        if any(agree_on_most(self.rhythm.due())):
-            self.save(batches.state(), on_event)
+        if any(agree_on_most(self.saving.due())):
+            self.saving.begin(batches.state(), on_event)
         return True
 
     def _step(
@@ -258,7 +241,7 @@ class Trainer:
         record.skipped_steps += 1
         on_event(SkippedStepEvent(record.steps, fault))
         if self.judge.hopeless:
-            raise self._diverged(fault)
+            raise self.diverged(fault)
         return losses
 
     def _be_alike(self) -> None:
@@ -290,7 +273,7 @@ class Trainer:
         self.record.stage_step, self.record.stage_seconds = 0, 0.0
         self.record.gradient_norm, self.record.faults_in_row = 0.0, 0
 
-    def _calibrate(self, stage: Stage, batches: Prefetcher, steps: int) -> None:
+    def _calibrate(self, stage: Stage, batches: SharedBatches, steps: int) -> None:
         """After a stage that moved splitters or denoisers, let cuts and lengths be as in further batches.
 
         They are about as many as the stage had, where these are few.
@@ -331,7 +314,8 @@ class Trainer:
         while self.faults:
             on_event(SkippedDataEvent(self.faults.popleft()))
 
-    def _diverged(self, what: str) -> ZonkeyError:
+    def diverged(self, what: str) -> ZonkeyError:
+        """What a run ends with that has no numbers any more."""
         return ZonkeyError(
             f"training diverged at step {self.record.steps} ({what}); lower training.learning_rate "
             f"and training.matrix_learning_rate and go on from the last checkpoint with --resume"

@@ -83,7 +83,8 @@ PARTS = tuple(MEASURES)
 
 def identify_model(directory: Path) -> str:
     """Hash of a model's configuration and weights; raises `OSError` where they cannot be read."""
-    from zonkey_core.checkpoint import CONFIG, MODEL, file_path
+    from zonkey_core.checkpoint import CONFIG, MODEL
+    from zonkey_core.committed_files import file_path
 
     return fingerprint(file_path(directory, CONFIG), file_path(directory, MODEL))
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from zonkey_core.checkpoint import CONFIG, file_path, load_model, read_model_card
+from zonkey_core.checkpoint import CONFIG, load_model, read_model_card
+from zonkey_core.committed_files import file_path
 from zonkey_core.config import Config, LevelConfig, ModelConfig
 from zonkey_core.data import SourceSpec
 from zonkey_core.evaluation.context import EvaluationContext
