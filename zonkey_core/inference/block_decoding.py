@@ -175,7 +175,7 @@ def draw_entries(
     if temperature == 0:
         return logits.argmax(-1)
     weights = (logits - logits.amax(-1, keepdim=True)).div_(temperature).exp_()
-    functional.threshold_(weights, least_share, 0.0)
+    functional.threshold(weights, least_share, 0.0, inplace=True)
     number = -(-weights.shape[1] // BLOCK)
     blocks = functional.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), number, BLOCK)
     # First the block that the chance falls into, then the entry within it: a cumulative sum over all takes longer.

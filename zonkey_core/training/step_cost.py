@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim import Muon
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -43,6 +44,10 @@ WEIGHT_NUMBERS = 1 << 20
 """Tensors of more numbers are not converted, but zeros stand for them: those are weights and their gradients."""
 
 
+FORGOTTEN_NUMBERS = 1 << 16
+"""Tensors of more numbers are not held between the way there and back."""
+
+
 class StepCost(NamedTuple):
     """What a step of one stage costs."""
 
@@ -63,10 +68,11 @@ class StepCost(NamedTuple):
 class _Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations of products and gives zeros for them."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, kept: KeptMemory) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.converted_bytes = 0
+        self._kept = kept
         self._weights = {parameter.data_ptr() for parameter in model.parameters()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,6 +99,7 @@ class _Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Count a conversion of a weight."""
         if given.data_ptr() in self._weights and given.dtype != converted.dtype:
             self.converted_bytes += converted.numel() * converted.element_size()
+            self._kept.leave_out(converted)
 
 
 def _as_meta(value: Any) -> Any:
@@ -100,10 +107,15 @@ def _as_meta(value: Any) -> Any:
 
 
 def _zeros_like(unreal: Tensor) -> Tensor:
-    """Zeros of the shape and layout of a tensor that is not there; the system gives them no memory until written."""
+    """Zeros of the shape and layout of a tensor that is not there."""
     size = 1 + sum((count - 1) * stride for count, stride in zip(unreal.shape, unreal.stride(), strict=True))
-    memory = torch.zeros(max(0, size) if unreal.numel() else 0, dtype=unreal.dtype)
+    memory = unwritten_zeros(max(0, size) if unreal.numel() else 0, unreal.dtype)
     return memory.as_strided(unreal.shape, unreal.stride())
+
+
+def unwritten_zeros(count: int, dtype: torch.dtype) -> Tensor:
+    """[count] zeros that the system gives no memory until something is written to them, unlike those of torch."""
+    return torch.from_numpy(np.zeros(count * dtype.itemsize, dtype=np.uint8)).view(dtype)
 
 
 class StepWalker:
@@ -127,8 +139,8 @@ class StepWalker:
         self.model.requires_grad_(False)
         for parameter in parameters:
             parameter.requires_grad_(True)
-        kept = KeptMemory(self.model)
-        with drawn_cuts(self.model, self.seed), _Uncomputed(self.model) as counter, kept.counted():
+        kept = KeptMemory(self.model, forgets=True)
+        with drawn_cuts(self.model, self.seed), _Uncomputed(self.model, kept) as counter, kept.counted():
             with autocast(CPU, self.precision):
                 chance = torch.Generator().manual_seed(self.seed)
                 losses = stage_losses(self.model, stage, self.sequence, chance, FRACTION)
@@ -139,7 +151,7 @@ class StepWalker:
             bytes=self.sequence.values.numel(),
             flops=counter.flops,
             update_flops=_update_flops(self.model, stage, self.config.training),
-            kept_bytes=kept.bytes - counter.converted_bytes,
+            kept_bytes=kept.bytes,
             converted_bytes=counter.converted_bytes,
             trained=sum(each.numel() for each in parameters),
         )
@@ -159,27 +171,48 @@ def _update_flops(model: Zonkey, stage: Stage, training: TrainingConfig) -> int:
 
 
 class KeptMemory:
-    """Counts the memory of what a graph keeps for its way back, but for the model's own parameters and buffers."""
+    """Counts the memory of what a graph keeps for its way back, but for the model's own parameters and buffers.
 
-    def __init__(self, model: nn.Module) -> None:
+    What `forgets` keeps of large floating-point tensors is their shapes, and zeros stand for them on the way back.
+    """
+
+    def __init__(self, model: nn.Module, *, forgets: bool = False) -> None:
         self._own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-        self._seen: dict[int, Tensor] = {}
+        self._seen: dict[int, StorageWeakRef] = {}
+        self._forgets = forgets
         self.bytes = 0
 
     @contextmanager
     def counted(self) -> Iterator[None]:
         """What is kept in the body counts, once for every piece of memory."""
-        with torch.autograd.graph.saved_tensors_hooks(self._count, lambda tensor: tensor):
+        with torch.autograd.graph.saved_tensors_hooks(self._count, _recall):
             yield
         self._seen.clear()
 
+    def leave_out(self, tensor: Tensor) -> None:
+        """Do not count the memory of this tensor, now or later."""
+        self._is_new(tensor)
+
+    def _is_new(self, tensor: Tensor) -> bool:
+        """Whether its memory was not met before; from now on it was."""
+        # No other memory is known by the reference's number while it is held.
+        reference = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
+        return self._seen.setdefault(reference.cdata, reference) is reference
+
     def _count(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        place = storage.data_ptr()
-        if place not in self._own and place not in self._seen:
-            self._seen[place] = tensor.detach()  # held, so that no other memory gets this address
+        if storage.data_ptr() in self._own:
+            return tensor
+        if self._is_new(tensor):
             self.bytes += storage.nbytes()
+        if self._forgets and tensor.is_floating_point() and tensor.numel() > FORGOTTEN_NUMBERS:
+            return tensor.detach().to("meta")
         return tensor
+
+
+def _recall(kept: Tensor) -> Tensor:
+    """What was kept, or zeros in its place."""
+    return _zeros_like(kept) if kept.is_meta else kept
 
 
 @contextmanager
@@ -217,7 +250,7 @@ def _empty_model(config: Config) -> Zonkey:
     if model is None:
         raise ConfigError("a model of this configuration is too large to be counted")
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = torch.zeros(tensor.shape, dtype=tensor.dtype)
+        tensor.data = unwritten_zeros(tensor.numel(), tensor.dtype).view(tensor.shape)
     return model
 
 
