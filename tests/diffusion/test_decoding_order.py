@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.model_helpers import law, seeds
 from zonkey_core.diffusion.decoding_order import (
+    BLANKS,
     GAP_WIDTH,
     PADDING,
     Order,
@@ -169,7 +170,12 @@ def test_what_is_unmeasured_looks_the_same_whatever_its_length(
     asked = one.kinds == SlotKind.GAP
     assert one.remaining[asked].tolist() == [last - first for first, last in gaps]
     assert other.remaining[asked].tolist() == lengths
-    assert (one.remaining[~asked] == -1).all() and (one.told == -1).all() and (one.order == 0).all()
+    assert (one.remaining[~asked] == -1).all() and (one.told == -1).all()
+    blank = one.order > 0
+    assert (one.source[blank] == -1).all() and (one.kinds[blank] == SlotKind.TEXT).all()
+    assert (one.order[~blank] == 0).all()
+    behind = (np.flatnonzero(asked)[:, None] + np.arange(1, BLANKS + 1)).flatten()
+    assert np.array_equal(np.flatnonzero(blank), behind), "behind every gap, and nowhere else"
 
 
 @law
@@ -185,9 +191,9 @@ def test_a_gap_that_is_as_wide_as_it_seems_moves_nothing(
         shift += GAP_WIDTH - (last - first)
     unmeasured = with_gaps(count, gaps, begins=begins, ends=ends, measured=False)
     measured = with_gaps(count + shift, wide, begins=begins, ends=ends, measured=True)
-    outside = measured.order == 0
+    outside, known = measured.order == 0, unmeasured.order == 0
     for name in ("kinds", "positions", "order"):
-        assert np.array_equal(getattr(measured, name)[outside], getattr(unmeasured, name)), name
+        assert np.array_equal(getattr(measured, name)[outside], getattr(unmeasured, name)[known]), name
     missing = [slot for first, last in gaps for slot in range(first, last)]
     assert slots_where(unmeasured.source) == [slot for slot in range(count) if slot not in missing]
 

@@ -88,6 +88,29 @@ def read_at_once(level: Level, order: Order, entries: Tensor) -> tuple[Tensor, T
 
 
 @few
+@given(gapped())
+def test_a_gap_is_asked_for_its_length_as_in_training(case: tuple[Pieces, list[int]]) -> None:
+    """Whoever asks otherwise gets an answer that was never learned."""
+    pieces, lengths = case
+    level = teller()
+    spans, position, entries = [], 0, []
+    for known, length in zip(pieces.known, [*lengths, 0], strict=True):
+        entries += [known, torch.zeros(length, dtype=torch.long)]
+        position += len(known)
+        spans.append((position, position + length))
+        position += length
+    order = with_gaps(position, spans[:-1], begins=pieces.begins, ends=pieces.ends, measured=False)
+    rows = lay_out([order], len(order.source), CPU)
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_context, "choose_precision", lambda *given: torch.float32)
+        asked = read_whole(level, rows, strings_of(level).latents()[torch.cat(entries)][None])
+        (context,) = read_contexts(level, [pieces])
+    expected = asked.ending_logits[rows.layout.kinds == SlotKind.GAP]
+    torch.testing.assert_close(context.ending_logits, expected, atol=1e-3, rtol=1e-3)
+
+
+
+@few
 @given(st.lists(st.integers(3, 9), min_size=2, max_size=3), st.integers(REACH, GAP_WIDTH))
 def test_keys_are_those_of_the_places_that_they_move_to(known: list[int], width: int) -> None:
     """In the first layer, where a key depends on what stands just before and on its place alone."""

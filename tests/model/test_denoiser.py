@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.model_helpers import chance, few, law, normal, seeds
-from zonkey_core.diffusion.decoding_order import Order, at_once, in_blocks, in_streams, lay_out, with_blocks, with_gaps
+from zonkey_core.diffusion.decoding_order import (
+    BLANKS,
+    Order,
+    at_once,
+    in_blocks,
+    in_streams,
+    lay_out,
+    with_blocks,
+    with_gaps,
+)
 from zonkey_core.model.denoiser import REACH, DenoisedSlots, Denoiser, _existence_bias, _Preceding, _seen_before
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.length_model import EDGES
@@ -225,6 +234,10 @@ def test_only_distances_between_positions_matter(order: Order, shift: int, seed:
     one, other = denoiser(batch), denoiser(moved)
     torch.testing.assert_close(one.latents, other.latents, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(one.ending_logits, other.ending_logits, atol=1e-3, rtol=1e-3)
+
+
+def test_behind_a_gap_of_unknown_length_nothing_that_is_mixed_in_stands_before_it() -> None:
+    assert BLANKS >= REACH
 
 
 def test_gaps_are_read_from_both_sides_and_streams_and_blocks_see_what_others_held_before() -> None:

@@ -24,6 +24,9 @@ from zonkey_core.slots import Layout, SlotKind
 
 GAP_WIDTH = 32
 """Slots that a gap seems to have while its length is asked."""
+BLANKS = 2
+"""Readings behind such a gap that stand for its last slots and tell nothing: what stands behind a gap mixes in what is
+just before it, and must not see what stands before the gap instead."""
 PADDING = -1
 """Document of padding."""
 
@@ -85,7 +88,7 @@ def with_gaps(
 ) -> Order:
     """A text of `count` slots, all known but those in `gaps` (first slot, and the one after the last).
 
-    Where the gaps are not `measured`, they hold nothing and seem to be `GAP_WIDTH` wide.
+    Where the gaps are not `measured`, they hold nothing but `BLANKS` and seem to be `GAP_WIDTH` wide.
     """
     slots = np.arange(count)
     first, last = np.asarray(gaps, dtype=np.int64).reshape(-1, 2).T
@@ -111,7 +114,11 @@ def with_gaps(
         fields.kinds[0] = SlotKind.DOCUMENT
     if ends:
         fields.kinds[-1], fields.positions[-1] = SlotKind.END, count + shift[-1]
-    return fields
+    if measured:
+        return fields
+    behind = np.repeat(gates + 1, BLANKS)
+    blank = {"kinds": SlotKind.TEXT, "order": 1, "left": 0}
+    return Order(*(np.insert(part, behind, blank.get(name, -1)) for name, part in fields._asdict().items()))
 
 
 def opening_times(lengths: Sequence[int], steps: int) -> list[int]:

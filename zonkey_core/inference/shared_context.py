@@ -22,7 +22,6 @@ from torch.nn import functional
 from zonkey_core.devices import choose_precision, in_precision
 from zonkey_core.diffusion.decoding_order import Order, in_streams, lay_out, with_gaps
 from zonkey_core.inference.shapes import groups_of_one_shape
-from zonkey_core.model.denoiser import REACH
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.level import Level
 from zonkey_core.model.slot_batches import slot_batch
@@ -96,13 +95,8 @@ def _unmeasured(pieces: Pieces) -> Order:
         position += len(piece)
         gaps.append((position, position + 1))
         position += 1
-    order = with_gaps(
-        position + len(pieces.known[-1]), gaps, begins=pieces.begins, ends=pieces.ends, measured=False
-    )
-    # What stands just behind a gap sees open slots there, which tell it nothing, and not what stands before the gap.
-    behind = np.repeat(np.flatnonzero(order.kinds == SlotKind.GAP) + 1, REACH)
-    blank = {"kinds": SlotKind.TEXT, "order": 1, "left": 0}
-    return Order(*(np.insert(part, behind, blank.get(name, -1)) for name, part in order._asdict().items()))
+    count = position + len(pieces.known[-1])
+    return with_gaps(count, gaps, begins=pieces.begins, ends=pieces.ends, measured=False)
 
 
 def _with_blanks(known: Sequence[Tensor]) -> Tensor:
