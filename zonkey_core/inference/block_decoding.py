@@ -25,7 +25,7 @@ BLOCK = 128
 """Entries whose probabilities are added up first when one is drawn."""
 LEAST_SHARE = 0.001
 """Entries less likely than the likeliest by this factor are not drawn (Nguyen et al. 2024, "min-p")."""
-LEAST_PLANNED_SHARE = 0.02
+LEAST_PLANNED_SHARE = 0.03
 """The same where a plan is given, which makes unlikely entries likelier than they are in text."""
 SMALLEST = 1e-9
 """Stands for a chance of 0, which would draw what has no weight."""
