@@ -271,10 +271,12 @@ class _Filler:
         options, level = self.options, self.model.bottom
         shares = [HIGHEST_SHARE * (number + 0.5) / options.candidates for number in range(options.candidates)]
         rows: list[tuple[_Opened, list[int], torch.Generator]] = []
+        # What was too short is drawn longer the next time.
+        least = min(self.most, self.least << attempt) if options.min_bytes else self.least
         for each in opened:
             chance = torch.Generator().manual_seed(each.window.seed + attempt)
             seeds = torch.randint(2**31, (options.candidates,), generator=chance).tolist()
-            lengths = draw_lengths(each.context, shares, least=self.least, most=self.most)
+            lengths = draw_lengths(each.context, shares, least=least, most=self.most)
             chances = [torch.Generator().manual_seed(seed) for seed in seeds]
             rows += [(each, some, one) for some, one in zip(lengths, chances, strict=True)]
         chances = [chance for _, _, chance in rows]
