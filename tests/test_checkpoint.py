@@ -32,7 +32,8 @@ from zonkey_core.checkpoint import (
     read_tensors,
 )
 from zonkey_core.errors import CheckpointError, ZonkeyError
-from zonkey_core.weights_file import SCALE, read_weights_header
+from zonkey_core.weight_rounding import SCALE
+from zonkey_core.weights_file import read_weights_header
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,8 @@ from zonkey_core.checkpoint import (
 from zonkey_core.committed_files import write_files
 from zonkey_core.config import PRESETS, LevelConfig, load_preset, override_keys, parse_toml
 from zonkey_core.errors import CheckpointError, ConfigError
-from zonkey_core.weight_rounding import restored_entries
-from zonkey_core.weights_file import SCALE, read_weights_header, scan_weights
+from zonkey_core.weight_rounding import SCALE, restored_entries
+from zonkey_core.weights_file import read_weights_header, scan_weights
 
 PRETRAINED = Path(configuration.__file__).parent / "pretrained"
 

@@ -3,8 +3,7 @@
 import torch
 
 from tests.model_helpers import normal
-from zonkey_core.weight_rounding import restore_weights, round_weights
-from zonkey_core.weights_file import SCALE
+from zonkey_core.weight_rounding import SCALE, restore_weights, round_weights
 
 NAME = "bottom.denoiser.blocks.0.attention_in.weight"
 

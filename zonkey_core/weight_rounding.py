@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from zonkey_core.weights_file import SCALE, TensorEntry
+from zonkey_core.weights_file import TensorEntry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+SCALE = ".scale"
+"""What the name of the scales of a rounded matrix ends with."""
 LARGEST = 127
 OWNERS = (".denoiser.", ".vocabulary.", ".decoder.")
 """One of these is in the name of every matrix that is rounded."""

@@ -35,8 +35,6 @@ _EXPONENTS: dict[str, tuple[type[np.unsignedinteger], int]] = {
     "F16": (np.uint16, 0x7C00), "BF16": (np.uint16, 0x7F80),
 }
 """The bits of a number that are all set in infinities and in what is no number."""
-SCALE = ".scale"
-"""What the name of the scales of a rounded matrix ends with (`weight_rounding`)."""
 _STORED = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
     "U8": "u1", "BOOL": "?",
