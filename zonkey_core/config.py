@@ -55,6 +55,9 @@ class LevelConfig(_Struct, frozen=True):
     reader_contexts: int = 0
     """Rows of the table of a reader of level 0 that has no attention, but a vector for each string around a hidden one;
     0 for a Transformer, which learns later and costs more. For Chinese; English gets worse (docs/experiments.md)."""
+    lexicon: int = 0
+    """Rows of the table that counts segments at level 0; with one, its splitter learns by what its segments cost as
+    entries of a lexicon, and 0 leaves it to masked modelling. For scripts that put no spaces between words."""
     reader_layers: int = 2
     """Layers of the Transformer that is the reader, which teaches the splitter."""
     reader_span: int = 64
@@ -130,7 +133,7 @@ class Config(_Struct, frozen=True):
     """Stated need of memory, for people."""
 
 
-OPTIONAL = ("bits_per_segment", "reader_contexts")
+OPTIONAL = ("bits_per_segment", "reader_contexts", "lexicon")
 """Keys of a level that 0 turns off."""
 LEVELS = 8
 """The most levels of a model."""

@@ -83,6 +83,50 @@ def test_sources_have_weights_and_the_splitter_alone_is_that_of_level_0(zonkey: 
     assert given[1] / sum(given) == pytest.approx(0.75, abs=0.05)
 
 
+TWO = ("--data", "a.txt", "--data", "b.txt", "--weight", "1", "--weight", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*TWO, "--keep-cuts", "c.txt"), "--keep-cuts c.txt: not a --data of this run; give it as one, too"),
+        ((*TWO, "--keep-cuts", "a.txt", "--keep-cuts", "b.txt"), "--keep-cuts: nothing is left to learn from"),
+        (("--data", "a.txt", "--weight", "1", "--keep-cuts", "a.txt"), "--keep-cuts: nothing is left to learn from"),
+        ((*TWO[:4], "--keep-cuts", "a.txt"), "--keep-cuts needs --weight."),
+    ],
+)
+def test_cuts_are_kept_of_some_of_the_weighed_sources(
+    zonkey: Zonkey, tiny_model: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = zonkey.run("train", "--from", tiny_model, *arguments, "--steps", "2")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert message in done.stderr.decode()
+    assert not any(zonkey.folder.iterdir())
+
+
+def test_cuts_are_kept_of_a_model_to_start_from(zonkey: Zonkey) -> None:
+    done = zonkey.run("train", *TWO, "--keep-cuts", "a.txt", "--steps", "2")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"--keep-cuts needs --from." in done.stderr
+    done = zonkey.run("train", "--resume", "--keep-cuts", "a.txt")
+    assert done.returncode == 2 and b"--keep-cuts cannot be used with --resume" in done.stderr
+
+
+def test_a_run_keeps_cuts_and_its_record_says_of_what(zonkey: Zonkey, tiny_model: Path) -> None:
+    for name in ("a", "b"):
+        (zonkey.folder / f"{name}.txt").write_text(f"{name} word of text. " * 400, encoding="ascii")
+    run = ("train", "--device", "cpu", "--from", tiny_model, *TWO, "--keep-cuts", "b.txt", "--stage", "splitter")
+    done = zonkey.run(*run, "--accumulate", "2", "--steps", "2", "--out", "model")
+    (line,) = done.stderr.decode().splitlines()
+    assert done.returncode == 2 and "--keep-cuts is for one process" in line and "--accumulate" in line
+    done = zonkey.run(*run, "--steps", "2", "--out", "model")
+    assert (done.returncode, done.stdout) == (0, b"model\n"), done.stderr
+    record = json.loads((zonkey.folder / "model" / "training.json").read_bytes())
+    assert record["data"]["kept_cuts"] == ["b.txt"]
+    lines = map(json.loads, (zonkey.folder / "model" / "metrics.jsonl").read_text().splitlines())
+    assert any("0/kept" in line.get("losses", {}) for line in lines)
+
+
 def test_missing_data_is_one_line(zonkey: Zonkey) -> None:
     done = zonkey.run("train", "--data", "none.txt", "--steps", "2", "-q")
     assert (done.returncode, done.stdout) == (1, b"")

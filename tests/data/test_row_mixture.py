@@ -82,3 +82,34 @@ def test_a_position_in_other_sources_is_refused(tmp_path: Path) -> None:
         opened(SourceSpec(sources=names[:1], weights=(1.0,)), state)
     with pytest.raises(DataError, match="damaged"):
         opened(SourceSpec(sources=names, weights=(1.0, 1.0)), {"sources": 3})
+
+
+@settings(max_examples=20, deadline=None)
+@given(weights=st.lists(st.floats(0.1, 10), min_size=2, max_size=3), before=st.integers(0, 3), kept=st.data())
+def test_a_batch_tells_of_which_rows_the_cuts_stay(
+    tmp_path_factory: pytest.TempPathFactory, weights: list[float], before: int, kept: st.DataObject
+) -> None:
+    """Also after going on from where it was left, and without a word in the state."""
+    names = sources(tmp_path_factory.mktemp("text"), len(weights))
+    chosen = kept.draw(st.sets(st.sampled_from(range(len(names))), min_size=1))
+    plain = SourceSpec(sources=names, weights=tuple(weights))
+    spec = SourceSpec(sources=names, weights=tuple(weights), kept_cuts=tuple(names[each] for each in sorted(chosen)))
+    rows, others = opened(spec), opened(plain)
+    for _ in range(before):
+        rows.next_batch()
+        others.next_batch()
+    assert rows.state() == others.state()
+    for batch in (rows.next_batch(), opened(spec, json.loads(json.dumps(others.state()))).next_batch()):
+        assert batch.kept_mask is not None and batch.kept_mask.dtype == bool
+        assert batch.kept_mask.tolist() == ["abc".index(letter) in chosen for letter in letters(batch)]
+    assert others.next_batch().kept_mask is None
+
+
+def test_only_a_weighed_source_can_keep_its_cuts(tmp_path: Path) -> None:
+    names = sources(tmp_path, 2)
+    with pytest.raises(ConfigError, match="give every source a weight where cuts are to be kept"):
+        opened(SourceSpec(sources=names, kept_cuts=names[:1]))
+    with pytest.raises(ConfigError, match=r"other\.txt: its cuts are to be kept, and it is no source"):
+        opened(SourceSpec(sources=names, weights=(1.0, 1.0), kept_cuts=(names[0], "other.txt")))
+    with pytest.raises(ConfigError, match="2 sources have 1 weights"):
+        opened(SourceSpec(sources=names, weights=(1.0,), kept_cuts=names[:1]))

@@ -185,7 +185,7 @@ MANY = byte_rows(*(DATA[start : start + 120] for start in range(0, 480, 40)))
 def test_joint_training_reaches_every_parameter(count: int) -> None:
     model = small_model(count)
     fit_vocabulary(model)
-    losses = joint_losses(model, MANY, chance(2), upper_gradient=1.0)
+    losses = joint_losses(model, MANY, chance(1), upper_gradient=1.0)
     shared = {"masked", "rate", "overlong", "uncertainty", "positions", "existence", "endings"}
     own = [{"stability", "drift", "choice", "cuts", "spelled", "cost"}]
     own += [{"following", "latents", "spread", "decoded", "lengths"}] * (count - 1)

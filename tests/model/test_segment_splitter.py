@@ -26,10 +26,11 @@ from tests.model_helpers import (
 )
 from zonkey_core.model.bytes import cut_allowed_mask
 from zonkey_core.model.level import Level
+from zonkey_core.model.model import unsaved_buffers
 from zonkey_core.model.ngram_tables import NGRAM_ORDERS
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.readers import NEAR, ContextReader, CostEstimator, SegmentReader, UnitKinds, UnitReader
-from zonkey_core.model.segment_splitter import NEVER, SegmentSplitter, hide_positions, hide_units
+from zonkey_core.model.segment_splitter import NEVER, SegmentSplitter, frozen_copy, hide_positions, hide_units
 from zonkey_core.model.unit_rows import UnitRows, unit_rows
 from zonkey_core.training.objectives import splitter_objective
 
@@ -572,3 +573,29 @@ def test_a_shift_is_seen_within_a_context_of_autocast() -> None:
         level.splitter.shift(4.0)
         after = level.split(rows).start_logits
     assert float((before - after - 4.0).abs().max().detach()) < 0.1
+
+
+# Frozen copies
+
+
+def test_a_frozen_copy_says_what_was_said_and_does_not_learn() -> None:
+    level, rows = small_model(1).bottom, byte_rows(TEXT.encode()[:80])
+    copied = frozen_copy(level.splitter)
+    before = level.split(rows)
+    for parameter in level.splitter.parameters():
+        torch.nn.init.normal_(parameter)
+    after, said = level.split(rows), copied(rows)
+    assert torch.equal(said.start_logits, before.start_logits) and torch.equal(said.start_prob, before.start_prob)
+    assert not torch.equal(said.start_logits, after.start_logits) and not said.start_logits.requires_grad
+
+
+def test_a_frozen_copy_is_no_part_of_a_saved_model() -> None:
+    """All of it are buffers, which a run that goes on takes up, and its parameters stay the model's own."""
+    model = small_model(2)
+    saved, parameters = model.state_dict().keys(), [*model.parameters()]
+    model.bottom.former = frozen_copy(model.bottom.splitter)
+    assert model.state_dict().keys() == saved
+    assert list(map(id, model.parameters())) == list(map(id, parameters))
+    names = {f"bottom.former.{name}" for name, _ in model.bottom.splitter.named_parameters()}
+    assert {name for name in unsaved_buffers(model) if "former" in name} == names
+    assert [*map(type, model.bottom.former.modules())] == [*map(type, model.bottom.splitter.modules())]

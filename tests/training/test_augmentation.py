@@ -15,12 +15,14 @@ from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segment_splitter import Splits
 from zonkey_core.model.unit_rows import unit_rows
 from zonkey_core.training.augmentation import (
+    CHANGED,
     KIND_SHARES,
     LEAST_SHARE,
     LOST_SHARE,
     MOST_SHARE,
     UPPER_KIND_SHARES,
     NoisedRows,
+    _changed,
     noise_rows,
     noised_start_prob,
 )
@@ -42,6 +44,17 @@ def many_rows(count: int = 120, *, text: str = TEXT * 3) -> PositionSequence:
 
 ROWS = many_rows()
 SIZES = ROWS.exists_mask.sum(1).tolist()
+
+
+def rows_of_signs(count: int, *, seed: int = 2) -> PositionSequence:
+    """Rows of signs of many scripts, all of them whole; one is rarer than the others."""
+    signs, rows = SIGNS + "\u304b", []
+    odds = torch.tensor([1.0] * len(SIGNS) + [0.05])
+    for drawn in torch.multinomial(odds.expand(count, -1), LENGTH // 4, replacement=True, generator=chance(seed)):
+        rows.append("".join(signs[each] for each in drawn.tolist()).encode())
+    found = byte_rows(*(row.ljust(LENGTH, b" ") for row in rows))
+    found.exists_mask.copy_(torch.arange(LENGTH) < torch.tensor([[len(row)] for row in rows]))
+    return found
 
 
 def only(kind: int) -> list[float]:
@@ -99,9 +112,7 @@ def test_units_are_dropped_or_written_twice(kind: int, shorter: bool) -> None:
 
 @pytest.mark.parametrize("kind", range(5))
 def test_units_of_any_script_stay_whole(kind: int) -> None:
-    drawn = torch.randint(len(SIGNS), (4000,), generator=chance(2)).tolist()
-    rows = many_rows(20, text="".join(SIGNS[each] for each in drawn))
-    rows.document_mask[:] = False
+    rows = rows_of_signs(20)
     noised = noise_rows(rows, chance(3), only(kind)).sequence
     changed = 0
     for row in range(len(rows.values)):
@@ -109,7 +120,7 @@ def test_units_of_any_script_stay_whole(kind: int) -> None:
         found = spelled(noised, row)
         assert set(found[:-1]) <= set(whole), "the last may be cut off"
         changed += found != whole
-    assert changed > (10 if kind < 4 else 0), "no sign is rare enough to be lost, but pieces of some are"
+    assert changed > (10 if kind < 4 else 0), "one sign alone is rare enough to be lost"
 
 
 def test_units_give_way_to_others_of_their_row() -> None:
@@ -133,6 +144,35 @@ def test_only_rarer_units_give_way_where_the_bound_is_on_how_often_they_occur() 
         clean, found = spelled(rows, row), spelled(noised, row)
         seen |= {one for one, two in zip(clean, found, strict=True) if one != two}
     assert seen == {b"c", b"d", b"e", b"f", b"g"}
+
+
+@law
+@given(seed=seeds)
+def test_rare_kinds_of_a_row_change_places_with_each_other(seed: int) -> None:
+    rows, batch = rows_of_signs(6, seed=seed), 6
+    units = unit_rows(rows)
+    sources = _changed(units, batch, chance(seed))
+    assert torch.equal(units.rows[sources], units.rows), "of the same row"
+    for row in range(batch):
+        mine = units.rows == row
+        clean, found = units.keys[mine].tolist(), units.keys[sources][mine].tolist()
+        told = dict(zip(clean, found, strict=True))
+        assert [told[key] for key in clean] == found, "the same wherever it occurs"
+        assert sorted(told.values()) == sorted(told), "each is what one of them becomes"
+        assert all(clean.count(key) < CHANGED * len(clean) for key in told if told[key] != key)
+
+
+@few
+@given(seed=seeds)
+def test_frequent_kinds_stay_as_they_are(seed: int) -> None:
+    """Half of a row is of one kind; each of the others, a 50th of it, is below most of the bounds."""
+    text = "".join("a" + sign for sign in "bcdefghijklmnopqrstuvwxyz" * 5)[:LENGTH]
+    rows = byte_rows(*[text.encode()] * 20)
+    noised = noise_rows(rows, chance(seed), only(3)).sequence
+    frequent = rows.values == ord("a")
+    assert torch.equal(noised.values == ord("a"), frequent)
+    others = (noised.values != rows.values).sum(1)
+    assert (others > 60).sum() > 8
 
 
 def test_a_row_loses_all_of_a_kind_or_none() -> None:

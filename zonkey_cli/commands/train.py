@@ -44,8 +44,9 @@ DEFAULT_PRESET = "tiny"
 DEFAULT_MINUTES = 10.0
 DEFAULT_OUT = "zonkey-model"
 _STORED = (
-    "data", "weights", "data_config", "data_dir", "steps", "minutes", "start_from", "preset", "config_file",
-    "overrides", "bytes_per_segment", "bits_per_segment", "stage", "level", "seed", "device", "precision",
+    "data", "weights", "kept_cuts", "data_config", "data_dir", "steps", "minutes", "start_from", "preset",
+    "config_file", "overrides", "bytes_per_segment", "bits_per_segment", "stage", "level", "seed", "device",
+    "precision",
 )
 """Options whose values a checkpoint keeps, so that `--resume` has no use for them."""
 _HOW = ("device", "precision", "save_every", "keep", "accumulate", "checkpoint_activations", "shard")
@@ -61,6 +62,11 @@ MANUAL = Manual(
         ("zonkey train --resume --back-to 1200", "Go on from an earlier checkpoint, where the last is damaged."),
         ("zonkey train --from bundled --data letters/ --out my-letters", "Adapt the bundled model to your own text."),
         ("zonkey train --from bundled --stage splitter --data code/", "Learn only how to split your text."),
+        (
+            "zonkey train --from bundled --stage splitter --data ko.txt --weight 3 --data sample --weight 1 "
+            "--keep-cuts sample",
+            "Learn to split Korean, and go on splitting English as before.",
+        ),
         ("zonkey train --data de.txt --weight 1 --data zh.txt --weight 3", "Learn from two texts, one row to three."),
         ("zonkey train --preset small --set level.1.heads=8 --data book.txt", "Another size, with one value changed."),
         (
@@ -93,6 +99,11 @@ MANUAL = Manual(
     "--weight", "weights", type=FiniteRange(min=0, max=1e6, min_open=True), metavar="W", multiple=True,
     help="Share of the rows that a --data has, one for each of them in their order, as 2 and 1 for two rows of the "
     "first to one of the second.  [default: as much text as each has]",
+)
+@click.option(
+    "--keep-cuts", "kept_cuts", metavar="SOURCE", multiple=True,
+    help="A --data whose cuts stay as the model given by --from makes them, also under noise, while the splitter "
+    "learns from the others; may be repeated. Every --data needs a --weight then.",
 )
 @data_config_option
 @data_dir_option
@@ -216,6 +227,11 @@ def command(
         forbid_with(context, "resume", *_STORED, "plan")
     require_with(context, "back_to", "resume")
     require_with(context, "level", "stage")
+    require_with(context, "kept_cuts", "start_from")
+    require_with(context, "kept_cuts", "weights")
+    if given["kept_cuts"] and stage != "splitter":
+        raise click.UsageError("--keep-cuts needs --stage splitter.", context)
+    _check_kept(data, given["kept_cuts"])
     for name in PLAN_OPTIONS:
         require_with(context, name, "plan")
     if not plan:
@@ -239,8 +255,8 @@ def _spec(data: tuple[str, ...], given: Mapping[str, Any]) -> SourceSpec:
     from zonkey_core.data import SourceSpec
 
     return SourceSpec(
-        sources=data, weights=given["weights"], wiki_config=given["data_config"], wiki_dir=given["data_dir"],
-        on_bad_data=given["on_bad_data"],
+        sources=data, weights=given["weights"], kept_cuts=given["kept_cuts"], wiki_config=given["data_config"],
+        wiki_dir=given["data_dir"], on_bad_data=given["on_bad_data"],
     )  # fmt: skip
 
 
@@ -270,6 +286,15 @@ def _check_out(out: str, *, resume: bool) -> None:
         raise BadValueError(f"{out}: holds a model already; add --resume to go on with it, or choose another --out")
     if resume and not found:
         raise BadValueError(f"{out}: holds no model to resume; name its folder with --out")
+
+
+def _check_kept(data: tuple[str, ...], kept: tuple[str, ...]) -> None:
+    """Raise `BadValueError` where the cuts of something are to be kept that is no text of the run, or of all of it."""
+    for source in kept:
+        if source not in data:
+            raise BadValueError(f"--keep-cuts {source}: not a --data of this run; give it as one, too")
+    if kept and set(kept) == set(data):
+        raise BadValueError("--keep-cuts: nothing is left to learn from; give a --data beside it")
 
 
 def _configuration(context: click.Context) -> Config:

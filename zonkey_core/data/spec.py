@@ -14,6 +14,8 @@ class SourceSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """`wiki`, `sample`, or paths: files, folders, and `-` for standard input."""
     weights: tuple[Annotated[float, msgspec.Meta(gt=0, le=1e6)], ...] = ()
     """Each source's share of the rows that are trained on, in any unit; without them, a source counts by its size."""
+    kept_cuts: tuple[str, ...] = ()
+    """The sources, each with a weight, whose cuts stay those of the model that training starts from."""
     wiki_config: str = "20231101.en"
     """Configuration of the Hugging Face dataset `wikimedia/wikipedia`: date of the dump and language."""
     wiki_dir: str | None = None

@@ -27,6 +27,7 @@ from zonkey_core.model.existence import (
     window_log_existence,
 )
 from zonkey_core.model.hash_embeddings import ngram_keys
+from zonkey_core.model.lexicon import Lexicon
 from zonkey_core.model.positions import PositionEmbedding, PositionReadout, PositionSequence
 from zonkey_core.model.readers import ContextReader, CostEstimator, SegmentReader, UnitReader
 from zonkey_core.model.segment_splitter import SegmentSplitter, Splits
@@ -62,9 +63,13 @@ class Level(nn.Module):
         )
         self.guide: SegmentSplitter | None = None
         """Above bytes: the splitter that the masked-modelling loss trains, from each position alone."""
+        self.former: SegmentSplitter | None = None
+        """Of bytes, in a run that keeps the cuts of some text: the splitter that it began with."""
         self.reader: UnitReader | ContextReader | SegmentReader
         self.estimator: CostEstimator | None = None
         """Of bytes: what text costs, which sets how often it is cut."""
+        self.lexicon: Lexicon | None = None
+        """Of bytes, where the configuration has one: what segments cost as entries of it."""
         self.vocabulary: SegmentVocabulary | None = None
         """Of bytes: the strings that the denoiser chooses from."""
         reading = splitter_width, config.heads, config.reader_layers, config.reader_span
@@ -74,6 +79,7 @@ class Level(nn.Module):
             else:
                 self.reader = UnitReader(*reading, config.reader_units)
             self.estimator = CostEstimator(splitter_width, config.reader_units)
+            self.lexicon = Lexicon(config.lexicon) if config.lexicon else None
             self.vocabulary = SegmentVocabulary(config.vocabulary, config.window, self.channels)
         else:
             self.guide = SegmentSplitter(channels_below, splitter_width, 1, 1, config.segment_length, 0)

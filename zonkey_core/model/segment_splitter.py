@@ -18,6 +18,7 @@ rows.
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -126,6 +127,16 @@ class SegmentSplitter(nn.Module):
         """Lower every start logit by `logit`, also within a context of autocast, which keeps what it has cast."""
         self.head.bias.sub_(logit)
         torch.clear_autocast_cache()
+
+
+def frozen_copy(splitter: SegmentSplitter) -> SegmentSplitter:
+    """A copy that does not learn, and that a saved model does without: its parameters are buffers."""
+    copied = copy.deepcopy(splitter)
+    for module in copied.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach(), persistent=False)
+    return copied
 
 
 def hide_positions(sequence: PositionSequence, rate: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -16,14 +16,15 @@ from zonkey_core.model.existence import cumulative_log_continue
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.unit_rows import UnitRows, unit_rows
 
-KIND_SHARES = (0.3, 0.1, 0.3, 0.3, 0.0)
-"""How often a row loses units, has some twice, has others in place of some, or of all rare ones, or loses rare ones."""
+KIND_SHARES = (0.25, 0.15, 0.2, 0.4, 0.0)
+"""How often a row loses units, has some twice, has others in place of some, has rare kinds of them changed for others,
+or loses rare ones."""
 UPPER_KIND_SHARES = (0.1, 0.1, 0.1, 0.05, 0.65)
 """The same for what splitters above level 0 are taught with."""
 LEAST_SHARE, MOST_SHARE = 0.05, 0.25
 """Of the units of a row that are dropped, written twice, or replaced by others of the row."""
-REPLACED = 0.15
-"""A row with others in place of its rare units keeps those whose share of it is above a bound of at most this."""
+CHANGED = 0.15
+"""A row whose rare kinds are changed for others keeps those whose share of it is above a bound of at most this."""
 RARE = 0.012
 """A row that loses units everywhere loses those whose share of the batch is below a bound of at most this."""
 LOST_SHARE = 0.7
@@ -47,8 +48,9 @@ def noise_rows(
 ) -> NoisedRows:
     """Noise each row in one of five ways, drawn at random with the odds `shares`.
 
-    Units dropped, written twice, replaced by units drawn from the same row, all rarer ones replaced so, or some kinds
-    of units lost wherever they occur: rare ones, and those that begin with a byte value in the mask `telling` [256].
+    Units dropped, written twice, or replaced by units drawn from the same row; each rare kind of them changed for
+    another rare one of the row, the same wherever it occurs, as a text in another alphabet; or some kinds lost wherever
+    they occur: rare ones, and those that begin with a byte value in the mask `telling` [256].
     """
     clean = PositionSequence(*(part.cpu() for part in sequence))
     units = unit_rows(clean)
@@ -60,9 +62,9 @@ def noise_rows(
     copies = torch.ones_like(units.keys) - (struck & (kind == 0)).long() + (struck & (kind == 1)).long()
     if shares[-1]:
         copies -= (_lost(clean, units, telling, generator) & (kind == 4)).long()
-    replaced = (struck & (kind == 2)) | (_rare(units, batch, generator) & (kind == 3))
-    drawn = _drawn_from_row(units, batch, generator)
-    sources = torch.where(replaced, drawn, torch.arange(len(units.keys)))
+    sources = torch.arange(len(units.keys))
+    sources = torch.where(struck & (kind == 2), _drawn_from_row(units, batch, generator), sources)
+    sources = torch.where(kind == 3, _changed(units, batch, generator), sources)
     noised = _write(clean, units, _keep_one(copies, units, batch), sources)
     device = sequence.values.device
     rows = PositionSequence(*(part.to(device) for part in noised.sequence))
@@ -84,15 +86,17 @@ def _drawn_from_row(units: UnitRows, batch: int, generator: torch.Generator) -> 
     return first[units.rows] + (chance * counts[units.rows]).long().clamp(max=counts.max() - 1)
 
 
-def _rare(units: UnitRows, batch: int, generator: torch.Generator) -> Tensor:
-    """[T] mask of the units whose share of their row is below a bound that is drawn for it."""
+def _changed(units: UnitRows, batch: int, generator: torch.Generator) -> Tensor:
+    """[T] for each unit one of the kind that takes the place of its own in its row; itself, where that is frequent."""
     kinds, which = torch.unique(units.keys, return_inverse=True)
-    here = units.rows * len(kinds) + which
-    _, index, count = torch.unique(here, return_inverse=True, return_counts=True)
-    shares: Tensor = count[index] / torch.bincount(units.rows, minlength=batch)[units.rows]
-    bound = REPLACED * torch.rand(batch, generator=generator)
-    rare: Tensor = shares < bound[units.rows]
-    return rare
+    here, index, count = torch.unique(units.rows * len(kinds) + which, return_inverse=True, return_counts=True)
+    rows = here // max(1, len(kinds))
+    bound = CHANGED * torch.rand(batch, generator=generator)
+    rare = count / torch.bincount(units.rows, minlength=batch)[rows] < bound[rows]
+    first = torch.full_like(here, len(index)).scatter_reduce_(0, index, torch.arange(len(index)), "amin")
+    order = torch.argsort(rows + torch.rand(len(rows), generator=generator, dtype=torch.float64))
+    first[rare.nonzero().flatten()] = first[order[rare[order]]]
+    return first[index]
 
 
 def _lost(

@@ -84,6 +84,18 @@ class BatchPieces:
         rows = len(batch.bytes) // self._all
         return [self._take(batch, slice(piece * rows, (piece + 1) * rows)) for piece in self._numbers()]
 
+    def kept_rows(self, batch: RowBatch) -> list[torch.Tensor | None]:
+        """For each of these pieces a mask [B] of the rows whose cuts are kept; None where there are none."""
+        if batch.kept_mask is None:
+            return [None] * self._each
+        self.require_whole()
+        return [torch.from_numpy(batch.kept_mask).to(self._device)]
+
+    def require_whole(self) -> None:
+        """Raise `ConfigError` where a batch is shared out: with kept cuts, its pieces would not be alike."""
+        if self._all > 1:
+            raise ConfigError("--keep-cuts is for one process that takes each batch whole; leave out --accumulate")
+
     def generators(self, common: torch.Generator) -> list[torch.Generator]:
         """What decides by chance about each of these pieces; `common` is the same in all processes, and stays so."""
         if self._all == 1:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import lzma
 from collections.abc import Iterator
 
+import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.devices import autocast
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.readers import SegmentReader
 from zonkey_core.model.segment_vocabulary import StringCounter
+from zonkey_core.model.units import read_units
 from zonkey_core.training.curriculum import Stage
 
 CODEBOOK_BATCHES = 48
+COMPRESSED_BYTES = 2_000_000
+"""Text of a source by which a compressor measures its information, at most."""
+COMPRESSED_TOGETHER = 500
+"""Documents among which that text is shuffled."""
 BYTES_PER_STRING = 600
 """Text that is read for each string of a vocabulary."""
 
@@ -39,6 +49,39 @@ def fit_codebooks(
         if (stage.name == "splitter" and stage.level == index) or (stage.level is None and unfitted):
             live.reader.codebook.fit(_some_latents(models[0], index, sequences, precision), generator)
             average.reader.codebook.load_state_dict(live.reader.codebook.state_dict())
+
+
+def fit_information(model: Zonkey, stage: Stage, spec: SourceSpec) -> None:
+    """Measure what a unit of the text costs, where a lexicon is to cut it at a rate of information.
+
+    A compressor says it, of some text of each source; sources whose cuts are kept are left out. Standard input can be
+    read but once, so that nothing is known of it before. Raises `DataError` as reading does.
+    """
+    lexicon = model.bottom.lexicon
+    if stage.name != "splitter" or stage.level != 0 or lexicon is None or "-" in spec.sources:
+        return
+    weights = dict(zip(spec.sources, spec.weights, strict=True)) if spec.weights else {}
+    learned = [source for source in spec.sources if source not in spec.kept_cuts]
+    groups = [((source,), weights[source]) for source in learned] if weights else [(tuple(learned), 1.0)]
+    bits = units = 0.0
+    for sources, weight in groups:
+        text = _some_text(msgspec.structs.replace(spec, sources=sources, weights=(), kept_cuts=()))
+        share = weight / max(1, len(text))
+        bits += share * 8 * len(lzma.compress(text.tobytes(), preset=9 | lzma.PRESET_EXTREME))
+        units += share * len(read_units(text, np.arange(len(text)) == 0).offsets)
+    lexicon.information.fill_(bits / max(units, 1e-9))
+
+
+def _some_text(spec: SourceSpec) -> NDArray[np.uint8]:
+    """The first `COMPRESSED_BYTES` of a text, shuffled by documents, if there are so many."""
+    documents: list[bytes] = []
+    count = 0
+    for document in open_stream(spec, seed=0, shuffle_documents=COMPRESSED_TOGETHER, repeat=False):
+        documents.append(document)
+        count += len(document)
+        if count >= COMPRESSED_BYTES:
+            break
+    return np.frombuffer(b"".join(documents)[:COMPRESSED_BYTES], np.uint8)
 
 
 def fit_vocabularies(

@@ -27,7 +27,7 @@ from zonkey_core.training.losses import (
     rate_penalty,
     uncertainty_penalty,
 )
-from zonkey_core.training.processes import mean_over
+from zonkey_core.training.processes import mean_over, over_all
 
 NOISED_ROWS = 2
 """One row in so many is noised where a splitter is held to the same cuts under noise."""
@@ -39,6 +39,8 @@ ROWS_APART = 5.0
 """Weight of the rate of each row; that of all rows together is 100."""
 LARGEST_RATE = 0.9
 """Cuts a unit, at most, that a rate asks for."""
+KEPT = 4.0
+"""Weight of cuts that are to stay as they were."""
 DECODER_NOISE = 0.5
 """Largest noise-to-signal ratio that the autoencoder's decoder is trained to undo."""
 
@@ -51,18 +53,27 @@ def splitter_objective(
     certainty: float = 1.0,
     stability: float = 1.0,
     temperature: float = COOLEST,
+    kept_mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Leak-free masked modelling: splitter and reader both see the masked sequence only (design of the splitter).
+    """What teaches splitters to cut: leak-free masked modelling, or of level 0, what segments cost in a lexicon.
 
-    It trains level 0's splitter, and above that its guide. The reader is given starts drawn at a `temperature`
-    (`draw_relaxed`). `certainty` weighs the penalty on probabilities that are neither 0 nor 1, and `stability` that on
-    cuts of bytes that change under noise.
+    It trains level 0's splitter, and above that its guide. Of masked modelling, splitter and reader both see the masked
+    sequence only, and the reader is given starts drawn at a `temperature` (`draw_relaxed`). `certainty` weighs the
+    penalty on probabilities that are neither 0 nor 1, and `stability` that on cuts of bytes that change under noise.
+    In rows of `kept_mask` [B] nothing is learned but the cuts that there were.
     """
     if not level.reads_bytes:
         return guide_objective(level, sequence, generator, certainty=certainty, temperature=temperature)
-    losses = unit_objective(level, sequence, generator, certainty=certainty, temperature=temperature)
-    if stability:
-        losses["stability"] = stability * stability_loss(level, sequence, generator)
+    losses: dict[str, Tensor] = {}
+    if kept_mask is not None:
+        if kept_mask.any():
+            kept = PositionSequence(*(part[kept_mask] for part in sequence))
+            losses["kept"] = KEPT * kept_cuts_loss(level, kept, generator)
+        sequence = PositionSequence(*(part[~kept_mask] for part in sequence))
+    if len(sequence.values):
+        losses |= unit_objective(level, sequence, generator, certainty=certainty, temperature=temperature)
+        if stability:
+            losses["stability"] = stability * stability_loss(level, sequence, generator)
     return losses
 
 
@@ -73,19 +84,25 @@ def unit_objective(
     assert isinstance(level.reader, (UnitReader, ContextReader))
     units = unit_rows(sequence)
     kinds = UnitKinds(units.keys)
-    hidden, shown = hide_units(units, level.config.mask_rate, generator)
-    splits = level.splitter.split_units(shown)
-    drawn = draw_relaxed(splits, temperature, generator)
-    told = level.reader.units.loss(level.reader(shown.keys, hidden, drawn), kinds, hidden.nonzero().flatten())
-    exists = torch.ones_like(drawn)
+    losses: dict[str, Tensor] = {}
+    if level.lexicon is not None:
+        splits = level.splitter.split_units(units)
+        told, met = level.lexicon(units, splits)
+        level.lexicon.learn(units.keys, met, over_all)
+        losses["told"] = mean_over(told, len(units.keys))
+    else:
+        hidden, shown = hide_units(units, level.config.mask_rate, generator)
+        splits = level.splitter.split_units(shown)
+        drawn = draw_relaxed(splits, temperature, generator)
+        guessed = level.reader.units.loss(level.reader(shown.keys, hidden, drawn), kinds, hidden.nonzero().flatten())
+        losses["masked"] = mean_over(guessed.sum(), len(guessed))
     cumulative = cumulative_log_continue(splits.start_prob)
     beyond = torch.searchsorted(units.offsets, units.offsets + level.config.window)
     inside = beyond < len(units.offsets)
     open_still = (cumulative[beyond[inside]] - cumulative[inside]).exp()
-    losses = {
-        "masked": mean_over(told.sum(), len(told)),
+    losses |= {
         "overlong": mean_over(open_still.sum(), len(units.offsets)),
-        "uncertainty": certainty * uncertainty_penalty(splits.start_prob, exists),
+        "uncertainty": certainty * uncertainty_penalty(splits.start_prob, torch.ones_like(splits.start_prob)),
     }
     return losses | rate_losses(level, units, kinds, splits.start_prob, generator)
 
@@ -96,24 +113,31 @@ def rate_losses(
     """How far the cuts of units are from their rate: that of their information, where one is set.
 
     The batch is held to its rate firmly and each row loosely, since what a row costs is known but roughly, and a firm
-    hold would drown in that noise what the reader has to say. What the units of a row cost is told from some of them,
-    in the same graph as what teaches that to the estimator.
+    hold would drown in that noise what the reader has to say. A lexicon holds each kind of text to its rate by the
+    price of a cut, and takes from the estimator how rows differ, and from a compressor what they cost in the mean. What
+    the units of a row cost is told from some of them, in the same graph as what teaches that to the estimator.
     """
     assert level.estimator is not None
     asked = (torch.rand(units.keys.shape, generator=generator) < ESTIMATED).to(units.keys.device).nonzero().flatten()
     cost = level.estimator(units, kinds, asked)
     losses = {"cost": mean_over(cost.sum(), len(cost))}
-    everywhere = torch.ones_like(start_prob)
-    if not level.config.bits_per_segment:
-        bytes_each = mean_over(units.sizes.sum().float(), len(units.sizes))
-        rate = (bytes_each / level.config.segment_length).clamp(max=LARGEST_RATE)
-        return losses | {"rate": rate_penalty(start_prob, everywhere, rate)}
     bits = row_means(cost.detach(), units.rows[asked], int(units.rows.max()) + 1) / math.log(2)
-    rates = (bits / level.config.bits_per_segment).clamp(max=LARGEST_RATE)
-    found = row_means(start_prob, units.rows, len(rates))
-    apart = ROWS_APART * mean_over((found - rates).square().sum(), len(rates))
+    if level.lexicon is not None and level.lexicon.information:
+        bits = bits * level.lexicon.information / (losses["cost"].detach() / math.log(2)).clamp(min=1e-6)
+    found = row_means(start_prob, units.rows, len(bits))
+    if level.config.bits_per_segment:
+        rates = (bits / level.config.bits_per_segment).clamp(max=LARGEST_RATE)
+    else:
+        bytes_each = mean_over(units.sizes.sum().float(), len(units.sizes))
+        rates = (bytes_each / level.config.segment_length).clamp(max=LARGEST_RATE).expand_as(bits)
+    if level.lexicon is not None:
+        prices = level.lexicon.price(bits, found.detach() - rates, over_all)
+        return losses | {"price": mean_over((prices[units.rows] * start_prob).sum(), len(units.rows))}
     wanted = mean_over(rates[units.rows].sum(), len(units.rows))
-    return losses | {"rate": rate_penalty(start_prob, everywhere, wanted) + apart}
+    losses["rate"] = rate_penalty(start_prob, torch.ones_like(start_prob), wanted)
+    if level.config.bits_per_segment:
+        losses["rate"] = losses["rate"] + ROWS_APART * mean_over((found - rates).square().sum(), len(rates))
+    return losses
 
 
 def row_means(values: Tensor, rows: Tensor, count: int) -> Tensor:
@@ -156,6 +180,23 @@ def stability_loss(level: Level, sequence: PositionSequence, generator: torch.Ge
     noised, origins = noise_rows(clean, generator)
     splits = level.split(noised)
     return existence_loss(splits.start_logits, noised_start_prob(target, origins), noised.cut_open().float())
+
+
+def kept_cuts_loss(level: Level, clean: PositionSequence, generator: torch.Generator) -> Tensor:
+    """Cross-entropy of the starts of rows, and of the same rows noised, against those of the former splitter.
+
+    So what a splitter knows of other text stays while it learns (learning without forgetting; Li and Hoiem 2016).
+    """
+    assert level.former is not None
+    with torch.no_grad():
+        target = level.former(clean).start_prob
+    noised, origins = noise_rows(clean, generator)
+    wanted = noised_start_prob(target, origins)
+    parts = ((clean, target), (noised, wanted))
+    losses = [
+        existence_loss(level.split(rows).start_logits, starts, rows.cut_open().float()) for rows, starts in parts
+    ]
+    return torch.stack(losses).sum()
 
 
 def window_losses(

@@ -74,9 +74,17 @@ def _level_parameters(level: Level, name: str) -> Iterator[nn.Parameter]:
 
 
 def stage_losses(
-    model: Zonkey, stage: Stage, sequence: PositionSequence, generator: torch.Generator, fraction: float
+    model: Zonkey,
+    stage: Stage,
+    sequence: PositionSequence,
+    generator: torch.Generator,
+    fraction: float,
+    kept_mask: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Named losses of a batch of bytes, as `LEVEL/NAME`; their sum is what the stage minimises."""
+    """Named losses of a batch of bytes, as `LEVEL/NAME`; their sum is what the stage minimises.
+
+    kept_mask [B]: the rows whose cuts stay those that the run began with, in the stage of level 0's splitter.
+    """
     if stage.level is None:
         return joint_losses(model, sequence, generator, upper_gradient=min(1.0, 2 * fraction))
     level = model.levels[stage.level]
@@ -89,6 +97,7 @@ def stage_losses(
             certainty=float(fraction >= CERTAIN_FROM),
             stability=STABILITY * float(fraction >= STABLE_FROM),
             temperature=WARMEST + (COOLEST - WARMEST) * fraction,
+            kept_mask=kept_mask if level.reads_bytes else None,
         )
         if level.guide is not None and fraction >= FOLLOW_FROM:
             losses["following"] = guided_loss(model, stage.level, sequence, located, generator)

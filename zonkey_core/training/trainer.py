@@ -6,6 +6,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -21,6 +22,7 @@ from zonkey_core.data.rows import RowBatch, RowSource
 from zonkey_core.devices import autocast, choose_device, choose_precision
 from zonkey_core.errors import ConfigError, ZonkeyError
 from zonkey_core.model.model import Zonkey
+from zonkey_core.model.segment_splitter import frozen_copy
 from zonkey_core.model.transformer import forget_activations
 from zonkey_core.model_building import require_trainable
 from zonkey_core.training.batches import BatchPieces, SharedBatches, shared_batches
@@ -34,7 +36,13 @@ from zonkey_core.training.events import (
     StageEvent,
     StepEvent,
 )
-from zonkey_core.training.fitting import anchor_vocabularies, fit_codebooks, fit_vocabularies, follow_compressors
+from zonkey_core.training.fitting import (
+    anchor_vocabularies,
+    fit_codebooks,
+    fit_information,
+    fit_vocabularies,
+    follow_compressors,
+)
 from zonkey_core.training.optimizers import (
     follow_weights,
     learning_rate_factor,
@@ -45,6 +53,7 @@ from zonkey_core.training.preview import Preview
 from zonkey_core.training.processes import (
     agree_on_most,
     is_shared_out,
+    on_first_alone,
     process_count,
     process_number,
     put_back_shares,
@@ -87,6 +96,7 @@ class Trainer:
             self.model = Zonkey(config.model)
             self.average = Zonkey(config.model)
         self.average.load_state_dict(self.model.state_dict())
+        self._remember_cuts()
         self.model.to(self.device)
         self.average.to(self.device).requires_grad_(False)
         if self.options.checkpoint_activations:
@@ -101,8 +111,15 @@ class Trainer:
         """Begin with the weights of another model of the same shape."""
         full = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
         fill_model(self.model, full, origin=origin)
+        self._remember_cuts()
         self.model.to(self.device)
         self.average.load_state_dict(self.model.state_dict())
+
+    def _remember_cuts(self) -> None:
+        """Keep the splitter of bytes as it is now, where some cuts are to stay."""
+        if self.spec.kept_cuts:
+            self.pieces.require_whole()
+            self.model.bottom.former = frozen_copy(self.model.bottom.splitter)
 
     def share_out(self) -> None:
         """Divide both models among the processes where that is asked for, once their weights are there."""
@@ -174,6 +191,7 @@ class Trainer:
             sequences = self.pieces.whole(batches)
             fit_codebooks(models, stage, sequences, self.precision, self.generator)
             fit_vocabularies(models, stage, sequences, self.precision)
+            on_first_alone(partial(fit_information, self.model, stage, self.spec))
             if stage.name in ("autoencoder", "joint"):
                 anchor_vocabularies(self.model, self.precision)
             self._be_alike()
@@ -224,11 +242,12 @@ class Trainer:
         total = torch.zeros(())
         losses: dict[str, Tensor] = {}
         pieces = self.pieces.own(batch)
-        for number, (piece, chance) in enumerate(zip(pieces, self.pieces.generators(self.generator), strict=True)):
+        chances, kept_rows = self.pieces.generators(self.generator), self.pieces.kept_rows(batch)
+        for number, (piece, chance, kept) in enumerate(zip(pieces, chances, kept_rows, strict=True)):
             if number:
                 torch.autograd.backward(total)
             with autocast(self.device, self.precision):
-                found = stage_losses(self.model, stage, piece, chance, fraction)
+                found = stage_losses(self.model, stage, piece, chance, fraction, kept)
             total = torch.stack(list(found.values())).sum() / len(pieces)
             losses = {name: losses.get(name, 0) + loss.detach() / len(pieces) for name, loss in found.items()}
         fault = take_step(total, parameters, self.optimizers, training.gradient_clip, self.judge.fault)

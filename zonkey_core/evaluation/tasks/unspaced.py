@@ -38,15 +38,16 @@ def splitter_alone(level: LevelConfig) -> ModelConfig:
 def unspaced_model(context: EvaluationContext, training_text: Sequence[bytes]) -> Zonkey:
     """A model of level 0 alone whose splitter has learned from `training_text`, the training text without whitespace.
 
-    Its target is as many segments for a text as the model's own, which are that much shorter without whitespace. A
-    byte that is no part of valid UTF-8 is learned as a replacement character.
+    It learns by masked modelling, which finds the words of alphabets, where a lexicon finds phrases. Its target is as
+    many segments for a text as the model's own, which are that much shorter without whitespace. A byte that is no part
+    of valid UTF-8 is learned as a replacement character.
     """
     options, texts = context.options, context.texts
     training = read_model_card(context.model_path).config.training
     level = context.model.config.levels[0]
     left = sum(map(len, training_text)) / sum(map(len, texts.training))
     shorter = msgspec.structs.replace(
-        level, segment_length=max(1.5, left * level.segment_length), bits_per_segment=0.0
+        level, segment_length=max(1.5, left * level.segment_length), bits_per_segment=0.0, lexicon=0
     )
     config = Config(model=splitter_alone(shorter), training=training)
     step_bytes = training.row_bytes * training.batch_rows

@@ -1,0 +1,230 @@
+"""Kept cuts: some rows teach a splitter nothing but what it knew of them, also where a run is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor
+
+from tests.model_helpers import byte_rows, chance, few, level_config, seeds, small_model
+from tests.training_helpers import Run, assert_same_tensors
+from zonkey_core.checkpoint import MODEL, read_tensors
+from zonkey_core.config import Config, ModelConfig, TrainingConfig
+from zonkey_core.data import SourceSpec
+from zonkey_core.data.rows import RowBatch
+from zonkey_core.errors import ConfigError
+from zonkey_core.model.level import Level
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segment_splitter import frozen_copy
+from zonkey_core.training import trainer
+from zonkey_core.training.augmentation import noise_rows, noised_start_prob
+from zonkey_core.training.batches import BatchPieces
+from zonkey_core.training.losses import existence_loss
+from zonkey_core.training.objectives import KEPT, kept_cuts_loss, splitter_objective
+
+STEPS = 8
+FORMER = "unsaved.bottom.former."
+"""How the names begin of what a run keeps of the splitter that it started with."""
+ASCII = "The heron stood in the shallows, as ever, and waited; the water went by. Then, very late, it flew away. "
+CHINESE = "水面上有一只白鹭在等待着风停下来然后飞走了没有人看见它" * 8
+
+
+def level_that_keeps(*, lexicon: int = 0) -> Level:
+    """A level of bytes that is to keep the cuts that it makes now."""
+    level = small_model(1, lexicon=lexicon).bottom
+    level.former = frozen_copy(level.splitter)
+    return level
+
+
+def text_rows(count: int, *, text: str = ASCII) -> PositionSequence:
+    """Rows of a text."""
+    data = (text * 3).encode()
+    return byte_rows(*(data[3 * start : 3 * start + 81] for start in range(count)))
+
+
+def gradients(loss: Tensor, level: Level) -> Tensor:
+    """What a loss teaches the splitter."""
+    return torch.cat([each.flatten() for each in torch.autograd.grad(loss, list(level.splitter.parameters()))])
+
+
+# The loss
+
+
+@few
+@given(seed=seeds)
+def test_a_splitter_that_is_as_it_was_learns_from_noised_text_alone(seed: int) -> None:
+    level, rows = level_that_keeps(), text_rows(3)
+    assert level.former is not None
+    target = level.former(rows).start_prob
+    clean = existence_loss(level.split(rows).start_logits, target, rows.cut_open().float())
+    assert gradients(clean, level).abs().max() < 1e-6
+    noised, origins = noise_rows(rows, chance(seed))
+    asked = noised.cut_open().float()
+    wanted = existence_loss(level.split(noised).start_logits, noised_start_prob(target, origins), asked)
+    expected = gradients(wanted, level)
+    torch.testing.assert_close(gradients(kept_cuts_loss(level, rows, chance(seed)), level), expected)
+    assert expected.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("shift", [1.0, -1.0])
+def test_a_splitter_that_cuts_otherwise_is_drawn_back(shift: float) -> None:
+    level, rows = level_that_keeps(), text_rows(3)
+    as_it_was = kept_cuts_loss(level, rows, chance(1))
+    level.splitter.shift(shift)
+    loss = kept_cuts_loss(level, rows, chance(1))
+    assert loss > as_it_was + 0.05
+    assert level.former is not None
+    target, (noised, origins) = level.former(rows).start_prob, noise_rows(rows, chance(1))
+    parts = ((rows, target), (noised, noised_start_prob(target, origins)))
+    both = [existence_loss(level.split(part).start_logits, wanted, part.cut_open().float()) for part, wanted in parts]
+    torch.testing.assert_close(loss, torch.stack(both).sum())
+    (gradient,) = torch.autograd.grad(loss, level.splitter.head.bias)
+    assert gradient * shift < 0, "the bias was lowered, so it is to rise"
+
+
+def test_sure_cuts_that_stay_cost_nothing() -> None:
+    level, rows = level_that_keeps(), text_rows(2)
+    torch.nn.init.zeros_(level.splitter.head.weight)
+    torch.nn.init.constant_(level.splitter.head.bias, -20.0)
+    level.former = frozen_copy(level.splitter)
+    assert kept_cuts_loss(level, rows, chance(1)) < 1e-6
+
+
+# Which rows teach what
+
+
+@pytest.mark.parametrize("lexicon", [0, 4096])
+@few
+@given(seed=seeds)
+def test_kept_rows_teach_nothing_but_their_cuts(lexicon: int, seed: int) -> None:
+    """Other text in their place, of as many units, leaves every other loss as it was, and what was counted."""
+    kept = torch.tensor([True, False, True, False])
+    rows = text_rows(4)
+    values = rows.values.clone()
+    values[kept] = values[kept].flip(1)
+    found, counts = [], []
+    for part in (rows, rows._replace(values=values)):
+        level = level_that_keeps(lexicon=lexicon)
+        found.append(splitter_objective(level, part, chance(seed), kept_mask=kept))
+        counts.append(level.lexicon.counts if level.lexicon is not None else torch.zeros(0))
+    first, second = found
+    assert first.keys() == second.keys() > {"kept", "told" if lexicon else "masked", "stability"}
+    assert first["kept"] != second["kept"]
+    assert all(torch.equal(first[name], second[name]) for name in first if name != "kept")
+    assert torch.equal(*counts) and counts[0].any() == bool(lexicon)
+
+
+def test_rows_that_are_not_kept_do_not_enter_what_is() -> None:
+    level, rows, kept = level_that_keeps(), text_rows(4), torch.tensor([True, False, True, False])
+    losses = splitter_objective(level, rows, chance(1), kept_mask=kept)
+    alone = PositionSequence(*(part[kept] for part in rows))
+    torch.testing.assert_close(losses["kept"], KEPT * kept_cuts_loss(level, alone, chance(1)))
+
+
+@pytest.mark.parametrize("lexicon", [0, 4096])
+def test_a_batch_may_be_of_one_sort(lexicon: int) -> None:
+    level, rows = level_that_keeps(lexicon=lexicon), text_rows(3)
+    assert splitter_objective(level, rows, chance(1), kept_mask=torch.ones(3, dtype=torch.bool)).keys() == {"kept"}
+    none_kept = splitter_objective(level_that_keeps(lexicon=lexicon), rows, chance(1), kept_mask=torch.zeros(3).bool())
+    plain = splitter_objective(level_that_keeps(lexicon=lexicon), rows, chance(1))
+    assert none_kept.keys() == plain.keys()
+    assert all(torch.equal(none_kept[name], plain[name]) for name in plain)
+
+
+def test_cuts_that_are_kept_move_less() -> None:
+    """A splitter that learns other text cuts English as before where it is told to, and else does not."""
+    english, kept = text_rows(2), torch.tensor([True, True, False, False])
+    batch = PositionSequence(*(torch.cat(pair) for pair in zip(english, text_rows(2, text=CHINESE), strict=True)))
+    moved = []
+    for rows, mask in ((batch, kept), (PositionSequence(*(part[~kept] for part in batch)), None)):
+        level = level_that_keeps()
+        optimizer = torch.optim.Adam(level.parameters(), lr=0.01)
+        for step in range(40):
+            losses = splitter_objective(level, rows, chance(step), kept_mask=mask)
+            optimizer.zero_grad()
+            torch.stack(list(losses.values())).sum().backward()
+            optimizer.step()
+        assert level.former is not None
+        with torch.no_grad():
+            moved.append((level.split(english).start_prob - level.former(english).start_prob).abs().mean())
+    assert moved[0] < 0.5 * moved[1]
+
+
+# Runs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def every_step_is_reported() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "REPORT_SECONDS", 0.0)
+        yield
+
+
+def config_with(lexicon: int) -> Config:
+    """A very small model of one level, with rows of two sources in each batch."""
+    training = TrainingConfig(row_bytes=64, batch_rows=2, shuffle_documents=20)
+    return Config(model=ModelConfig(levels=(level_config(lexicon=lexicon),)), training=training)
+
+
+def mixed(folder: Path) -> SourceSpec:
+    """A text to be learned, and one whose cuts stay."""
+    (folder / "zh.txt").write_text(CHINESE * 4, encoding="utf-8")
+    return SourceSpec(sources=(str(folder / "zh.txt"), "sample"), weights=(1.0, 1.0), kept_cuts=("sample",))
+
+
+@pytest.mark.parametrize("lexicon", [0, 4096])
+def test_stopping_leaves_no_trace(tmp_path: Path, lexicon: int) -> None:
+    """Also of what was counted, and of the splitter that the run began with."""
+    config, spec, start = config_with(lexicon), mixed(tmp_path), Run(tmp_path / "start")
+    start.train(config, steps=4, stage="splitter", seed=1)
+    whole, run = Run(tmp_path / "whole"), Run(tmp_path / "model")
+    given = {"spec": spec, "start_from": start.out, "steps": STEPS, "stage": "splitter", "seed": 3}
+    assert not whole.train(config, **given).stopped
+    assert all("0/kept" in each.losses for each in whole.steps())
+    assert run.train(config, **given, stop_at=1).stopped
+    for stop in (2, 5):
+        assert run.resume(stop_at=stop).steps == stop
+    assert not run.resume().stopped
+    assert run.losses() == whole.losses()
+    assert_same_tensors(run.tensors(), whole.tensors())
+    assert (run.out / MODEL).read_bytes() == (whole.out / MODEL).read_bytes()
+    tensors, began, released = run.tensors(), read_tensors(start.out, MODEL), read_tensors(run.out, MODEL)
+    former = {name.partition(FORMER)[2]: tensor for name, tensor in tensors.items() if name.startswith(FORMER)}
+    assert former and not any(".former." in name or ".lexicon." in name for name in released)
+    for name, tensor in former.items():
+        assert torch.equal(tensor, began[f"bottom.splitter.{name}"].float())
+        assert not torch.equal(tensor, tensors[f"live.bottom.splitter.{name}"])
+    assert ("unsaved.bottom.lexicon.counts" in tensors) == bool(lexicon)
+    assert bool(lexicon) == (tensors.get("unsaved.bottom.lexicon.information", torch.zeros(())) > 0)
+
+
+def test_a_released_model_starts_another_run(tmp_path: Path) -> None:
+    """One that keeps nothing, and one that keeps cuts of its own."""
+    config, spec, start = config_with(4096), mixed(tmp_path), Run(tmp_path / "start")
+    start.train(config, spec=spec, steps=2, stage="splitter")
+    for name, each in (("plain", SourceSpec(sources=("sample",))), ("kept", spec)):
+        run = Run(tmp_path / name)
+        run.train(config, spec=each, start_from=start.out, steps=2, stage="splitter")
+        assert any(tensor.startswith(FORMER) for tensor in run.tensors()) == (name == "kept")
+
+
+def test_batches_that_are_shared_out_are_refused_at_once(tmp_path: Path) -> None:
+    run = Run(tmp_path / "model")
+    with pytest.raises(ConfigError, match="--keep-cuts is for one process"):
+        run.train(config_with(0), spec=mixed(tmp_path), steps=2, stage="splitter", accumulate=2)
+    assert not run.out.exists()
+
+
+def test_the_pieces_of_a_batch_know_their_kept_rows() -> None:
+    values, starts = np.zeros((2, 8), np.uint8), np.zeros((2, 8), np.bool_)
+    device = torch.device("cpu")
+    (mask,) = BatchPieces(2, 1, device).kept_rows(RowBatch(values, starts, 0, np.array([True, False])))
+    assert mask is not None and mask.tolist() == [True, False]
+    assert BatchPieces(2, 2, device).kept_rows(RowBatch(values, starts)) == [None, None]
+    with pytest.raises(ConfigError, match="leave out --accumulate"):
+        BatchPieces(2, 2, device).kept_rows(RowBatch(values, starts, 0, np.array([True, False])))
