@@ -93,12 +93,13 @@ TWO = ("--data", "a.txt", "--data", "b.txt", "--weight", "1", "--weight", "2")
         ((*TWO, "--keep-cuts", "a.txt", "--keep-cuts", "b.txt"), "--keep-cuts: nothing is left to learn from"),
         (("--data", "a.txt", "--weight", "1", "--keep-cuts", "a.txt"), "--keep-cuts: nothing is left to learn from"),
         ((*TWO[:4], "--keep-cuts", "a.txt"), "--keep-cuts needs --weight."),
+        ((*TWO, "--keep-cuts", "a.txt", "--stage", "joint"), "--keep-cuts needs --stage splitter."),
     ],
 )
 def test_cuts_are_kept_of_some_of_the_weighed_sources(
     zonkey: Zonkey, tiny_model: Path, arguments: tuple[str, ...], message: str
 ) -> None:
-    done = zonkey.run("train", "--from", tiny_model, *arguments, "--steps", "2")
+    done = zonkey.run("train", "--from", tiny_model, "--stage", "splitter", *arguments, "--steps", "2")
     assert (done.returncode, done.stdout) == (2, b"")
     assert message in done.stderr.decode()
     assert not any(zonkey.folder.iterdir())
