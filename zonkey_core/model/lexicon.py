@@ -43,8 +43,10 @@ PRICED_BITS = 16
 """Bits of a unit up to which a cut has a price of its own; between whole numbers of them it is interpolated."""
 PRICE_RATE = 0.1
 """How much a price rises in a batch that has one cut too many for each unit."""
-FIRMNESS = 200.0
-"""What is added to it within such a batch."""
+LARGEST_PRICE = 3.0
+"""Of either sign; text whose information says too little of its words, as boilerplate, may miss its rate."""
+FIRMNESS = 60.0
+"""What is added to a price within a batch that has one cut too many for each unit."""
 LIKELY = 0.1
 """Probability below which a segment is not counted: most of all substrings, which would crowd the table."""
 
@@ -127,6 +129,7 @@ class Lexicon(nn.Module):
             found.index_add_(0, place, part * excess)
         weight, found = sum_over(weight), sum_over(found)
         self.prices += PRICE_RATE * found / weight.clamp(min=1)
+        self.prices.clamp_(-LARGEST_PRICE, LARGEST_PRICE)
         asked = self.prices + FIRMNESS * found / weight.clamp(min=1e-6)
         return asked[low] * (1 - share) + asked[low + 1] * share
 

@@ -30,10 +30,11 @@ def calibrate(level: Level, sequences: Iterable[PositionSequence]) -> None:
     """Shift the level's start logits, all by the same amount, so that it cuts these positions at its target rate.
 
     In training `p` is held to that rate in the mean and on masked text, which leaves another number above one half on
-    text as it is. The beginnings of rows and documents, where there is a cut in any case, are left out. Where
-    a run keeps the cuts of some text, those may not move, so that nothing is shifted.
+    text as it is. The beginnings of rows and documents, where there is a cut in any case, are left out. Where a
+    run keeps the cuts of some text, those may not move, and a lexicon sees text as it is and holds each kind of it to
+    its rate, so there nothing is shifted.
     """
-    if level.former is not None:
+    if level.former is not None or level.lexicon is not None:
         return
     logits, segments = [], 0.0
     for sequence in sequences:
@@ -53,8 +54,6 @@ def wanted_segments(level: Level, sequence: PositionSequence) -> float:
         return positions / level.config.segment_length
     units = unit_rows(sequence)
     asked = (~units.fresh_mask).nonzero().flatten()
-    if level.lexicon is not None and level.lexicon.information:
-        return len(asked) * float(level.lexicon.information) / level.config.bits_per_segment
     cost = level.estimator(units, UnitKinds(units.keys), asked)
     return float(cost.sum()) / math.log(2) / level.config.bits_per_segment
 
