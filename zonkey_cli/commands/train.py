@@ -61,7 +61,7 @@ MANUAL = Manual(
         ("zonkey train --resume", "Go on with the run in ./zonkey-model that was stopped."),
         ("zonkey train --resume --back-to 1200", "Go on from an earlier checkpoint, where the last is damaged."),
         ("zonkey train --from bundled --data letters/ --out my-letters", "Adapt the bundled model to your own text."),
-        ("zonkey train --from bundled --stage splitter --data code/", "Learn only how to split your text."),
+        ("zonkey train --from bundled --stage splitter --data news.zh/", "Learn only how to split your text."),
         (
             "zonkey train --from bundled --stage splitter --data ko.txt --weight 3 --data sample --weight 1 "
             "--keep-cuts sample",

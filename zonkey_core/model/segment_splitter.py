@@ -7,7 +7,7 @@ that end at each; a unit's first byte has its probability, and the others 0. It 
 fixed, cuts settle where the two sides tell least about each other. Splitter and reader both see the sequence with
 other positions' values in place of the hidden ones; if the splitter saw the true ones, `p` would become a side channel
 that tells the reader what was hidden, and if it saw which are hidden, it would cut around these instead of where text
-can do without.
+can do without. In scripts without spaces, a lexicon teaches level 0's instead (`zonkey_core.model.lexicon`).
 
 Above bytes the same loss trains a *guide*, a splitter that sees each position alone and so finds which positions begin
 segments on the whole; the splitter that is used follows it and learns to tell from what stands around them.
