@@ -50,7 +50,7 @@ HOSTILE = (
 )  # fmt: skip
 WORDS = (
     "0", "1", "2", "-1", "1e400", "nan", "9" * 400, "text", "no such file", "-", "", "\x1b[2J", "cpu", "cuda:9", "mps",
-    "30s", "1h", "level.0.width=1e9", "a=" + "[" * 9999, ".", "/dev/null", "/dev/zero", "bundled", "0.5", "wiki",
+    "30s", "1h", "level.0.width=1e9", "a=" + "[" * 9999, ".", "/dev/null", "bundled", "0.5", "wiki",
     "sample",
 )  # fmt: skip
 VERBS = ("info", "segment", "generate", "infill", "train", "eval")

@@ -49,6 +49,13 @@ def test_json_tells_what_went_where(zonkey: Zonkey, tiny_model: Path) -> None:
     assert all(isinstance(fill["score"], float) for fill in told["fills"])
 
 
+def test_a_text_without_end_is_refused(zonkey: Zonkey, tiny_model: Path) -> None:
+    done = zonkey.run("infill", "-m", tiny_model, *QUICK, "/dev/zero")
+    assert (done.returncode, done.stdout) == (1, b"")
+    (line,) = done.stderr.decode().splitlines()
+    assert line == "zonkey: /dev/zero: longer than 268,435,456 bytes, which is the most that is held at once; divide it"
+
+
 def test_another_mask(zonkey: Zonkey, tiny_model: Path) -> None:
     done = zonkey.run("infill", "-m", tiny_model, *QUICK, "--mask", "[?]", stdin=b"An ___ is a [?] here.\n")
     assert (done.returncode, done.stderr) == (0, b"")

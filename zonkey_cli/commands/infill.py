@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from zonkey_core.inference.infilling import Candidate, Fill, Gap, InfillingOptions
     from zonkey_core.model.model import Zonkey
 
+LARGEST_TEXT = 1 << 28
+"""Bytes of the longest text, which is held whole; what has no end, as a device, is longer."""
+
 MANUAL = Manual(
     examples=(
         ("echo 'The capital of France ___ Paris.' | zonkey infill", "Fill one gap."),
@@ -294,9 +297,12 @@ def _infill_file(
 ) -> None:
     """Fill the gaps of one file and put the result where it belongs."""
     try:
-        data = file.read()
+        data = file.read(LARGEST_TEXT + 1)
     except OSError as error:
         inputs.fail(name, error)
+        return
+    if len(data) > LARGEST_TEXT:
+        inputs.fail(name, f"longer than {LARGEST_TEXT:,} bytes, which is the most that is held at once; divide it")
         return
     if output.suffix is not None and not os.path.isfile(name):
         inputs.fail(name, "not a regular file, so it cannot be replaced")
