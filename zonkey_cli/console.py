@@ -65,7 +65,7 @@ def human_bytes(count: float) -> str:
 
 def parse_bytes(text: str) -> int:
     """A number of bytes, as 500000, 200kB or 1.5 MB, units being decimal; raises `ValueError` for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in _BYTE_UNITS:
         raise ValueError(f"{text!r} is not a number of bytes, as 500000, 200kB or 1MB")
     return round(float(match[1]) * _BYTE_UNITS[match[2]])

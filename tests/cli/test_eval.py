@@ -112,6 +112,7 @@ def test_a_run_that_is_stopped_says_that_it_can_go_on(zonkey: Zonkey, tiny_model
         (["reconstruct", "al"], "the nearest is 'all'"),
         (["--limit", "12x"], "'12x' is not a number of bytes, as 500000, 200kB or 1MB."),
         (["--limit", "-5"], "'-5' is not a number of bytes"),
+        (["--limit", 400 * "9"], "9' is not a number of bytes"),
         (["--limit", "1.9 kB"], "'1.9 kB' is too little to measure on; give at least 2000."),
         (["--seed", "x"], "'x' is not a valid integer"),
     ],
