@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zonkey_core.model.existence import cumulative_log_continue
-from zonkey_core.model.hash_embeddings import table_rows
+from zonkey_core.model.hash_embeddings import ngram_keys, table_rows
 from zonkey_core.model.ngram_tables import SPREAD
 from zonkey_core.model.segment_splitter import Splits
 from zonkey_core.model.unit_rows import UnitRows
@@ -72,8 +72,7 @@ class Lexicon(nn.Module):
 
         The second, [T, LONGEST], without gradient, is what `learn` counts.
         """
-        log_share = log_segment_shares(splits, units.fresh_mask)
-        share = log_share.exp()
+        share = log_segment_shares(splits, units.fresh_mask).exp()
         met = share.detach()
         with torch.no_grad():
             cost = self.costs(units.keys, met)
@@ -146,7 +145,7 @@ class Lexicon(nn.Module):
 
     @staticmethod
     def _unit_places(keys: Tensor) -> Tensor:
-        return table_rows((keys + 1) * SPREAD, UNIT_ROWS)
+        return table_rows(ngram_keys(keys[None], 1)[0][0], UNIT_ROWS)
 
 
 def log_segment_shares(splits: Splits, fresh_mask: Tensor) -> Tensor:
