@@ -60,9 +60,9 @@ def level_config(**changes: object) -> LevelConfig:
     """A very small level."""
     fields: dict[str, object] = {
         "segment_length": 3.0, "window": 8, "width": 16, "latents": 2, "heads": 2, "splitter_width": 16,
-        "reader_span": 16, "reader_layers": 1, "decoder_layers": 1, "denoiser_width": 16, "denoiser_layers": 1,
-        "denoiser_heads": 2, "mask_rate": 0.3, "splitter_ngrams": 512, "reader_units": 512, "reader_codes": 12,
-        "vocabulary": 300,
+        "reader_width": 16, "reader_span": 16, "reader_layers": 1, "decoder_layers": 1, "denoiser_width": 16,
+        "denoiser_layers": 1, "denoiser_heads": 2, "mask_rate": 0.3, "splitter_ngrams": 512, "reader_units": 512,
+        "reader_contexts": 512, "reader_codes": 12, "vocabulary": 300,
     }
     return LevelConfig(**{**fields, **changes})  # type: ignore[arg-type]
 

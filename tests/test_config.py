@@ -195,7 +195,7 @@ def test_an_override_of_a_file_of_the_wrong_shape_is_refused(tmp_path: Path, tex
     ("level.0.mask_rate=1", "level.0.mask_rate"),
     ("level.0.splitter_ngrams=0", "level.0.splitter_ngrams"),
     ("level.0.reader_units=-1", "level.0.reader_units"),
-    ("level.0.reader_contexts=-1", "level.0.reader_contexts"),
+    ("level.0.reader_contexts=0", "level.0.reader_contexts"),
     ("level.1.reader_codes=0", "level.1.reader_codes"),
     ("level.0.vocabulary=255", "level.0.vocabulary"),
     ("level.1.vocabulary=0", "level.1.vocabulary"),

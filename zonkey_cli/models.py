@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 from zonkey_cli.console import working
 from zonkey_cli.exit_codes import BadValueError
 from zonkey_cli.streams import Streams
-from zonkey_cli.threads import shared_executor
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from zonkey_core.inference.segmentation import CuttingLevel
     from zonkey_core.model.model import Zonkey
 
@@ -77,11 +78,12 @@ def load_model(streams: Streams, name: str | None, *, device: str, prefixes: tup
     return model
 
 
-def load_cutting_levels(streams: Streams, name: str | None, *, device: str, level: int) -> list[CuttingLevel]:
+def load_cutting_levels(
+    streams: Streams, name: str | None, *, device: str, level: int, executor: Executor | None
+) -> list[CuttingLevel]:
     """What cuts text up to `level` in model `name`; on a CPU, which `auto` stands for here, torch is not imported."""
     directory = resolve_model(name)
     chosen = "cpu" if device == "auto" else device
-    executor = shared_executor()
     with working(streams, "loading the model"):
         from zonkey_core.inference.cutting_levels import load_cutting_levels as load
 

@@ -50,18 +50,19 @@ class LevelConfig(_Struct, frozen=True):
     splitter_layers: int = 2
     splitter_ngrams: int = 32768
     """Rows of the splitter's table of n-grams of units; of use at level 0 alone."""
+    reader_width: int = 64
+    """Width of the reader, which teaches the splitter, and of what estimates costs."""
     reader_units: int = 8192
     """Rows of the tables of units that level 0's reader tells and its estimator looks up."""
-    reader_contexts: int = 0
-    """Rows of the table of a reader of level 0 that has no attention, but a vector for each string around a hidden one;
-    0 for a Transformer, which learns later and costs more. For Chinese; English gets worse (docs/experiments.md)."""
+    reader_contexts: int = 32768
+    """Rows of the table of strings around a hidden unit by which level 0's reader tells it."""
     lexicon: int = 0
     """Rows of the table that counts segments at level 0; with one, its splitter learns by what its segments cost as
     entries of a lexicon, and 0 leaves it to masked modelling. For scripts that put no spaces between words."""
     reader_layers: int = 2
-    """Layers of the Transformer that is the reader, which teaches the splitter."""
+    """Layers of the Transformer that is the reader above level 0, which teaches the splitter."""
     reader_span: int = 64
-    """Positions, or units at level 0, that readers see at once."""
+    """Positions that readers above level 0 see at once."""
     reader_codes: int = 1024
     """Kinds of latents that the readers above level 0 tell apart."""
     mask_rate: float = 0.2
@@ -133,7 +134,7 @@ class Config(_Struct, frozen=True):
     """Stated need of memory, for people."""
 
 
-OPTIONAL = ("bits_per_segment", "reader_contexts", "lexicon")
+OPTIONAL = ("bits_per_segment", "lexicon")
 """Keys of a level that 0 turns off."""
 LEVELS = 8
 """The most levels of a model."""

@@ -48,6 +48,26 @@ def test_text_is_cut_without_torch(tiny_model: Path, options: list[str], tmp_pat
     assert not modules & {"torch", "rich", "safetensors", "zonkey_core.model.level"}
 
 
+def test_threads_are_shared_out_before_numpy_is_there(tiny_model: Path, tmp_path: Path) -> None:
+    """A numpy that is there already lets each product of matrices take all cores, beside the threads on these."""
+    program = """\
+import sys
+from zonkey_cli.app import cli
+from zonkey_cli.commands import segment
+shared_executor = segment.shared_executor
+def noted():
+    print("numpy" in sys.modules, file=sys.stderr)
+    return shared_executor()
+segment.shared_executor = noted
+cli.main(sys.argv[1:])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, "segment", "-m", tiny_model], env=clean_environment(tmp_path), cwd=tmp_path,
+        input="x", capture_output=True, text=True, check=True,
+    )
+    assert done.stdout == "x\n" and done.stderr == "False\n"
+
+
 def test_group_help_imports_no_verb(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIST_MODULES, "--help"], env=clean_environment(tmp_path), cwd=tmp_path,

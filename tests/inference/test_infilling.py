@@ -273,7 +273,8 @@ def test_blocks_of_every_level_lie_around_the_gaps(words: list[bytes]) -> None:
     assert 1 <= gap <= len(row.lengths)
     for piece in words:
         closed = [each for each in TextReader(model).read([piece])[0].levels[1].latents[1:-1]]
-        assert all((middle.latents == latent).all(1).any() for latent in closed), "what no gap touches is known"
+        found = [torch.isclose(middle.latents, latent, atol=1e-5).all(1).any() for latent in closed]
+        assert all(found), "what no gap touches is known"
 
 
 def test_what_stands_on_either_side_decides_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:

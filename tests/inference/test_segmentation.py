@@ -68,6 +68,7 @@ def reading(blocks: tuple[tuple[int, int], tuple[int, int]]) -> Iterator[None]:
     """With blocks of these sizes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segmentation, "BYTE_BLOCK", blocks[0])
+        patch.setattr(segmentation, "COMPRESSED_BLOCK", blocks[0])
         patch.setattr(segmentation, "LATENT_BLOCK", blocks[1])
         yield
 

@@ -19,7 +19,6 @@ from zonkey_core.model.lexicon import (
     LIKELY,
     LONGEST,
     PRICE_RATE,
-    PRICED_BITS,
     STRENGTH,
     UNIT_ROWS,
     UNTOLD,
@@ -281,32 +280,46 @@ def test_counts_are_of_all_processes() -> None:
 
 
 @law
-@given(bits=st.floats(0, 20), excess=st.floats(-0.5, 0.5).filter(lambda value: abs(value) > 0.01))
-def test_a_price_goes_up_where_cuts_are_too_many_and_down_where_too_few(bits: float, excess: float) -> None:
-    lexicon = Lexicon(ROWS)
-    said = float(lexicon.price(torch.tensor([bits]), torch.tensor([excess]), alone)[0])
+@given(source=st.integers(0, 4), excess=st.floats(-0.5, 0.5).filter(lambda value: abs(value) > 0.01))
+def test_a_price_goes_up_where_cuts_are_too_many_and_down_where_too_few(source: int, excess: float) -> None:
+    lexicon = priced(5)
+    said = float(lexicon.price(torch.tensor([source]), torch.tensor([excess]), alone)[0])
     assert said * excess > 0, "at once, and firmly"
-    changed = lexicon.prices.nonzero().flatten().tolist()
-    near = min(bits, PRICED_BITS)
-    assert changed and all(abs(place - near) < 1 + 1e-3 for place in changed), "of this kind of text alone"
-    assert float(lexicon.prices.sum()) == pytest.approx(PRICE_RATE * excess, rel=1e-3)
+    assert lexicon.prices.nonzero().flatten().tolist() == [source], "of this text alone"
+    assert float(lexicon.prices[source]) == pytest.approx(PRICE_RATE * excess, rel=1e-3)
 
 
-def test_kinds_of_text_have_their_own_prices() -> None:
+def priced(sources: int) -> Lexicon:
+    """A lexicon of so many sources of text."""
+    lexicon = Lexicon(ROWS)
+    lexicon.expect_sources(sources)
+    return lexicon
+
+
+def test_sources_have_their_own_prices() -> None:
     """Those that go on being cut too often cost more and more; what is cut as it should be costs what it did."""
-    lexicon, bits = Lexicon(ROWS), torch.tensor([2.0, 2.0, 5.0, 9.0])
-    asked = [lexicon.price(bits, torch.tensor([0.1, 0.1, -0.2, 0.0]), alone) for _ in range(20)]
+    lexicon, sources = priced(4), torch.tensor([0, 0, 2, 3])
+    asked = [lexicon.price(sources, torch.tensor([0.1, 0.1, -0.2, 0.0]), alone) for _ in range(20)]
     assert asked[-1][0] > asked[0][0] > 0 > asked[0][2] > asked[-1][2]
     assert asked[-1][0] == asked[-1][1] and asked[-1][3] == 0
-    assert lexicon.prices.nonzero().flatten().tolist() == [2, 5]
-    assert lexicon.prices[5] == pytest.approx(-20 * PRICE_RATE * 0.2, rel=1e-4)
+    assert lexicon.prices.nonzero().flatten().tolist() == [0, 2]
+    assert lexicon.prices[2] == pytest.approx(-20 * PRICE_RATE * 0.2, rel=1e-4)
+
+
+def test_a_source_that_is_not_in_a_batch_keeps_its_price() -> None:
+    lexicon = priced(2)
+    lexicon.price(torch.tensor([0, 1]), torch.tensor([0.3, 0.2]), alone)
+    before = lexicon.prices.clone(), lexicon.excess.clone()
+    lexicon.price(torch.tensor([0]), torch.tensor([0.3]), alone)
+    assert lexicon.prices[1] == before[0][1] and lexicon.excess[1] == before[1][1]
+    assert lexicon.prices[0] > before[0][0] and lexicon.excess[0] > before[1][0]
 
 
 def test_what_is_cut_too_often_pays_for_every_cut() -> None:
     level = small_model(1, lexicon=ROWS, segment_length=30.0).bottom
     units = unit_rows(byte_rows(TEXT.encode()[:80], TEXT.encode()[40:120]))
     start_prob = torch.full((len(units.keys),), 0.4).requires_grad_()
-    losses = rate_losses(level, units, UnitKinds(units.keys), start_prob, chance(1))
+    losses = rate_losses(level, units, UnitKinds(units.keys), start_prob, torch.zeros(2, dtype=torch.long), chance(1))
     assert losses.keys() == {"cost", "price"}
     (gradient,) = torch.autograd.grad(losses["price"], start_prob)
     assert (gradient > 0).all() and level.lexicon is not None and (level.lexicon.prices >= 0).all()
@@ -317,7 +330,7 @@ def test_a_price_is_a_number_where_units_tell_nothing() -> None:
     level, units = small_model(1, lexicon=ROWS, bits_per_segment=8.0).bottom, units_of(b"a" * 60)
     assert level.lexicon is not None
     level.lexicon.information.fill_(3.0)
-    losses = rate_losses(level, units, UnitKinds(units.keys), torch.full((60,), 0.4), chance(1))
+    losses = rate_losses(level, units, UnitKinds(units.keys), torch.full((60,), 0.4), torch.tensor([0]), chance(1))
     assert all(loss.isfinite() for loss in losses.values()) and level.lexicon.prices.isfinite().all()
 
 
@@ -327,11 +340,13 @@ def test_a_price_is_a_number_where_units_tell_nothing() -> None:
 def test_nothing_of_it_is_saved_with_a_model() -> None:
     model = small_model(2, lexicon=ROWS)
     bare = small_model(2)
-    assert model.state_dict().keys() == bare.state_dict().keys()
+    taught_by_reading = {name for name in bare.state_dict() if name.startswith("bottom.reader.")}
+    assert model.state_dict().keys() == bare.state_dict().keys() - taught_by_reading
     assert unsaved_buffers(model).keys() - unsaved_buffers(bare).keys() == {
-        f"bottom.lexicon.{name}" for name in ("counts", "unit_counts", "information", "prices")
+        f"bottom.lexicon.{name}" for name in ("counts", "unit_counts", "information", "prices", "excess")
     }
-    assert len([*model.parameters()]) == len([*bare.parameters()])
+    learned, read = (dict(each.named_parameters()).keys() for each in (model, bare))
+    assert read - learned == taught_by_reading and not learned - read
 
 
 @few

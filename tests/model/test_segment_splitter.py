@@ -24,15 +24,16 @@ from tests.model_helpers import (
     seeds,
     small_model,
 )
+from zonkey_core.model import segment_splitter
 from zonkey_core.model.bytes import cut_allowed_mask
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import unsaved_buffers
 from zonkey_core.model.ngram_tables import NGRAM_ORDERS
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.readers import NEAR, ContextReader, CostEstimator, SegmentReader, UnitKinds, UnitReader
+from zonkey_core.model.readers import NEAR, ContextReader, CostEstimator, SegmentReader, UnitKinds
 from zonkey_core.model.segment_splitter import NEVER, SegmentSplitter, frozen_copy, hide_positions, hide_units
 from zonkey_core.model.unit_rows import UnitRows, unit_rows
-from zonkey_core.training.objectives import splitter_objective
+from zonkey_core.training.objectives import alone_in_segment, splitter_objective
 
 MODEL = small_model(2)
 
@@ -91,15 +92,15 @@ def other_units(units: UnitRows, hidden: Tensor, seed: int) -> UnitRows:
 @torch.no_grad()
 def test_hidden_units_do_not_leak(data: bytes, seed: int) -> None:
     level = MODEL.levels[0]
-    assert isinstance(level.reader, UnitReader)
+    assert isinstance(level.reader, ContextReader)
     units = unit_rows(byte_rows(data))
     hidden, shown = hide_units(units, 0.4, chance(seed))
     hidden_again, shown_again = hide_units(other_units(units, hidden, seed), 0.4, chance(seed))
     assert torch.equal(hidden, hidden_again) and torch.equal(shown.keys, shown_again.keys)
-    states = level.reader(shown.keys, hidden, level.splitter.split_units(shown).start_prob)
+    start_prob = level.splitter.split_units(shown).start_prob
+    states = level.reader(shown.keys, hidden, start_prob)
     assert len(states) == hidden.sum()
-    other = other_units(shown, hidden, seed)
-    otherwise = level.reader(other.keys, hidden, level.splitter.split_units(shown).start_prob)
+    otherwise = level.reader(other_units(shown, hidden, seed).keys, hidden, start_prob)
     assert torch.equal(states, otherwise), "the reader does not even see what stands in their place"
 
 
@@ -152,6 +153,22 @@ def assert_told_alone(level: Level, rows: PositionSequence, changed: PositionSeq
     assert not torch.equal(found[0]["masked"], found[1]["masked"])
     for name in ("rate", "overlong", "uncertainty"):
         assert torch.equal(found[0][name], found[1][name])
+
+
+def test_a_unit_is_alone_where_two_segments_begin_next_to_each_other() -> None:
+    start_prob = torch.tensor([1.0, 0.5, 0.25, 1.0, 0.0, 1.0])
+    torch.testing.assert_close(alone_in_segment(start_prob), torch.tensor([0.5, 0.125, 0.25, 0.0, 0.0, 1.0]))
+
+
+def test_units_that_are_cut_off_cost_their_share_whatever_a_reader_says() -> None:
+    level = with_biased_splitter(40.0)
+    rows = byte_rows(b"the cat sat on the mat", b"and the dog lay on it ")
+    costs = []
+    for scale in (1.0, 9.0):
+        assert isinstance(level.reader, ContextReader)
+        level.reader.units.table.data.mul_(scale)
+        costs.append(splitter_objective(level, rows, chance(1), stability=0.0)["masked"])
+    torch.testing.assert_close(*costs)
 
 
 def test_hidden_units_give_way_to_visible_ones_of_their_row() -> None:
@@ -409,73 +426,61 @@ def test_the_reader_of_latents_sees_further_the_less_likely_a_cut_is() -> None:
     assert changes[0] > changes[1] > changes[2] > changes[3] == 0
 
 
-def unit_reader(span: int = 16) -> UnitReader:
-    """A reader of units."""
-    torch.manual_seed(0)
-    return UnitReader(16, 2, 2, span, 1 << 12).double()
-
-
 def context_reader() -> ContextReader:
-    """A reader of units without attention."""
+    """A reader of units."""
     torch.manual_seed(0)
     return ContextReader(16, 1 << 12, 1 << 16).double()
 
 
-def change_of_a_unit(reader: UnitReader | ContextReader, seed: int, place: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of 24 units in segments by chance, numbers [24] of these, which are hidden [24], and of each hidden one, whether
-    what is read there changes with the unit at a place."""
-    starts = (torch.rand(24, generator=chance(seed)) < 0.3).double()
-    starts[0] = 1
-    hidden = torch.rand(24, generator=chance(seed + 1)) < 0.5
-    keys = torch.randint(1, 300, (24,), generator=chance(seed))
-    other = keys.clone()
-    other[place] += 1000
-    changed = (reader(keys, hidden, starts) - reader(other, hidden, starts)).abs().amax(1) > 1e-9
-    return starts.cumsum(0), hidden, changed
+@torch.no_grad()
+def test_ngrams_are_left_out_by_chance_but_never_single_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    splitter = small_model(1).bottom.splitter
+    assert splitter.ngrams is not None
+    units = unit_rows(byte_rows(b"the cat sat on the mats", b"and a dog lay beside it"))
+    whole = splitter.split_units(units)
+    first, again, other = (splitter.split_units(units, chance(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first.start_logits, again.start_logits)
+    assert not torch.equal(first.start_logits, other.start_logits)
+    monkeypatch.setattr(segment_splitter, "LEFT_OUT", 0.0)
+    assert torch.equal(splitter.split_units(units, chance(1)).start_logits, whole.start_logits)
+    monkeypatch.setattr(segment_splitter, "LEFT_OUT", 1.0)
+    none_left = splitter.split_units(units, chance(1)).start_logits
+    splitter.ngrams.orders = (1,)
+    torch.testing.assert_close(none_left, splitter.split_units(units).start_logits)
 
 
 @law
-@given(seeds, st.integers(0, 23))
+@given(seeds, st.integers(0, 23), st.integers(0, 23))
 @torch.no_grad()
-def test_a_reader_without_attention_sees_what_is_near_in_its_own_segment(seed: int, place: int) -> None:
-    segments, hidden, changed = change_of_a_unit(context_reader(), seed, place)
-    near = (segments == segments[place]) & ((torch.arange(24) - place).abs() <= NEAR)
-    if hidden[place]:
-        assert not changed.any(), "what is hidden is shown to nobody"
-    else:
-        assert torch.equal(changed, near[hidden])
-
-
-@torch.no_grad()
-def test_a_reader_without_attention_knows_on_which_side_and_how_far_a_unit_is() -> None:
+def test_the_reader_of_units_sees_what_is_near_in_its_own_segment(seed: int, place: int, asked: int) -> None:
     reader = context_reader()
-    hidden = torch.arange(9) == 4
-    starts = (torch.arange(9) == 0).double()
+    starts = (torch.rand(24, generator=chance(seed)) < 0.3).double()
+    starts[0] = 1
+    segments = starts.cumsum(0)
+    hidden = torch.arange(24) == asked
+    keys = torch.randint(1, 300, (24,), generator=chance(seed))
+    other = keys.clone()
+    other[place] += 1000
+    changed = (reader(keys, hidden, starts) - reader(other, hidden, starts)).abs().max() > 1e-9
+    assert changed == (segments[place] == segments[asked] and 0 < abs(place - asked) <= NEAR)
+
+
+@torch.no_grad()
+def test_the_reader_of_units_knows_on_which_side_and_how_far_a_unit_is() -> None:
+    reader = context_reader()
+    hidden = torch.arange(13) == 6
+    starts = (torch.arange(13) == 0).double()
     states = []
-    for place in (0, 2, 3, 5, 8):
-        keys = torch.full((9,), 97)
+    for place in (1, 3, 5, 7, 10):
+        keys = torch.full((13,), 97)
         keys[place] = 98
         states.append(reader(keys, hidden, starts)[0])
     assert torch.pdist(torch.stack(states)).min() > 1e-3
 
 
-@law
-@given(seeds, st.integers(0, 23))
 @torch.no_grad()
-def test_the_reader_of_units_sees_its_own_segment_alone(seed: int, place: int) -> None:
-    segments, hidden, changed = change_of_a_unit(unit_reader(span=10), seed, place)
-    spans = torch.arange(24) // 10
-    same = (segments == segments[place]) & (spans == spans[place])
-    assert not changed[~same[hidden]].any()
-    if hidden[place]:
-        assert not changed.any()
-    else:
-        assert changed[same[hidden]].all()
-
-
-@pytest.mark.parametrize("reader", [unit_reader(), context_reader()], ids=["attention", "contexts"])
-@torch.no_grad()
-def test_the_reader_of_units_sees_the_further_the_less_likely_a_cut_is(reader: UnitReader | ContextReader) -> None:
+def test_the_reader_of_units_sees_the_further_the_less_likely_a_cut_is() -> None:
+    reader = context_reader()
     keys = torch.arange(97, 106)
     other = keys.clone()
     other[0] = 3000
@@ -515,7 +520,7 @@ def test_a_hidden_latent_is_told_as_its_code_alone() -> None:
 
 @torch.no_grad()
 def test_a_hidden_unit_is_told_among_those_of_the_batch_given_how_often_each_occurs() -> None:
-    reader = unit_reader()
+    reader = context_reader()
     keys = torch.tensor([5, 7, 5, 5, 900, 7])
     kinds = UnitKinds(keys)
     asked = torch.tensor([0, 4])

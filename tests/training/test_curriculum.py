@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import msgspec
 import pytest
 import torch
 from torch import Tensor
@@ -163,21 +162,6 @@ def test_a_stage_moves_its_own_parameters_alone(index: int) -> None:
     assert moved == expected and moved
 
 
-def test_a_reader_without_attention_is_trained_in_place_of_the_other(tmp_path: Path) -> None:
-    config = small_config(1)
-    levels = (msgspec.structs.replace(config.model.levels[0], reader_contexts=256),)
-    run = Run(tmp_path / "model")
-    run.train(msgspec.structs.replace(config, model=ModelConfig(levels=levels)), steps=6, stage="splitter", stop_at=1)
-    before = run.tensors()
-    run.resume(stop_at=4)
-    changed = {
-        name.removeprefix("live.bottom.") for name, tensor in run.tensors().items()
-        if name.startswith("live.") and not torch.equal(tensor, before[name])
-    }
-    assert {"reader.contexts", "reader.hidden", "reader.units.table", "splitter.ngrams.table"} <= changed
-    assert not any(name.startswith("reader.transformer") for name in before)
-
-
 def test_a_stage_leaves_all_else_as_it_was(tmp_path: Path) -> None:
     run = Run(tmp_path / "model")
     run.train(small_config(), steps=8, stage="splitter", stop_at=1)
@@ -238,7 +222,8 @@ def test_tables_of_strings_have_a_rate_of_their_own() -> None:
     groups = [group for each in build_optimizers(model.parameters(), config) for group in each.param_groups]
     (of_tables,) = [group for group in groups if group["lr"] == 2.0]
     assert {names[parameter] for parameter in of_tables["params"]} == {
-        "bottom.splitter.ngrams.table", "bottom.reader.units.table", "bottom.estimator.units.table",
+        "bottom.splitter.ngrams.table", "bottom.reader.units.table", "bottom.reader.contexts",
+        "bottom.estimator.units.table",
         "bottom.estimator.ngrams.table", "bottom.vocabulary.table",
     }
     above = stage_parameters(model, Stage("splitter", 1, 1.0))

@@ -30,8 +30,11 @@ from zonkey_cli.options import (
     require_with,
 )
 from zonkey_cli.streams import Streams
+from zonkey_cli.threads import shared_executor
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from zonkey_cli.segment_formats import Format
     from zonkey_core.inference.segmentation import CuttingLevel
     from zonkey_core.inference.segments import Segments
@@ -171,6 +174,7 @@ def command(
         formats = compatible(context, *_FORMATS, together=_TOGETHER)
         ways = compatible(context, *_CUTTING, together=[{"threshold", "line_buffered"}])
         _check_page(context, inputs, html if "html" in formats else None)
+        executor = shared_executor() if device in ("auto", "cpu") else None
         check_level(model, level)
         if level is None:
             level = highest_level(model) if {"tree", "html"} & {*formats} else 0
@@ -182,7 +186,8 @@ def command(
             line_buffered=False if {"bytes_per_segment", "bits_per_segment"} & {*ways} else line_buffered,
         )
         _segment(
-            streams, inputs, cutting, model=model, device=device, page=html if "html" in formats else None,
+            streams, inputs, cutting, model=model, device=device, executor=executor,
+            page=html if "html" in formats else None,
             make_format=lambda: _format(streams, formats, level=cutting.level, join=join, top=top),
         )
     return ExitCode.SOFT_FAILURE if inputs.failed else ExitCode.DONE
@@ -233,6 +238,7 @@ def _segment(
     *,
     model: str,
     device: str,
+    executor: Executor | None,
     page: str | None,
     make_format: Callable[[], Format],
 ) -> None:
@@ -241,7 +247,7 @@ def _segment(
     first = next(files, None)
     if first is None:
         return
-    levels = load_cutting_levels(streams, model, device=device, level=cutting.level)
+    levels = load_cutting_levels(streams, model, device=device, level=cutting.level, executor=executor)
     estimate = None if cutting.bits_per_segment is None else load_estimator(streams, model, device=device)
     form = make_format()
     with _output(streams, page, form) as write:

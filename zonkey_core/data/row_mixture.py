@@ -29,8 +29,7 @@ class _State(msgspec.Struct, frozen=True):
 class RowMixture:
     """Iterator over batches of `batch_rows` rows of endless streams that give one row at a time, with their weights.
 
-    To resume, open each stream with its entry of `sources` in the saved state, and give its `given` here. `kept` tells
-    of which streams the cuts stay.
+    To resume, open each stream with its entry of `sources` in the saved state, and give its `given` here.
     """
 
     def __init__(
@@ -39,7 +38,6 @@ class RowMixture:
         weights: Sequence[float],
         batch_rows: int,
         given: Sequence[int] | None = None,
-        kept: Sequence[bool] | None = None,
     ) -> None:
         if len(streams) != len(weights) or not streams or min(weights) <= 0 or batch_rows < 1:
             raise ValueError(f"{len(streams)} streams in batches of {batch_rows} rows do not go with {weights}")
@@ -48,7 +46,6 @@ class RowMixture:
         self._batch_rows = batch_rows
         self._given = [0] * len(streams) if given is None else list(given)
         self._epochs = [0] * len(streams)
-        self._kept = kept
 
     def __iter__(self) -> Self:
         return self
@@ -58,18 +55,18 @@ class RowMixture:
 
     def next_batch(self) -> RowBatch:
         """Return the next rows; `epochs` are those of the source that was read least often."""
-        rows, kept = [], []
+        rows, sources = [], []
         for _ in range(self._batch_rows):
             source = min(range(len(self._streams)), key=self._standing)
             rows.append(self._streams[source].next_batch())
             self._given[source] += 1
             self._epochs[source] = rows[-1].epochs
-            kept.append(self._kept is not None and self._kept[source])
+            sources.append(source)
         return RowBatch(
             np.concatenate([row.bytes for row in rows]),
             np.concatenate([row.document_starts for row in rows]),
             min(self._epochs),
-            None if self._kept is None else np.array(kept),
+            np.array(sources, dtype=np.int64),
         )
 
     def state(self) -> dict[str, Any]:
@@ -118,8 +115,7 @@ def open_rows(
     saved = None if state is None else _parse(state, len(parts))
     states = [None] * len(parts) if saved is None else saved.sources
     streams = [stream(part, 1, each) for part, each in zip(parts, states, strict=True)]
-    kept = [source in spec.kept_cuts for source in spec.sources] if spec.kept_cuts else None
-    return RowMixture(streams, spec.weights, batch_rows, None if saved is None else saved.given, kept)
+    return RowMixture(streams, spec.weights, batch_rows, None if saved is None else saved.given)
 
 
 def _parse(state: Mapping[str, Any], sources: int) -> _State:

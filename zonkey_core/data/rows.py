@@ -46,8 +46,8 @@ class RowBatch:
     """[B, L], true at the first byte of every document."""
     epochs: int = 0
     """Complete passes over the data before the one that the last document came from."""
-    kept_mask: NDArray[np.bool_] | None = None
-    """[B] rows of sources whose cuts are kept; None where there are no such sources."""
+    sources: NDArray[np.int64] | None = None
+    """[B] the number of the source that each is from, where sources have weights; otherwise None."""
 
 
 class _State(msgspec.Struct, frozen=True):

@@ -22,9 +22,11 @@ from zonkey_core.errors import ConfigError
 from zonkey_core.inference.segments import Segment, Segments, Starts
 from zonkey_core.model.window_limit import forced_starts
 
-BYTE_BLOCK = (1 << 10, 1 << 15)
+BYTE_BLOCK = (1 << 10, 1 << 17)
 """Positions in level 0's first block and in the largest. Each block is twice the last, up to that, so that the first
 segments of a slow stream come early."""
+COMPRESSED_BLOCK = (1 << 10, 1 << 15)
+"""The same where the segments of bytes are compressed for a level above, which takes memory."""
 LATENT_BLOCK = (1 << 9, 1 << 11)
 """The same above level 0."""
 THRESHOLD = 0.5
@@ -82,7 +84,8 @@ class LevelCutter:
         self.level = level
         self.keep_latents = keep_latents
         self.threshold = threshold
-        self.first, self.largest = BYTE_BLOCK if level.reads_bytes else LATENT_BLOCK
+        of_bytes = COMPRESSED_BLOCK if keep_latents else BYTE_BLOCK
+        self.first, self.largest = of_bytes if level.reads_bytes else LATENT_BLOCK
         self.ahead = level.window + level.reach
         """Positions behind a block that its cuts depend on."""
         self.values: NDArray[Any] = np.zeros(0, dtype=np.uint8)

@@ -62,10 +62,11 @@ class NgramVectors(nn.Module):
         self.linear = nn.Linear(TABLE_WIDTH, width, bias=False)
         nn.init.normal_(self.table, std=0.02)
 
-    def forward(self, symbols: Tensor) -> Tensor:
-        """[B, L] symbols to [B, L, width]."""
+    def forward(self, symbols: Tensor, weights: Tensor | None = None) -> Tensor:
+        """[B, L] symbols to [B, L, width]; `weights` [B, L, orders] of the n-grams are 1 where none are given."""
         keys = ngram_keys(symbols, max(self.orders), NO_SYMBOL)
         places = torch.stack([table_rows(keys[order - 1] + order, self.rows) for order in self.orders], -1)
-        summed = functional.embedding_bag(places.flatten(0, 1), self.table[0], mode="sum")
+        each = None if weights is None else weights.flatten(0, 1).to(self.table.dtype)
+        summed = functional.embedding_bag(places.flatten(0, 1), self.table[0], mode="sum", per_sample_weights=each)
         vectors: Tensor = self.linear(summed)
         return vectors.view(*symbols.shape, -1)

@@ -29,7 +29,7 @@ from zonkey_core.model.existence import (
 from zonkey_core.model.hash_embeddings import ngram_keys
 from zonkey_core.model.lexicon import Lexicon
 from zonkey_core.model.positions import PositionEmbedding, PositionReadout, PositionSequence
-from zonkey_core.model.readers import ContextReader, CostEstimator, SegmentReader, UnitReader
+from zonkey_core.model.readers import ContextReader, CostEstimator, SegmentReader
 from zonkey_core.model.segment_splitter import SegmentSplitter, Splits
 from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary, StringCounter
 from zonkey_core.model.segmentation import Segmentation, Slots, Windows, length_groups
@@ -65,25 +65,27 @@ class Level(nn.Module):
         """Above bytes: the splitter that the masked-modelling loss trains, from each position alone."""
         self.former: SegmentSplitter | None = None
         """Of bytes, in a run that keeps the cuts of some text: the splitter that it began with."""
-        self.reader: UnitReader | ContextReader | SegmentReader
+        self.reader: ContextReader | SegmentReader | None = None
+        """What teaches the splitter by masked modelling; none where a lexicon does."""
         self.estimator: CostEstimator | None = None
         """Of bytes: what text costs, which sets how often it is cut."""
         self.lexicon: Lexicon | None = None
         """Of bytes, where the configuration has one: what segments cost as entries of it."""
         self.vocabulary: SegmentVocabulary | None = None
         """Of bytes: the strings that the denoiser chooses from."""
-        reading = splitter_width, config.heads, config.reader_layers, config.reader_span
         if channels_below is None:
-            if config.reader_contexts:
-                self.reader = ContextReader(splitter_width, config.reader_units, config.reader_contexts)
+            if config.lexicon:
+                self.lexicon = Lexicon(config.lexicon)
             else:
-                self.reader = UnitReader(*reading, config.reader_units)
-            self.estimator = CostEstimator(splitter_width, config.reader_units)
-            self.lexicon = Lexicon(config.lexicon) if config.lexicon else None
+                self.reader = ContextReader(config.reader_width, config.reader_units, config.reader_contexts)
+            self.estimator = CostEstimator(config.reader_width, config.reader_units)
             self.vocabulary = SegmentVocabulary(config.vocabulary, config.window, self.channels)
         else:
             self.guide = SegmentSplitter(channels_below, splitter_width, 1, 1, config.segment_length, 0)
-            self.reader = SegmentReader(channels_below, *reading, config.reader_codes)
+            self.reader = SegmentReader(
+                channels_below, config.reader_width, config.heads, config.reader_layers, config.reader_span,
+                config.reader_codes,
+            )  # fmt: skip
         self.embedding = PositionEmbedding(channels_below, config.width)
         self.compressor = Compressor(
             config.width, config.latents, config.heads, config.compressor_layers, config.window

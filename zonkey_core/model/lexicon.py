@@ -9,7 +9,7 @@ of `q` over what was read of late. An entry's own occurrence is taken off its co
 spelled by units.
 
 Since entries are told independently of each other, what a segment is worth differs between scripts: a cut has a price,
-one for each number of bits that a unit of a text costs, which rises while such text is cut too often.
+one for each source of text, which rises while that is cut too often.
 
 Shapes: T units of a batch, as `UnitRows`; lengths 1 to `LONGEST` of segments.
 """
@@ -39,14 +39,14 @@ KEPT_UNITS = 1 << 21
 """Units of text that counts are sums over; what is older fades."""
 UNTOLD = 12.0
 """Nats of a unit in a segment longer than any entry."""
-PRICED_BITS = 16
-"""Bits of a unit up to which a cut has a price of its own; between whole numbers of them it is interpolated."""
 PRICE_RATE = 0.1
-"""How much a price rises in a batch that has one cut too many for each unit."""
+"""How much a price rises by a batch that has one cut too many for each unit."""
 LARGEST_PRICE = 3.0
 """Of either sign; text whose information says too little of its words, as boilerplate, may miss its rate."""
 FIRMNESS = 60.0
-"""What is added to a price within a batch that has one cut too many for each unit."""
+"""What is added to a price while text has, in the mean of its last batches, one cut too many for each unit."""
+EXCESS_DECAY = 0.5
+"""How much of that mean a batch leaves."""
 LIKELY = 0.1
 """Probability below which a segment is not counted: most of all substrings, which would crowd the table."""
 
@@ -57,15 +57,22 @@ class Lexicon(nn.Module):
     counts: Tensor
     unit_counts: Tensor
     information: Tensor
-    """Bits of a unit of the text that is learned from, as a compressor has it; 0 where that is not known."""
+    """[sources] bits of a unit of each source of text, as a compressor has it; 0 where that is not known."""
     prices: Tensor
+    """[sources]"""
+    excess: Tensor
+    """[sources] cuts a unit, in the mean of the last batches, beyond what there should be."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
         self.register_buffer("counts", torch.zeros(rows), persistent=False)
         self.register_buffer("unit_counts", torch.zeros(UNIT_ROWS), persistent=False)
-        self.register_buffer("information", torch.zeros(()), persistent=False)
-        self.register_buffer("prices", torch.zeros(PRICED_BITS + 1), persistent=False)
+        self.expect_sources(1)
+
+    def expect_sources(self, count: int) -> None:
+        """Have prices for so many sources of text, all 0, and know of none what it costs."""
+        for name in ("information", "prices", "excess"):
+            self.register_buffer(name, torch.zeros(count, device=self.counts.device), persistent=False)
 
     def forward(self, units: UnitRows, splits: Splits) -> tuple[Tensor, Tensor]:
         """Nats, summed, of units [T] that are cut with these probabilities, and how much of each entry there is.
@@ -114,23 +121,19 @@ class Lexicon(nn.Module):
         self.unit_counts.mul_(fading).add_(units)
 
     @torch.no_grad()
-    def price(self, bits: Tensor, excess: Tensor, sum_over: Callable[[Tensor], Tensor]) -> Tensor:
-        """[R] nats of a cut in rows of so many bits a unit, which have `excess` more cuts a unit than they should.
+    def price(self, sources: Tensor, excess: Tensor, sum_over: Callable[[Tensor], Tensor]) -> Tensor:
+        """[R] nats of a cut in rows of `sources` [R], which have `excess` [R] more cuts a unit than they should.
 
         Prices change by that; `sum_over` as above.
         """
-        bounded = bits.clamp(0, PRICED_BITS - 1e-3)
-        low = bounded.floor().long()
-        share = bounded - low
-        weight, found = torch.zeros_like(self.prices), torch.zeros_like(self.prices)
-        for place, part in ((low, 1 - share), (low + 1, share)):
-            weight.index_add_(0, place, part)
-            found.index_add_(0, place, part * excess)
-        weight, found = sum_over(weight), sum_over(found)
-        self.prices += PRICE_RATE * found / weight.clamp(min=1)
+        rows = sum_over(torch.zeros_like(self.prices).index_add(0, sources, torch.ones_like(excess)))
+        found = sum_over(torch.zeros_like(self.prices).index_add(0, sources, excess))
+        seen = rows > 0
+        mean = found / rows.clamp(min=1)
+        self.prices += PRICE_RATE * mean
         self.prices.clamp_(-LARGEST_PRICE, LARGEST_PRICE)
-        asked = self.prices + FIRMNESS * found / weight.clamp(min=1e-6)
-        return asked[low] * (1 - share) + asked[low + 1] * share
+        self.excess.copy_(torch.where(seen, self.excess.lerp(mean, 1 - EXCESS_DECAY), self.excess))
+        return (self.prices + FIRMNESS * self.excess)[sources]
 
     def _places(self, keys: Tensor) -> Tensor:
         """[T, LONGEST] rows of the segments that begin at units [T]."""

@@ -14,25 +14,26 @@ from zonkey_core.model.attention import DocumentBias
 from zonkey_core.model.codebook import Codebook
 from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue, log_continue_prob
 from zonkey_core.model.hash_embeddings import NgramVectors, lookup_table, ngram_keys, table_rows
-from zonkey_core.model.ngram_tables import SPREAD
+from zonkey_core.model.ngram_tables import SPREAD, TABLE_WIDTH
 from zonkey_core.model.positions import PositionEmbedding
 from zonkey_core.model.transformer import Transformer
 from zonkey_core.model.unit_rows import NO_UNIT, UnitRows, spaced_apart
 
 ESTIMATE_ORDERS = (1, 2, 3, 4)
 """Units before one from which, together, its cost is estimated."""
-EXPANSION = 2
-"""Width of the feed-forward layers of the readers of units, as a multiple of their own."""
+EXPANSION = 4
+"""Width of the hidden layer of the reader of units, as a multiple of its own."""
 CONTEXTS = (
-    (-1,), (1,), (-2,), (2,), (-3,), (3,),
-    (-2, -1), (1, 2), (-3, -2, -1), (1, 2, 3), (-4, -3, -2, -1), (1, 2, 3, 4),
-    (-1, 1), (-2, -1, 1), (-1, 1, 2), (-2, -1, 1, 2),
-)
-"""What a reader without attention sees, by distance: units, strings on either side, and those that enclose a unit."""
-NEAR = max(abs(side) for context in CONTEXTS for side in context)
-"""Units on either side that it sees."""
+    (1, 1), (2, 0), (0, 2), (2, 1), (1, 2), (2, 2), (3, 0), (0, 3), (3, 1), (1, 3), (4, 0), (0, 4),
+    (3, 3), (4, 2), (2, 4), (4, 4), (6, 0), (0, 6), (5, 1), (1, 5), (6, 6),
+)  # fmt: skip
+"""Units before and after a hidden one from which, together, it is told."""
+NEAR = max(map(max, CONTEXTS))
+"""Units on either side that a reader of units sees."""
+OTHER_SPREAD = 0x2545F4914F6CDD1D
+"""As `SPREAD`, for what stands after a unit."""
 HIDDEN_UNIT = NO_UNIT - 1
-"""The key that such a reader sees in place of another hidden unit."""
+"""The key that a reader of units sees in place of another hidden one."""
 
 
 class UnitKinds:
@@ -64,69 +65,47 @@ class UnitVectors(nn.Module):
         return functional.cross_entropy(logits, kinds.which[asked], reduction="none")
 
 
-class UnitReader(nn.Module):
-    """The masked-modelling Transformer of level 0."""
-
-    def __init__(self, width: int, heads: int, layers: int, span: int, rows: int) -> None:
-        super().__init__()
-        self.span = span
-        self.units = UnitVectors(rows, width)
-        self.hidden = nn.Parameter(0.05 * torch.randn(width))
-        self.transformer = Transformer(width, heads, layers, rotary=True, expansion=EXPANSION, neighbours=True)
-        self.norm = nn.LayerNorm(width, bias=False)
-
-    def forward(self, keys: Tensor, hidden_mask: Tensor, start_prob: Tensor) -> Tensor:
-        """Units, hidden ones and starts [T] to states [K, width] of the hidden ones, in order.
-
-        They are read in spans of at most `span` units.
-        """
-        embedded = torch.where(hidden_mask.unsqueeze(-1), self.hidden, self.units(keys))
-        states: Tensor = self.norm(_read_in_spans(self.transformer, embedded[None], start_prob[None], self.span))
-        return states[0][hidden_mask]
-
-
 class ContextReader(nn.Module):
-    """A reader of units without attention: a bag of the strings that stand around a hidden one.
+    """The masked-modelling reader of level 0: a bag of the strings that enclose a hidden unit.
 
     It adds up a vector, which a table holds, for each of `CONTEXTS`, as much as all of that string is likely to be of
-    the same segment, and turns the sum into a state: a continuous bag of words (Mikolov et al. 2013) with places,
-    strings and existence. It computes nothing for units that are not hidden and learns from the first steps on.
+    the same segment, `exp(C_{i+r} - C_{i-l})`, and turns the sum into a state: a continuous bag of words (Mikolov et
+    al. 2013) of strings and existence. It computes nothing for units that are not hidden, and learns from the first
+    steps on.
     """
 
     def __init__(self, width: int, rows: int, context_rows: int) -> None:
         super().__init__()
         self.units = UnitVectors(rows, width)
-        self.contexts = lookup_table(context_rows, width)
-        self.hidden = nn.Parameter(0.05 * torch.randn(width))
-        self.norm = nn.LayerNorm(width, bias=False)
-        last = nn.Linear(EXPANSION * width, width)
-        self.network = nn.Sequential(nn.Linear(width, EXPANSION * width), nn.SiLU(), last)
-        self.out = nn.LayerNorm(width, bias=False)
-        nn.init.normal_(self.contexts, std=0.05)
-        nn.init.normal_(last.weight, std=0.02)
+        self.contexts = lookup_table(context_rows, TABLE_WIDTH)
+        self.linear = nn.Linear(TABLE_WIDTH, width, bias=False)
+        self.network = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, EXPANSION * width), nn.SiLU(), nn.Linear(EXPANSION * width, width),
+            nn.LayerNorm(width),
+        )  # fmt: skip
+        nn.init.normal_(self.contexts, std=0.02)
 
     def forward(self, keys: Tensor, hidden_mask: Tensor, start_prob: Tensor) -> Tensor:
         """Units, hidden ones and starts [T] to states [K, width] of the hidden ones, in order."""
         asked = hidden_mask.nonzero().flatten() + NEAR
         shown = functional.pad(keys.masked_fill(hidden_mask, HIDDEN_UNIT), (NEAR, NEAR), value=NO_UNIT)
         goes_on = functional.pad(log_continue_prob(start_prob), (NEAR, NEAR), value=LOG_FLOOR)
-        reached = {0: torch.zeros_like(goes_on[asked])}
+        before, after = [torch.zeros_like(asked)], [torch.zeros_like(asked)]
+        left, right = [torch.zeros_like(goes_on[asked])], [torch.zeros_like(goes_on[asked])]
         for distance in range(1, NEAR + 1):
-            reached[-distance] = reached[1 - distance] + goes_on[asked - distance + 1]
-            reached[distance] = reached[distance - 1] + goes_on[asked + distance]
-        places, log_existence = [], []
-        for number, context in enumerate(CONTEXTS, 1):
-            key = torch.full_like(asked, number * (1 << 40))
-            for side in context:
-                key = (key + shown[asked + side]) * SPREAD
-            places.append(table_rows(key, self.contexts.shape[1]))
-            log_existence.append(reached[min(0, *context)] + reached[max(0, *context)])
-        existence = torch.stack(log_existence, 1).exp().to(self.contexts.dtype)
-        bag = functional.embedding_bag(
-            torch.stack(places, 1), self.contexts[0], mode="sum", per_sample_weights=existence
+            before.append((before[-1] + shown[asked - distance] + 1) * SPREAD)
+            after.append((after[-1] + shown[asked + distance] + 1) * OTHER_SPREAD)
+            left.append(left[-1] + goes_on[asked - distance + 1])
+            right.append(right[-1] + goes_on[asked + distance])
+        keys = torch.stack(
+            [(3 * before[first] + after[last] + number) * SPREAD for number, (first, last) in enumerate(CONTEXTS)], 1
         )
-        states = self.norm(self.hidden + bag)
-        told: Tensor = self.out(states + self.network(states))
+        existence = torch.stack([left[first] + right[last] for first, last in CONTEXTS], 1).exp()
+        bag = functional.embedding_bag(
+            table_rows(keys, self.contexts.shape[1]), self.contexts[0], mode="sum",
+            per_sample_weights=existence.to(self.contexts.dtype),
+        )  # fmt: skip
+        told: Tensor = self.network(self.linear(bag))
         return told
 
 

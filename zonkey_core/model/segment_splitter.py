@@ -32,6 +32,8 @@ from zonkey_core.model.positions import PositionEmbedding, PositionSequence
 from zonkey_core.model.unit_rows import NO_UNIT, UnitRows, spaced_apart, unit_rows
 from zonkey_core.model.units import byte_reach
 
+LEFT_OUT = 0.2
+"""Share of the n-grams of more than one unit that are left out where that is asked for."""
 NEVER = -30.0
 """The start logit where no unit begins."""
 
@@ -94,15 +96,23 @@ class SegmentSplitter(nn.Module):
         allowed = torch.zeros_like(exists).flatten().index_fill(0, units.offsets, 1).view(exists.shape)
         return Splits((logits.sigmoid() * allowed).where(~forced, 1.0), logits)
 
-    def unit_logits(self, units: UnitRows) -> Tensor:
-        """[T] start logits of units."""
+    def unit_logits(self, units: UnitRows, generator: torch.Generator | None = None) -> Tensor:
+        """[T] start logits of units; with a generator, some of their n-grams are left out by chance."""
         assert self.ngrams is not None
         line, places = spaced_apart(units, self.gap)
-        return self._convolved(self.ngrams(line[None]), line[None] != NO_UNIT)[0, places]
+        weights = None
+        if generator is not None:
+            weights = torch.rand(1, len(line), len(NGRAM_ORDERS), generator=generator).to(line.device) >= LEFT_OUT
+            weights[..., 0] = True
+        return self._convolved(self.ngrams(line[None], weights), line[None] != NO_UNIT)[0, places]
 
-    def split_units(self, units: UnitRows) -> Splits:
-        """Probabilities and logits [T] of units; certain where a row or a document begins."""
-        logits = self.unit_logits(units)
+    def split_units(self, units: UnitRows, generator: torch.Generator | None = None) -> Splits:
+        """Probabilities and logits [T] of units; certain where a row or a document begins.
+
+        With a generator, some of their n-grams are left out by chance, as text that the splitter does not know has some
+        that it has never met.
+        """
+        logits = self.unit_logits(units, generator)
         return Splits(logits.sigmoid().where(~units.fresh_mask, 1.0), logits)
 
     def _convolved(self, embedded: Tensor, exists: Tensor) -> Tensor:

@@ -99,53 +99,12 @@ def soften_outputs(blocks: nn.ModuleList) -> None:
             nn.init.normal_(layer.weight, std=(2 * len(blocks) * layer.in_features) ** -0.5)
 
 
-class Neighbours(nn.Module):
-    """Adds to each position what stands within `REACH` of it, channel by channel (Allen-Zhu 2025, "Canon layers").
-
-    A neighbour counts as much as it is likely to be of the same segment or document, `exp(-|C_q - C_k|)`. Attention
-    learns which neighbours to look at only after millions of positions; this has them from the start.
-    """
-
-    REACH = 2
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(width, bias=False)
-        self.weights = nn.Parameter(torch.randn(2 * self.REACH + 1, width) * 0.2)
-
-    def forward(self, states: Tensor, bias: DocumentBias) -> Tensor:
-        """[B, L, D] to the same shape."""
-        normed = self.norm(states)
-        weights = self.weights.to(normed.dtype)
-        present = torch.ones_like(bias.cumulative) if bias.absent is None else bias.absent.exp()
-        mixed = normed * weights[self.REACH]
-        for distance in range(1, min(self.REACH, states.shape[1] - 1) + 1):
-            earlier, later = slice(None, -distance), slice(distance, None)
-            same = (bias.cumulative[:, earlier] - bias.cumulative[:, later]).abs().neg().exp()
-            before = (same * present[:, earlier]).unsqueeze(-1).to(normed.dtype)
-            after = (same * present[:, later]).unsqueeze(-1).to(normed.dtype)
-            mixed = mixed + functional.pad(
-                normed[:, earlier] * before * weights[self.REACH - distance], (0, 0, distance, 0)
-            )
-            mixed = mixed + functional.pad(
-                normed[:, later] * after * weights[self.REACH + distance], (0, 0, 0, distance)
-            )
-        result: Tensor = states + mixed
-        return result
-
-
 class Transformer(nn.Module):
-    """A stack of blocks under one bias; with `rotary`, positions are relative.
+    """A stack of blocks under one bias; with `rotary`, positions are relative."""
 
-    With `neighbours`, each block is told what stands next to a position; the bias is then a document's.
-    """
-
-    def __init__(
-        self, width: int, heads: int, layers: int, *, rotary: bool, expansion: int = 4, neighbours: bool = False
-    ) -> None:
+    def __init__(self, width: int, heads: int, layers: int, *, rotary: bool) -> None:
         super().__init__()
-        self.neighbours = nn.ModuleList(Neighbours(width) for _ in range(layers if neighbours else 0))
-        self.blocks = nn.ModuleList(Block(width, heads, expansion=expansion) for _ in range(layers))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.head_width = width // heads
         self.rotary = rotary
         soften_outputs(self.blocks)
@@ -155,8 +114,6 @@ class Transformer(nn.Module):
         if self.rotary:
             phases = rotary_phases(torch.arange(states.shape[1], device=states.device), self.head_width)
         prepared = prepare_bias(bias, states)
-        for index, block in enumerate(self.blocks):
-            if self.neighbours:
-                states = self.neighbours[index](states, bias)
+        for block in self.blocks:
             states = block(states, prepared, phases)
         return states

@@ -21,8 +21,11 @@ from zonkey_core.numpy_model.layers import Convolution, Linear, NormedLogit, hal
 from zonkey_core.numpy_model.ngrams import ngram_vectors
 from zonkey_core.numpy_model.weights import Floats, Weights
 
-READ_TOGETHER = 2048
+READ_TOGETHER = 8192
 """Positions that one thread reads at once: what is computed of them stays in the cache of a core."""
+
+LEAST_PROB = np.float32(1e-9)
+"""The least probability where a segment may begin; 0 says that none may."""
 
 
 class Network:
@@ -61,7 +64,7 @@ class Network:
             states = update
         logits = self.logit(states[begin - first : begin - first + READ_TOGETHER])
         probs: Floats = np.tanh(logits * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
-        return probs
+        return np.maximum(probs, LEAST_PROB)
 
 
 class ByteSplitter:

@@ -7,7 +7,7 @@ from, and where a run goes on in it, depend on neither their number nor on what 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from zonkey_core.data.rows import Prefetcher, RowBatch, RowSource
 from zonkey_core.errors import ConfigError
 from zonkey_core.model.model import byte_sequence
 from zonkey_core.model.positions import PositionSequence
+from zonkey_core.training.objectives import RowOrigins
 from zonkey_core.training.processes import on_first_alone, process_count, process_number, take_from_first
 
 FITTING_PASSES = 16
@@ -44,8 +45,9 @@ class SharedBatches:
             return read[0]
         batch = read[0] if read else RowBatch(np.empty(self._shape, np.uint8), np.empty(self._shape, np.bool_))
         epochs = torch.tensor([batch.epochs])
-        take_from_first([torch.from_numpy(batch.bytes), torch.from_numpy(batch.document_starts), epochs])
-        return RowBatch(batch.bytes, batch.document_starts, int(epochs))
+        sources = np.zeros(len(batch.bytes), np.int64) if batch.sources is None else batch.sources
+        take_from_first([*map(torch.from_numpy, (batch.bytes, batch.document_starts, sources)), epochs])
+        return RowBatch(batch.bytes, batch.document_starts, int(epochs), sources)
 
     def state(self) -> dict[str, Any]:
         """Where the next batch begins, for JSON; the first process alone knows it."""
@@ -68,7 +70,9 @@ def shared_batches(open_source: Callable[[], RowSource], rows: int, row_bytes: i
 class BatchPieces:
     """Divides batches evenly among the processes, and the part of each into as many pieces as are accumulated."""
 
-    def __init__(self, rows: int, accumulate: int, device: torch.device) -> None:
+    def __init__(self, rows: int, accumulate: int, device: torch.device, kept_sources: Sequence[int] = ()) -> None:
+        """`kept_sources` are the numbers of those whose cuts are kept."""
+        self._kept = list(kept_sources)
         self._each = accumulate
         self._all = accumulate * process_count()
         self._device = device
@@ -84,16 +88,19 @@ class BatchPieces:
         rows = len(batch.bytes) // self._all
         return [self._take(batch, slice(piece * rows, (piece + 1) * rows)) for piece in self._numbers()]
 
-    def kept_rows(self, batch: RowBatch) -> list[torch.Tensor | None]:
-        """For each of these pieces a mask [B] of the rows whose cuts are kept; None where there are none."""
-        if batch.kept_mask is None:
-            return [None] * self._each
-        self.require_whole()
-        return [torch.from_numpy(batch.kept_mask).to(self._device)]
+    def origins(self, batch: RowBatch) -> list[RowOrigins]:
+        """For each of these pieces, where its rows are from."""
+        rows = len(batch.bytes) // self._all
+        sources = np.zeros(len(batch.bytes), np.int64) if batch.sources is None else batch.sources
+        kept = np.isin(sources, self._kept)
+        parts = [slice(piece * rows, (piece + 1) * rows) for piece in self._numbers()]
+        return [
+            RowOrigins(*(torch.from_numpy(each[part]).to(self._device) for each in (sources, kept))) for part in parts
+        ]
 
     def require_whole(self) -> None:
-        """Raise `ConfigError` where a batch is shared out: with kept cuts, its pieces would not be alike."""
-        if self._all > 1:
+        """Raise `ConfigError` where cuts are kept and a batch is shared out: its pieces would not be alike."""
+        if self._kept and self._all > 1:
             raise ConfigError("--keep-cuts is for one process that takes each batch whole; leave out --accumulate")
 
     def generators(self, common: torch.Generator) -> list[torch.Generator]:

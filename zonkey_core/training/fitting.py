@@ -18,6 +18,7 @@ from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.readers import SegmentReader
+from zonkey_core.model.segment_splitter import frozen_copy
 from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.model.units import read_units
 from zonkey_core.training.curriculum import Stage
@@ -51,25 +52,31 @@ def fit_codebooks(
             average.reader.codebook.load_state_dict(live.reader.codebook.state_dict())
 
 
-def fit_information(model: Zonkey, stage: Stage, spec: SourceSpec) -> None:
-    """Measure what a unit of the text costs, where a lexicon is to cut it at a rate of information.
+def expect_sources(model: Zonkey, spec: SourceSpec) -> None:
+    """Tell a model of how many sources its text will be; where the cuts of some are to stay, its splitter of bytes is
+    kept as it is now."""
+    if model.bottom.lexicon is not None:
+        model.bottom.lexicon.expect_sources(max(1, len(spec.weights)))
+    if spec.kept_cuts:
+        model.bottom.former = frozen_copy(model.bottom.splitter)
 
-    A compressor says it, of some text of each source; sources whose cuts are kept are left out. Standard input can be
-    read but once, so that nothing is known of it before. Raises `DataError` as reading does.
+
+def fit_information(model: Zonkey, stage: Stage, spec: SourceSpec) -> None:
+    """Measure what a unit of each source costs, where a lexicon is to cut it at a rate of information.
+
+    A compressor says it, of some text of the source, or of all sources together where they have no weights. Those whose
+    cuts are kept are left out, and standard input, which can be read but once. Raises `DataError` as reading does.
     """
     lexicon = model.bottom.lexicon
-    if stage.name != "splitter" or stage.level != 0 or lexicon is None or "-" in spec.sources:
+    if stage.name != "splitter" or stage.level != 0 or lexicon is None:
         return
-    weights = dict(zip(spec.sources, spec.weights, strict=True)) if spec.weights else {}
-    learned = [source for source in spec.sources if source not in spec.kept_cuts]
-    groups = [((source,), weights[source]) for source in learned] if weights else [(tuple(learned), 1.0)]
-    bits = units = 0.0
-    for sources, weight in groups:
+    groups = [(source,) for source in spec.sources] if spec.weights else [spec.sources]
+    for number, sources in enumerate(groups):
+        if "-" in sources or set(sources) <= set(spec.kept_cuts):
+            continue
         text = _some_text(msgspec.structs.replace(spec, sources=sources, weights=(), kept_cuts=()))
-        share = weight / max(1, len(text))
-        bits += share * 8 * len(lzma.compress(text.tobytes(), preset=9 | lzma.PRESET_EXTREME))
-        units += share * len(read_units(text, np.arange(len(text)) == 0).offsets)
-    lexicon.information.fill_(bits / max(units, 1e-9))
+        bits = 8 * len(lzma.compress(text.tobytes(), preset=9 | lzma.PRESET_EXTREME))
+        lexicon.information[number] = bits / max(1, len(read_units(text, np.arange(len(text)) == 0).offsets))
 
 
 def _some_text(spec: SourceSpec) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ Both objectives share one shape: a level and a batch of rows in, named losses ou
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from zonkey_core.model.decoder import DecodedWindows
 from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue
 from zonkey_core.model.level import Level
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.readers import ContextReader, SegmentReader, UnitKinds, UnitReader
+from zonkey_core.model.readers import ContextReader, SegmentReader, UnitKinds
 from zonkey_core.model.segment_splitter import draw_relaxed, hide_positions, hide_units
 from zonkey_core.model.segmentation import Segmentation, Windows
 from zonkey_core.model.unit_rows import UnitRows, unit_rows
@@ -45,6 +46,15 @@ DECODER_NOISE = 0.5
 """Largest noise-to-signal ratio that the autoencoder's decoder is trained to undo."""
 
 
+class RowOrigins(NamedTuple):
+    """Where the rows of a batch are from."""
+
+    sources: Tensor
+    """[B] the number of each one's source."""
+    kept_mask: Tensor
+    """[B] rows whose cuts stay those that the run began with."""
+
+
 def splitter_objective(
     level: Level,
     sequence: PositionSequence,
@@ -53,49 +63,59 @@ def splitter_objective(
     certainty: float = 1.0,
     stability: float = 1.0,
     temperature: float = COOLEST,
-    kept_mask: Tensor | None = None,
+    origins: RowOrigins | None = None,
 ) -> dict[str, Tensor]:
     """What teaches splitters to cut: leak-free masked modelling, or of level 0, what segments cost in a lexicon.
 
     It trains level 0's splitter, and above that its guide. Of masked modelling, splitter and reader both see the masked
     sequence only, and the reader is given starts drawn at a `temperature` (`draw_relaxed`). `certainty` weighs the
     penalty on probabilities that are neither 0 nor 1, and `stability` that on cuts of bytes that change under noise.
-    In rows of `kept_mask` [B] nothing is learned but the cuts that there were.
+    In rows whose cuts are kept nothing is learned but these; without `origins` all rows are of one source.
     """
     if not level.reads_bytes:
         return guide_objective(level, sequence, generator, certainty=certainty, temperature=temperature)
     losses: dict[str, Tensor] = {}
-    if kept_mask is not None:
+    sources = torch.zeros(len(sequence.values), dtype=torch.long, device=sequence.values.device)
+    if origins is not None:
+        kept_mask, sources = origins.kept_mask, origins.sources[~origins.kept_mask]
         if kept_mask.any():
             kept = PositionSequence(*(part[kept_mask] for part in sequence))
             losses["kept"] = KEPT * kept_cuts_loss(level, kept, generator)
         sequence = PositionSequence(*(part[~kept_mask] for part in sequence))
     if len(sequence.values):
-        losses |= unit_objective(level, sequence, generator, certainty=certainty, temperature=temperature)
+        losses |= unit_objective(level, sequence, sources, generator, certainty=certainty, temperature=temperature)
         if stability:
             losses["stability"] = stability * stability_loss(level, sequence, generator)
     return losses
 
 
 def unit_objective(
-    level: Level, sequence: PositionSequence, generator: torch.Generator, *, certainty: float, temperature: float
+    level: Level,
+    sequence: PositionSequence,
+    sources: Tensor,
+    generator: torch.Generator,
+    *,
+    certainty: float,
+    temperature: float,
 ) -> dict[str, Tensor]:
-    """The objective of level 0's splitter, over the units of rows of bytes."""
-    assert isinstance(level.reader, (UnitReader, ContextReader))
+    """The objective of level 0's splitter, over the units of rows of bytes, which are of `sources` [B]."""
     units = unit_rows(sequence)
     kinds = UnitKinds(units.keys)
     losses: dict[str, Tensor] = {}
     if level.lexicon is not None:
-        splits = level.splitter.split_units(units)
+        splits = level.splitter.split_units(units, generator)
         told, met = level.lexicon(units, splits)
         level.lexicon.learn(units.keys, met, over_all)
         losses["told"] = mean_over(told, len(units.keys))
     else:
+        assert isinstance(level.reader, ContextReader)
         hidden, shown = hide_units(units, level.config.mask_rate, generator)
         splits = level.splitter.split_units(shown)
         drawn = draw_relaxed(splits, temperature, generator)
         guessed = level.reader.units.loss(level.reader(shown.keys, hidden, drawn), kinds, hidden.nonzero().flatten())
-        losses["masked"] = mean_over(guessed.sum(), len(guessed))
+        alone = alone_in_segment(drawn)[hidden]
+        told = (1 - alone) * guessed - alone * kinds.log_shares[kinds.which[hidden]]
+        losses["masked"] = mean_over(told.sum(), len(told))
     cumulative = cumulative_log_continue(splits.start_prob)
     beyond = torch.searchsorted(units.offsets, units.offsets + level.config.window)
     inside = beyond < len(units.offsets)
@@ -104,34 +124,49 @@ def unit_objective(
         "overlong": mean_over(open_still.sum(), len(units.offsets)),
         "uncertainty": certainty * uncertainty_penalty(splits.start_prob, torch.ones_like(splits.start_prob)),
     }
-    return losses | rate_losses(level, units, kinds, splits.start_prob, generator)
+    return losses | rate_losses(level, units, kinds, splits.start_prob, sources, generator)
+
+
+def alone_in_segment(start_prob: Tensor) -> Tensor:
+    """[T] probability that a unit is all of its segment: `p_i p_{i+1}`, and behind the last one another begins.
+
+    Such a unit costs as much as it takes to tell it by its share of the batch. A reader would learn which units it
+    finds alone, and the splitter, which has seen what surrounds a hidden one, could then tell it by cutting it off.
+    """
+    return start_prob * functional.pad(start_prob[1:], (0, 1), value=1.0)
 
 
 def rate_losses(
-    level: Level, units: UnitRows, kinds: UnitKinds, start_prob: Tensor, generator: torch.Generator
+    level: Level,
+    units: UnitRows,
+    kinds: UnitKinds,
+    start_prob: Tensor,
+    sources: Tensor,
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """How far the cuts of units are from their rate: that of their information, where one is set.
 
     The batch is held to its rate firmly and each row loosely, since what a row costs is known but roughly, and a firm
-    hold would drown in that noise what the reader has to say. A lexicon holds each kind of text to its rate by the
-    price of a cut, and takes from the estimator how rows differ, and from a compressor what they cost in the mean. What
-    the units of a row cost is told from some of them, in the same graph as what teaches that to the estimator.
+    hold would drown in that noise what the reader has to say. A lexicon holds the rows of each of `sources` [B] to one
+    rate by the price of a cut, where a compressor has said what a unit of that source costs. What the units of a row
+    cost is told from some of them, in the same graph as what teaches that to the estimator.
     """
     assert level.estimator is not None
     asked = (torch.rand(units.keys.shape, generator=generator) < ESTIMATED).to(units.keys.device).nonzero().flatten()
     cost = level.estimator(units, kinds, asked)
     losses = {"cost": mean_over(cost.sum(), len(cost))}
-    bits = row_means(cost.detach(), units.rows[asked], int(units.rows.max()) + 1) / math.log(2)
-    if level.lexicon is not None and level.lexicon.information:
-        bits = bits * level.lexicon.information / (losses["cost"].detach() / math.log(2)).clamp(min=1e-6)
-    found = row_means(start_prob, units.rows, len(bits))
+    bits = row_means(cost.detach(), units.rows[asked], len(sources)) / math.log(2)
+    if level.lexicon is not None:
+        known = level.lexicon.information[sources]
+        bits = known.where(known > 0, bits)
+    found = row_means(start_prob, units.rows, len(sources))
     if level.config.bits_per_segment:
         rates = (bits / level.config.bits_per_segment).clamp(max=LARGEST_RATE)
     else:
         bytes_each = mean_over(units.sizes.sum().float(), len(units.sizes))
         rates = (bytes_each / level.config.segment_length).clamp(max=LARGEST_RATE).expand_as(bits)
     if level.lexicon is not None:
-        prices = level.lexicon.price(bits, found.detach() - rates, over_all)
+        prices = level.lexicon.price(sources, found.detach() - rates, over_all)
         return losses | {"price": mean_over((prices[units.rows] * start_prob).sum(), len(units.rows))}
     wanted = mean_over(rates[units.rows].sum(), len(units.rows))
     losses["rate"] = rate_penalty(start_prob, torch.ones_like(start_prob), wanted)

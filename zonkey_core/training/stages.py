@@ -25,6 +25,7 @@ from zonkey_core.training.denoiser_objective import denoising_losses
 from zonkey_core.training.objectives import (
     COOLEST,
     WARMEST,
+    RowOrigins,
     autoencoder_losses,
     rows_to_noise,
     splitter_objective,
@@ -79,11 +80,11 @@ def stage_losses(
     sequence: PositionSequence,
     generator: torch.Generator,
     fraction: float,
-    kept_mask: Tensor | None = None,
+    origins: RowOrigins | None = None,
 ) -> dict[str, Tensor]:
     """Named losses of a batch of bytes, as `LEVEL/NAME`; their sum is what the stage minimises.
 
-    kept_mask [B]: the rows whose cuts stay those that the run began with, in the stage of level 0's splitter.
+    Where rows are from matters in the stage of level 0's splitter.
     """
     if stage.level is None:
         return joint_losses(model, sequence, generator, upper_gradient=min(1.0, 2 * fraction))
@@ -97,7 +98,7 @@ def stage_losses(
             certainty=float(fraction >= CERTAIN_FROM),
             stability=STABILITY * float(fraction >= STABLE_FROM),
             temperature=WARMEST + (COOLEST - WARMEST) * fraction,
-            kept_mask=kept_mask if level.reads_bytes else None,
+            origins=origins,
         )
         if level.guide is not None and fraction >= FOLLOW_FROM:
             losses["following"] = guided_loss(model, stage.level, sequence, located, generator)

@@ -22,7 +22,6 @@ from zonkey_core.data.rows import RowBatch, RowSource
 from zonkey_core.devices import autocast, choose_device, choose_precision
 from zonkey_core.errors import ConfigError, ZonkeyError
 from zonkey_core.model.model import Zonkey
-from zonkey_core.model.segment_splitter import frozen_copy
 from zonkey_core.model.transformer import forget_activations
 from zonkey_core.model_building import require_trainable
 from zonkey_core.training.batches import BatchPieces, SharedBatches, shared_batches
@@ -38,6 +37,7 @@ from zonkey_core.training.events import (
 )
 from zonkey_core.training.fitting import (
     anchor_vocabularies,
+    expect_sources,
     fit_codebooks,
     fit_information,
     fit_vocabularies,
@@ -88,7 +88,8 @@ class Trainer:
         self.out = Path(self.options.out)
         self.device = choose_device(self.options.device)
         self.precision = choose_precision(self.options.precision, self.device)
-        self.pieces = BatchPieces(config.training.batch_rows, self.options.accumulate, self.device)
+        kept = [number for number, source in enumerate(self.spec.sources) if source in self.spec.kept_cuts]
+        self.pieces = BatchPieces(config.training.batch_rows, self.options.accumulate, self.device, kept)
         self.stages = plan_stages(config.model, config.training.shares, self.options.stage, self.options.level)
         self.generator = torch.Generator().manual_seed(self.options.seed)
         with torch.random.fork_rng(devices=[]):
@@ -96,7 +97,8 @@ class Trainer:
             self.model = Zonkey(config.model)
             self.average = Zonkey(config.model)
         self.average.load_state_dict(self.model.state_dict())
-        self._remember_cuts()
+        self.pieces.require_whole()
+        expect_sources(self.model, self.spec)
         self.model.to(self.device)
         self.average.to(self.device).requires_grad_(False)
         if self.options.checkpoint_activations:
@@ -111,15 +113,9 @@ class Trainer:
         """Begin with the weights of another model of the same shape."""
         full = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
         fill_model(self.model, full, origin=origin)
-        self._remember_cuts()
+        expect_sources(self.model, self.spec)
         self.model.to(self.device)
         self.average.load_state_dict(self.model.state_dict())
-
-    def _remember_cuts(self) -> None:
-        """Keep the splitter of bytes as it is now, where some cuts are to stay."""
-        if self.spec.kept_cuts:
-            self.pieces.require_whole()
-            self.model.bottom.former = frozen_copy(self.model.bottom.splitter)
 
     def share_out(self) -> None:
         """Divide both models among the processes where that is asked for, once their weights are there."""
@@ -242,12 +238,12 @@ class Trainer:
         total = torch.zeros(())
         losses: dict[str, Tensor] = {}
         pieces = self.pieces.own(batch)
-        chances, kept_rows = self.pieces.generators(self.generator), self.pieces.kept_rows(batch)
-        for number, (piece, chance, kept) in enumerate(zip(pieces, chances, kept_rows, strict=True)):
+        chances, origins = self.pieces.generators(self.generator), self.pieces.origins(batch)
+        for number, (piece, chance, origin) in enumerate(zip(pieces, chances, origins, strict=True)):
             if number:
                 torch.autograd.backward(total)
             with autocast(self.device, self.precision):
-                found = stage_losses(self.model, stage, piece, chance, fraction, kept)
+                found = stage_losses(self.model, stage, piece, chance, fraction, origin)
             total = torch.stack(list(found.values())).sum() / len(pieces)
             losses = {name: losses.get(name, 0) + loss.detach() / len(pieces) for name, loss in found.items()}
         fault = take_step(total, parameters, self.optimizers, training.gradient_clip, self.judge.fault)
