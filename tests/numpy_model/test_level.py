@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gzip
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from zonkey_core.checkpoint import load_model
 from zonkey_core.inference.cutting_levels import cutting_levels
 from zonkey_core.inference.segmentation import CuttingLevel, position_probs, segment_levels
 from zonkey_core.inference.torch_levels import TorchLevel
-from zonkey_core.numpy_model import segment_splitter
+from zonkey_core.numpy_model import compressor, segment_splitter
 from zonkey_core.numpy_model.level import NumpyLevel, numpy_levels
 
 NEAR = 1e-5
@@ -97,10 +98,23 @@ def test_a_trained_model_cuts_real_text_as_torch_does(tiny_model: Path, level: i
 def test_pieces_that_are_read_apart_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.frombuffer("".join(SCRIPTS).encode() * 3, dtype=np.uint8)
     level = both(1, -0.7)[0][0]
+    assert isinstance(level, NumpyLevel)
     whole = level.start_probs(values)
     for together in (3, 50, 333):
-        monkeypatch.setattr(segment_splitter, "READ_TOGETHER", together)
+        monkeypatch.setattr(level.splitter.network, "together", together)
         assert level.start_probs(values).tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize("rows", [8, 50, 1 << 20])
+def test_what_threads_compress_side_by_side_is_the_same(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    values = np.frombuffer("".join(SCRIPTS).encode() * 3, dtype=np.uint8)
+    bounds = np.r_[0 : len(values) : 3, len(values)]
+    model = small_model(2).eval().requires_grad_(False)
+    alone = cutting_levels(model)[0].compress(values, bounds)
+    monkeypatch.setattr(compressor, "ROWS_TOGETHER", rows)
+    with ThreadPoolExecutor(3) as executor:
+        threaded = cutting_levels(model, executor)[0].compress(values, bounds)
+    assert threaded.tolist() == alone.tolist()
 
 
 def test_latents_that_are_kept_are_those_that_are_made_anew() -> None:

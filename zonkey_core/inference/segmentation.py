@@ -25,9 +25,9 @@ from zonkey_core.model.window_limit import forced_starts
 BYTE_BLOCK = (1 << 10, 1 << 17)
 """Positions in level 0's first block and in the largest. Each block is twice the last, up to that, so that the first
 segments of a slow stream come early."""
-COMPRESSED_BLOCK = (1 << 10, 1 << 15)
+COMPRESSED_BLOCK = (1 << 10, 1 << 16)
 """The same where the segments of bytes are compressed for a level above, which takes memory."""
-LATENT_BLOCK = (1 << 9, 1 << 11)
+LATENT_BLOCK = (1 << 9, 1 << 13)
 """The same above level 0."""
 THRESHOLD = 0.5
 """The probability above which a cut is made, unless a caller chooses another for the highest level."""

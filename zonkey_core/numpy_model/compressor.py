@@ -14,7 +14,7 @@ from zonkey_core.numpy_model.layers import Linear, half_silu, standardize, to_sp
 from zonkey_core.numpy_model.weights import Floats, Weights
 
 ROWS_TOGETHER = 2048
-"""Rows of states that are computed at once."""
+"""Rows of states that are best computed at once."""
 
 
 class Block:
@@ -59,15 +59,12 @@ class Compressor:
         self.blocks = [Block(blocks.part(str(index)), width, config.heads) for index in range(config.compressor_layers)]
         self.out = Linear(weights.part("out"), width, width).after(weights.take("norm.weight", width))
 
+    def together(self, length: int) -> int:
+        """How many windows of `length` positions are best compressed at once."""
+        return max(1, ROWS_TOGETHER // (length + self.latents))
+
     def __call__(self, windows: Floats) -> Floats:
         """[K, S, D] to [K, C]."""
-        count, length, _ = windows.shape
-        together = max(1, ROWS_TOGETHER // (length + self.latents))
-        parts = [self._compress(windows[first : first + together]) for first in range(0, count, together)]
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
-
-    def _compress(self, windows: Floats) -> Floats:
-        """Few enough windows to be compressed at once."""
         count, length, width = windows.shape
         states = np.empty((count, self.latents + length, width), dtype=np.float32)
         states[:, : self.latents] = self.queries

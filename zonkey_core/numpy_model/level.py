@@ -85,11 +85,19 @@ class NumpyLevel:
         self._kept.update(zip(segments, places.tolist(), strict=True))
 
     def _compress(self, embedded: Floats, begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> Floats:
-        """Latents of segments of embedded positions [n, D], those of one length together."""
+        """Latents of segments of embedded positions [n, D], some of one length together."""
         latents = np.empty((len(begins), self.compressor.channels), dtype=np.float32)
+        parts: list[NDArray[np.intp]] = []
         for length in np.unique(lengths).tolist():
             chosen = np.flatnonzero(lengths == length)
-            latents[chosen] = self.compressor(embedded[begins[chosen, None] + np.arange(length)])
+            together = self.compressor.together(length)
+            parts += [chosen[first : first + together] for first in range(0, len(chosen), together)]
+
+        def compress(part: NDArray[np.intp]) -> None:
+            latents[part] = self.compressor(embedded[begins[part, None] + np.arange(lengths[part[0]])])
+
+        for _ in map(compress, parts) if self._executor is None else self._executor.map(compress, parts):
+            pass
         return latents
 
 

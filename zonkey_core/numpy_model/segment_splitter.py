@@ -21,7 +21,7 @@ from zonkey_core.numpy_model.layers import Convolution, Linear, NormedLogit, hal
 from zonkey_core.numpy_model.ngrams import ngram_vectors
 from zonkey_core.numpy_model.weights import Floats, Weights
 
-READ_TOGETHER = 8192
+UNITS_TOGETHER, LATENTS_TOGETHER = 8192, 1024
 """Positions that one thread reads at once: what is computed of them stays in the cache of a core."""
 
 LEAST_PROB = np.float32(1e-9)
@@ -32,9 +32,15 @@ class Network:
     """Convolutions over what `embed` gives of symbols, one start probability for each."""
 
     def __init__(
-        self, weights: Weights, config: LevelConfig, embed: Callable[[NDArray[Any]], Floats], embed_reach: int
+        self,
+        weights: Weights,
+        config: LevelConfig,
+        embed: Callable[[NDArray[Any]], Floats],
+        embed_reach: int,
+        together: int,
     ) -> None:
         width = config.splitter_width
+        self.together = together
         self.embed = embed
         self.convolutions = [
             Convolution(weights.part(f"convolutions.{index}"), width, width, config.splitter_kernel, scale=0.5)
@@ -49,20 +55,20 @@ class Network:
 
     def __call__(self, symbols: NDArray[Any], executor: Executor | None) -> Floats:
         """[n] probabilities of symbols [n] or [n, C]."""
-        begins = range(0, len(symbols), READ_TOGETHER)
+        begins = range(0, len(symbols), self.together)
         read = partial(self._read, symbols)
         return np.concatenate([*(map(read, begins) if executor is None else executor.map(read, begins))])
 
     def _read(self, symbols: NDArray[Any], begin: int) -> Floats:
-        """The probabilities of `READ_TOGETHER` symbols from `begin` on."""
+        """The probabilities of `together` symbols from `begin` on."""
         first = max(0, begin - self.reach)
-        states = self.embed(symbols[first : begin + READ_TOGETHER + self.reach])
+        states = self.embed(symbols[first : begin + self.together + self.reach])
         for index, convolution in enumerate(self.convolutions):
             update = half_silu(convolution(states))
             if index:
                 update += states
             states = update
-        logits = self.logit(states[begin - first : begin - first + READ_TOGETHER])
+        logits = self.logit(states[begin - first : begin - first + self.together])
         probs: Floats = np.tanh(logits * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
         return np.maximum(probs, LEAST_PROB)
 
@@ -74,7 +80,7 @@ class ByteSplitter:
         ngrams = weights.part("ngrams")
         table = ngrams.take("table", 1, config.splitter_ngrams, TABLE_WIDTH)[0]
         embed = partial(ngram_vectors, table=table, orders=NGRAM_ORDERS)
-        self.network = Network(weights, config, embed, max(NGRAM_ORDERS) - 1)
+        self.network = Network(weights, config, embed, max(NGRAM_ORDERS) - 1, UNITS_TOGETHER)
         self.network.convolutions[0].project(ngrams.take("linear.weight", config.splitter_width, TABLE_WIDTH))
         self.reach = byte_reach(self.network.reach)
 
@@ -93,7 +99,7 @@ class LatentSplitter:
 
     def __init__(self, weights: Weights, config: LevelConfig, channels: int) -> None:
         embed = Linear(weights.part("embedding.linear"), channels, config.splitter_width)
-        self.network = Network(weights, config, embed, 0)
+        self.network = Network(weights, config, embed, 0, LATENTS_TOGETHER)
         self.reach = self.network.reach
 
     def __call__(self, values: Floats, executor: Executor | None = None) -> Floats:
