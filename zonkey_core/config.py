@@ -58,7 +58,8 @@ class LevelConfig(_Struct, frozen=True):
     """Rows of the table of strings around a hidden unit by which level 0's reader tells it."""
     lexicon: int = 0
     """Rows of the table that counts segments at level 0; with one, its splitter learns by what its segments cost as
-    entries of a lexicon, and 0 leaves it to masked modelling. For scripts that put no spaces between words."""
+    entries of a lexicon, each source of text that has a weight at a rate of its own, and 0 leaves it to masked
+    modelling. For scripts that put no spaces between words."""
     reader_layers: int = 2
     """Layers of the Transformer that is the reader above level 0, which teaches the splitter."""
     reader_span: int = 64
