@@ -58,6 +58,8 @@ def test_a_mixture_goes_on_where_it_was_left(
     for _ in range(4):
         left, right = rows.next_batch(), again.next_batch()
         assert left.bytes.tolist() == right.bytes.tolist()
+        assert left.sources is not None and right.sources is not None
+        assert left.sources.tolist() == ["abc".index(letter) for letter in letters(left)] == right.sources.tolist()
         assert left.document_starts.tolist() == right.document_starts.tolist()
 
 
@@ -82,22 +84,6 @@ def test_a_position_in_other_sources_is_refused(tmp_path: Path) -> None:
         opened(SourceSpec(sources=names[:1], weights=(1.0,)), state)
     with pytest.raises(DataError, match="damaged"):
         opened(SourceSpec(sources=names, weights=(1.0, 1.0)), {"sources": 3})
-
-
-@settings(max_examples=20, deadline=None)
-@given(weights=st.lists(st.floats(0.1, 10), min_size=2, max_size=3), before=st.integers(0, 3))
-def test_a_batch_tells_where_its_rows_are_from(
-    tmp_path_factory: pytest.TempPathFactory, weights: list[float], before: int
-) -> None:
-    """Also after going on from where it was left."""
-    spec = SourceSpec(sources=sources(tmp_path_factory.mktemp("text"), len(weights)), weights=tuple(weights))
-    rows = opened(spec)
-    for _ in range(before):
-        rows.next_batch()
-    state = json.loads(json.dumps(rows.state()))
-    for batch in (rows.next_batch(), opened(spec, state).next_batch()):
-        assert batch.sources is not None
-        assert batch.sources.tolist() == ["abc".index(letter) for letter in letters(batch)]
 
 
 def test_only_a_weighed_source_can_keep_its_cuts(tmp_path: Path) -> None:
