@@ -49,6 +49,10 @@ class RowBatch:
     sources: NDArray[np.int64] | None = None
     """[B] the number of the source that each is from, where sources have weights; otherwise None."""
 
+    def numbered_sources(self) -> NDArray[np.int64]:
+        """`sources`, where they have no weights all of one."""
+        return np.zeros(len(self.bytes), np.int64) if self.sources is None else self.sources
+
 
 class _State(msgspec.Struct, frozen=True):
     """What `RowStream.state` returns."""

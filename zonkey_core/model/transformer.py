@@ -36,7 +36,7 @@ def rotate(heads: Tensor, phases: Tensor) -> Tensor:
 class Block(nn.Module):
     """One pre-normalised layer: Probabilistic Attention, then a feed-forward network."""
 
-    def __init__(self, width: int, heads: int, *, expansion: int = 4) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.forgets = False
@@ -45,8 +45,8 @@ class Block(nn.Module):
         self.attention_in = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
         self.feedforward_norm = nn.LayerNorm(width, bias=False)
-        self.feedforward_in = nn.Linear(width, expansion * width)
-        self.feedforward_out = nn.Linear(expansion * width, width)
+        self.feedforward_in = nn.Linear(width, 4 * width)
+        self.feedforward_out = nn.Linear(4 * width, width)
 
     def forward(
         self,

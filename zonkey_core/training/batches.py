@@ -45,7 +45,7 @@ class SharedBatches:
             return read[0]
         batch = read[0] if read else RowBatch(np.empty(self._shape, np.uint8), np.empty(self._shape, np.bool_))
         epochs = torch.tensor([batch.epochs])
-        sources = np.zeros(len(batch.bytes), np.int64) if batch.sources is None else batch.sources
+        sources = batch.numbered_sources()
         take_from_first([*map(torch.from_numpy, (batch.bytes, batch.document_starts, sources)), epochs])
         return RowBatch(batch.bytes, batch.document_starts, int(epochs), sources)
 
@@ -91,7 +91,7 @@ class BatchPieces:
     def origins(self, batch: RowBatch) -> list[RowOrigins]:
         """For each of these pieces, where its rows are from."""
         rows = len(batch.bytes) // self._all
-        sources = np.zeros(len(batch.bytes), np.int64) if batch.sources is None else batch.sources
+        sources = batch.numbered_sources()
         kept = np.isin(sources, self._kept)
         parts = [slice(piece * rows, (piece + 1) * rows) for piece in self._numbers()]
         return [
