@@ -36,7 +36,7 @@ CHINESE = "水面上有一只白鹭在等待着风停下来然后飞走了没有
 
 def level_that_keeps(*, lexicon: int = 0) -> Level:
     """A level of bytes that is to keep the cuts that it makes now."""
-    level = small_model(1, lexicon=lexicon).bottom
+    level = small_model(1, seed=3, lexicon=lexicon).bottom
     level.former = frozen_copy(level.splitter)
     return level
 
@@ -77,7 +77,7 @@ def test_a_splitter_that_cuts_otherwise_is_drawn_back(shift: float) -> None:
     as_it_was = kept_cuts_loss(level, rows, chance(1))
     level.splitter.shift(shift)
     loss = kept_cuts_loss(level, rows, chance(1))
-    assert loss > as_it_was + 0.02
+    assert loss > as_it_was + 0.05
     assert level.former is not None
     target, (noised, origins) = level.former(rows).start_prob, noise_rows(rows, chance(1))
     parts = ((rows, target), (noised, noised_start_prob(target, origins)))
@@ -159,7 +159,7 @@ def test_cuts_that_are_kept_move_less() -> None:
         assert level.former is not None
         with torch.no_grad():
             moved.append((level.split(english).start_prob - level.former(english).start_prob).abs().mean())
-    assert moved[0] < 0.7 * moved[1]
+    assert moved[0] < 0.5 * moved[1]
 
 
 # Runs
