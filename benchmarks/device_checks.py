@@ -191,10 +191,10 @@ class Choices:
         unfold = generation.unfold_entries
         probs: list[Tensor] = []
 
-        def hold_entries(logits: Tensor, chance: Tensor, temperature: float, least_share: float) -> Tensor:
-            if len(logits):
-                probs.append(logits.softmax(-1))
-            return keep_entries(draw(logits, chance, temperature, least_share))
+        def hold_entries(prob: Tensor, chance: Tensor, temperature: float, least_share: float) -> Tensor:
+            if len(prob):
+                probs.append(prob)
+            return keep_entries(draw(prob, chance, temperature, least_share))
 
         def hold_counts(logits: Tensor, chance: Tensor) -> Tensor:
             probs.append(logits.sigmoid())

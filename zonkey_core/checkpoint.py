@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from zonkey_core.model.model import Zonkey
 
-FORMAT = 3
+FORMAT = 4
 CONFIG, MODEL, TRAINING, OPTIMIZER = "config.json", "model.safetensors", "training.json", "optimizer.safetensors"
 CHECKSUMS = "checksums.json"
 KEPT = "checkpoints"

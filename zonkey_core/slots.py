@@ -49,6 +49,8 @@ class Layout(NamedTuple):
     """[B, L] readings of different documents do not see each other."""
     silent_mask: Tensor
     """[B, L] true where a reading tells the others nothing: an open slot that is pure noise."""
+    held_mask: Tensor
+    """[B, L] true where a reading holds a slot, which others may copy."""
 
 
 class SlotBatch(NamedTuple):

@@ -1,4 +1,4 @@
-"""Block decoding: entries are drawn as often as their logits say, and nothing else is."""
+"""Block decoding: entries are drawn as often as their probabilities say, and nothing else is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_entries_are_drawn_as_often_as_the_softmax_says(kinds: int, temperature:
         ((torch.arange(count) + 0.5) / count, 1.1 / count),
         (torch.rand(count, generator=chance(seed)), 0.05),
     ):
-        drawn = draw_entries(logits.expand(count, -1), numbers, temperature)
+        drawn = draw_entries(logits.softmax(-1).expand(count, -1), numbers, temperature)
         share = torch.bincount(drawn, minlength=kinds) / count
         torch.testing.assert_close(share, prob / prob.sum(), atol=tolerance, rtol=0)
         assert not share[prob == 0].any()
@@ -37,16 +37,16 @@ def test_what_is_impossible_is_never_drawn(possible: int, first: int, temperatur
     for impossible in (-1e4, -torch.inf):
         wide = functional.pad(logits, (first, 143), value=impossible)
         numbers = torch.tensor([0.0, 1e-12, 0.5, 1 - 2**-24])
-        drawn = draw_entries(wide.expand(len(numbers), -1), numbers, temperature)
+        drawn = draw_entries(wide.softmax(-1).expand(len(numbers), -1), numbers, temperature)
         assert ((drawn >= first) & (drawn < first + possible)).all()
-        assert draw_entries(wide.unsqueeze(0), numbers[:1], 0.0).item() == first + int(logits.argmax())
+        assert draw_entries(wide.softmax(-1).unsqueeze(0), numbers[:1], 0.0).item() == first + int(logits.argmax())
 
 
 @law
 @given(st.integers(1, 300), st.floats(0, 1, width=32), st.sampled_from([0.0, 1e-3, 1.0, 10.0]), seeds)
 def test_only_entries_that_there_are_are_drawn(kinds: int, number: float, temperature: float, seed: int) -> None:
     logits = 40 * normal(3, kinds, seed=seed, dtype=torch.float32)
-    drawn = draw_entries(logits, torch.full((3,), number), temperature)
+    drawn = draw_entries(logits.softmax(-1), torch.full((3,), number), temperature)
     assert drawn.shape == (3,) and ((drawn >= 0) & (drawn < kinds)).all()
 
 
@@ -55,8 +55,8 @@ def test_only_entries_that_there_are_are_drawn(kinds: int, number: float, temper
 def test_little_temperature_is_as_good_as_none(kinds: int, seed: int) -> None:
     logits = normal(20, kinds, seed=seed, dtype=torch.float32)
     numbers = torch.rand(20, generator=chance(seed))
-    assert torch.equal(draw_entries(logits, numbers, 0.0), logits.argmax(-1))
-    assert torch.equal(draw_entries(logits, numbers, 1e-6), logits.argmax(-1))
+    assert torch.equal(draw_entries(logits.softmax(-1), numbers, 0.0), logits.argmax(-1))
+    assert torch.equal(draw_entries(logits.softmax(-1), numbers, 1e-6), logits.argmax(-1))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -36,7 +36,8 @@ from zonkey_core.model.denoiser import DenoisedSlots, Denoiser
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.latents import to_sphere
 from zonkey_core.model.level import Level
-from zonkey_core.model.slot_batches import Plans
+from zonkey_core.model.pointer import with_copies
+from zonkey_core.model.slot_batches import Plans, gather_entries
 from zonkey_core.slots import SlotBatch, SlotKind
 
 CPU = torch.device("cpu")
@@ -274,8 +275,12 @@ def asked_at_once(level: Level, order: Order, entries: Tensor, plan: BlockPlan |
     rows, latents = lay_out([order], len(order.source), CPU), vocabulary.latents()
     plans = None if plan is None else Plans(*(part.unsqueeze(0) for part in plan.plans))
     told = rows.told[0] >= 0
-    estimate = read_whole(level, rows, latents[entries].unsqueeze(0), plans).latents[0][told]
-    return vocabulary.logits(estimate, torch.ones(len(estimate)), latents).argmax(-1), rows.told[0][told]
+    found = read_whole(level, rows, latents[entries].unsqueeze(0), plans)
+    estimate, copies = found.latents[0][told], found.copies
+    assert copies is not None
+    prob = vocabulary.logits(estimate, torch.ones(len(estimate)), latents).softmax(-1)
+    held = gather_entries(entries.unsqueeze(0), rows.source).expand(len(estimate), -1)
+    return with_copies(prob, copies.log_shares[0][told], copies.log_rest[0][told], held).argmax(-1), rows.told[0][told]
 
 
 @few

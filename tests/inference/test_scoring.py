@@ -20,7 +20,7 @@ from zonkey_core.inference.scoring import Likelihood, Question, Row, log_likelih
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.model import Zonkey, text_sequence
 from zonkey_core.model.segmentation import Slots
-from zonkey_core.model.slot_batches import at_places, slot_batch
+from zonkey_core.model.slot_batches import at_places, gather_entries, slot_batch
 
 DATA = TEXT.encode()
 WHOLE = Question(DATA, [(0, len(DATA))])
@@ -168,11 +168,14 @@ def test_a_score_is_the_chain_rule_slot_by_slot(question: Question) -> None:
         places = torch.from_numpy(np.flatnonzero(order.order == time)).unsqueeze(0)
         cache.places = places
         some = at_places(rows, places)
-        told = level.denoiser(slot_batch(latents[entries].unsqueeze(0), some), cache).latents
-        for estimate, slot in zip(told[0], some.told[0].tolist(), strict=True):
+        told = level.denoiser(slot_batch(latents[entries].unsqueeze(0), some), cache)
+        held = gather_entries(entries.unsqueeze(0), rows.source)[0]
+        for index, slot in enumerate(some.told[0].tolist()):
             if slot in asked:
-                logits = latents.double() @ estimate.double() + vocabulary.bias.double()
-                expected += float(logits[entries[slot]] - logits.logsumexp(0))
+                logits = latents.double() @ told.latents[0, index].double() + vocabulary.bias.double()
+                prob = told.copies.log_rest[0, index].exp() * logits.softmax(0)[entries[slot]]
+                prob += told.copies.log_shares[0, index, held == entries[slot]].exp().sum()
+                expected += float(prob.log())
                 told_so_far += 1
     assert told_so_far == len(asked)
     assert ask(question).total == pytest.approx(expected, rel=1e-4, abs=1e-4)
@@ -223,10 +226,10 @@ def test_a_text_told_slot_by_slot_is_as_likely_as_its_draws_were(
     level, drawn = judge().bottom, list[Tensor]()
     sound = block_decoding.draw_entries
 
-    def noted(logits: Tensor, numbers: Tensor, temperature: float, least_share: float) -> Tensor:
-        entries = sound(logits, numbers, temperature, least_share)
+    def noted(prob: Tensor, numbers: Tensor, temperature: float, least_share: float) -> Tensor:
+        entries = sound(prob, numbers, temperature, least_share)
         if len(entries):
-            drawn.append(logits.log_softmax(-1)[0, entries[0]])
+            drawn.append(prob[0, entries[0]].log())
         return entries
 
     known = 40 + torch.arange(before)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from zonkey_core.diffusion.decoding_order import (
 from zonkey_core.model.denoiser import REACH, DenoisedSlots, Denoiser, _existence_bias, _Preceding, _seen_before
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.length_model import EDGES
+from zonkey_core.model.pointer import Copies
 from zonkey_core.model.slot_batches import Plans, slot_batch
 from zonkey_core.slots import Layout, SlotBatch, SlotKind
 
@@ -35,10 +38,11 @@ CPU = torch.device("cpu")
 def make_denoiser(above: int | None = ABOVE) -> Denoiser:
     """A denoiser of strong opinions."""
     torch.manual_seed(0)
-    denoiser = Denoiser(CHANNELS, above, WIDTH, 2, 2, blocks=LONGEST)
+    denoiser = Denoiser(CHANNELS, above, WIDTH, 2, 2, blocks=LONGEST, copying=True)
     for block in denoiser.blocks:
         torch.nn.init.normal_(block.attention_out.weight, std=0.5)
-    for weight in (denoiser.left, denoiser.ending_bias):
+    assert denoiser.pointer is not None
+    for weight in (denoiser.left, denoiser.ending_bias, denoiser.pointer.gate.weight):
         torch.nn.init.normal_(weight, std=0.5)
     if denoiser.plan_noise_in is not None:
         torch.nn.init.normal_(denoiser.plan_noise_in.weight, std=0.5)
@@ -112,15 +116,27 @@ def row_of(batch: SlotBatch, row: int, length: int) -> SlotBatch:
     return SlotBatch(layout, *(field[row : row + 1, :length] for field in batch[1:]))
 
 
-def assert_said_alike(one: DenoisedSlots, other: DenoisedSlots) -> None:
-    """The same up to rounding."""
-    torch.testing.assert_close(one.latents, other.latents, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(one.ending_logits, other.ending_logits, atol=1e-5, rtol=1e-5)
+def all_said(said: DenoisedSlots) -> Iterator[Tensor]:
+    """Each thing that is said."""
+    assert said.copies is not None
+    yield from (said.latents, said.ending_logits, said.copies.log_rest, said.copies.log_shares.exp())
 
 
-def chosen(said: DenoisedSlots, mask: Tensor) -> DenoisedSlots:
-    """What is said at the places of a mask [B, L]."""
-    return DenoisedSlots(said.latents[mask], said.ending_logits[mask])
+def assert_said_alike(one: DenoisedSlots, other: DenoisedSlots, *, before: int = 0) -> None:
+    """The same up to rounding; `before` readings of the first row are not those of the second."""
+    *mine, shares = all_said(one)
+    *theirs, others = all_said(other)
+    for each, expected in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(each, expected, atol=1e-5, rtol=1e-5)
+    inside = shares[..., before : before + others.shape[-1]]
+    torch.testing.assert_close(inside, others, atol=1e-5, rtol=1e-5)
+    assert not shares[..., :before].any() and not shares[..., before + others.shape[-1] :].any()
+
+
+def at(said: DenoisedSlots, index: Any) -> DenoisedSlots:
+    """What is said at some readings."""
+    assert said.copies is not None
+    return DenoisedSlots(said.latents[index], said.ending_logits[index], Copies(*(each[index] for each in said.copies)))
 
 
 # What a reading sees
@@ -133,7 +149,7 @@ def test_what_is_read_later_changes_nothing(orders: list[Order], time: int, seed
     late = batch.layout.order >= time
     changed = changed_where(late, batch, batch_of(*orders, seed=seed + 7))
     before, after = denoiser(batch), denoiser(changed)
-    assert_said_alike(chosen(before, ~late), chosen(after, ~late))
+    assert_said_alike(at(before, ~late), at(after, ~late))
     assert not late.any() or (before.ending_logits[late] != after.ending_logits[late]).any()
 
 
@@ -209,8 +225,8 @@ def test_documents_in_one_row_do_not_see_each_other(first: Order, second: Order,
     one, other = batch_of(first, seed=seed), batch_of(second, seed=seed + 1)
     together = denoiser(joined(one, other))
     border = len(first.source)
-    assert_said_alike(DenoisedSlots(*(field[:, :border] for field in together)), denoiser(one))
-    assert_said_alike(DenoisedSlots(*(field[:, border:] for field in together)), denoiser(other))
+    assert_said_alike(at(together, (slice(None), slice(border))), denoiser(one))
+    assert_said_alike(at(together, (slice(None), slice(border, None))), denoiser(other), before=border)
 
 
 @law
@@ -219,11 +235,11 @@ def test_padding_and_other_rows_change_nothing(orders: list[Order], spare: int, 
     denoiser = make_denoiser()
     together = batch_of(*orders, seed=seed, spare=spare)
     said = denoiser(together)
-    assert all(field.isfinite().all() for field in said)
+    assert all(field.isfinite().all() for field in all_said(said))
     for row, order in enumerate(orders):
         length = len(order.source)
         alone = denoiser(row_of(together, row, length))
-        assert_said_alike(DenoisedSlots(*(field[row : row + 1, :length] for field in said)), alone)
+        assert_said_alike(at(said, (slice(row, row + 1), slice(length))), alone)
 
 
 @few
@@ -298,7 +314,7 @@ def test_a_plan_does_not_reach_beyond_what_may_see_its_readings(order: Order, se
     late = batch.layout.order >= int(batch.layout.order.max())
     changed = batch._replace(plan_alpha=torch.ones_like(batch.plan_alpha).where(late, batch.plan_alpha))
     before, after = denoiser(batch), denoiser(changed)
-    assert_said_alike(chosen(before, ~late), chosen(after, ~late))
+    assert_said_alike(at(before, ~late), at(after, ~late))
 
 
 def test_before_training_a_plan_is_heard_and_how_long_its_block_is_is_not() -> None:
@@ -349,8 +365,8 @@ def test_reading_step_by_step_is_reading_at_once(orders: list[Order], together: 
         cache.places = places
         said = denoiser(part(batch, places), cache)
         real = batch.layout.documents.gather(1, places) >= 0
-        expected = DenoisedSlots(*(field[torch.arange(len(orders)).unsqueeze(1), places] for field in whole))
-        assert_said_alike(chosen(said, real), chosen(expected, real))
+        expected = at(whole, (torch.arange(len(orders)).unsqueeze(1), places))
+        assert_said_alike(at(said, real), at(expected, real))
         seen.scatter_add_(1, places, real.long())
     assert torch.equal(seen, (batch.layout.documents >= 0).long()), "each is read once"
 
@@ -376,7 +392,7 @@ def test_what_has_been_read_stays_when_the_rest_is_laid_out_anew(seed: int) -> N
     for time in range(6, int(batch.layout.order.max()) + 1):
         cache.places = (batch.layout.order[0] == time).nonzero().T
         said = denoiser(part(batch, cache.places), cache)
-        assert_said_alike(said, DenoisedSlots(*(field[:, cache.places[0]] for field in whole)))
+        assert_said_alike(said, at(whole, (slice(None), cache.places[0])))
 
 
 def test_a_cache_keeps_what_it_was_given() -> None:
@@ -436,16 +452,15 @@ def test_each_kind_of_reading_says_something_of_its_own(kind: SlotKind) -> None:
     for each in (kind, *(other for other in SlotKind if other != kind)):
         kinds = torch.full_like(batch.layout.kinds, each)
         said.append(denoiser(batch._replace(layout=batch.layout._replace(kinds=kinds))))
-    for field in DenoisedSlots._fields:
-        first, *others = (getattr(each, field) for each in said)
-        assert all(not torch.allclose(first, other, atol=1e-3) for other in others), field
+    for first, *others in zip(*map(all_said, said), strict=True):
+        assert all(not torch.allclose(first, other, atol=1e-3) for other in others)
 
 
 def test_every_parameter_learns_from_what_it_says() -> None:
     denoiser = make_denoiser().requires_grad_()
     orders = [any_order(12, seed) for seed in range(40)]
     said = denoiser(batch_of(*orders, seed=1))
-    loss = sum((field * normal(*field.shape, seed=2, dtype=torch.float32)).sum() for field in said)
+    loss = sum((field * normal(*field.shape, seed=2, dtype=torch.float32)).sum() for field in all_said(said))
     for name, parameter in denoiser.named_parameters():
         (gradient,) = torch.autograd.grad(loss, parameter, retain_graph=True)
         assert gradient.isfinite().all() and gradient.any(), name
@@ -465,7 +480,7 @@ def test_only_what_is_made_in_time_and_tells_something_exists(orders: list[Order
     turned = Layout(*(field.flip(1) for field in layout))
     assert torch.equal(_existence_bias(turned, layout, places), bias.flip(2)), "wherever the readings stand"
     for row in range(len(orders)):
-        order, documents, silent = (field[row].tolist() for field in layout[2:])
+        order, documents, silent = (field[row].tolist() for field in layout[2:5])
         for query in range(len(order)):
             for key in range(len(order)):
                 seen = documents[query] == documents[key] and order[key] <= order[query] and not silent[key]
@@ -481,7 +496,7 @@ def test_the_readings_before_are_added_where_they_exist(first: Order, second: Or
     states = normal(1, layout.order.shape[1], WIDTH, seed=seed)
     found = preceding(states, _seen_before(layout, layout, None), None, "states")[0]
     normed = preceding.norm(states)[0]
-    order, documents, silent = (field[0].tolist() for field in layout[2:])
+    order, documents, silent = (field[0].tolist() for field in layout[2:5])
     for place, said in enumerate(found):
         expected = states[0, place] + preceding.weights[0] * normed[place]
         for distance in range(1, min(REACH, place) + 1):

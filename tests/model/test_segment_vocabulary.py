@@ -22,6 +22,7 @@ from zonkey_core.committed_files import write_files
 from zonkey_core.model import level as level_module
 from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.latents import to_sphere
+from zonkey_core.model.pointer import NEVER
 from zonkey_core.model.segment_vocabulary import ROWS_TOGETHER, UNUSED, SegmentTokens, SegmentVocabulary, StringCounter
 from zonkey_core.weight_rounding import restore_weights, round_weights
 
@@ -409,6 +410,11 @@ def gradients(loss: Tensor, estimate: Tensor, vocabulary: SegmentVocabulary) -> 
     return torch.autograd.grad(loss, (estimate, vocabulary.table, vocabulary.bias))
 
 
+def uncopied(count: int) -> tuple[Tensor, Tensor]:
+    """The logarithms of what is copied where nothing is."""
+    return torch.full((count,), NEVER), torch.zeros(count)
+
+
 @pytest.mark.parametrize("count", [1, 7, ROWS_TOGETHER, 2 * ROWS_TOGETHER + 90])
 def test_the_loss_is_the_cross_entropy_of_the_logits(count: int) -> None:
     vocabulary = vocabulary_of(WORDS)
@@ -419,7 +425,7 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(count: int) -> None:
     each = functional.cross_entropy(
         vocabulary.logits(estimate, sigma, vocabulary.latents()), entries, reduction="none"
     ).detach()
-    found, nats = vocabulary.loss(estimate, sigma, entries)
+    found, nats = vocabulary.loss(estimate, sigma, entries, *uncopied(count))
     assert found.shape == () and not nats.requires_grad
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(nats, each, atol=1e-4, rtol=1e-4)
@@ -430,13 +436,32 @@ def test_the_loss_is_the_cross_entropy_of_the_logits(count: int) -> None:
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
 
+def test_what_is_copied_adds_to_what_is_told_and_each_learns_by_its_part() -> None:
+    vocabulary = vocabulary_of(WORDS)
+    count = ROWS_TOGETHER + 40
+    estimate = normal(count, CHANNELS, seed=1, dtype=torch.float32).mul(0.2).requires_grad_()
+    sigma, entries = torch.ones(count), torch.randint(BYTE_VALUES + 5, (count,), generator=chance(3))
+    share = torch.rand(count, generator=chance(4)).mul(0.9).requires_grad_()
+    right = torch.rand(count, generator=chance(5))
+    told = vocabulary.logits(estimate, sigma, vocabulary.latents()).softmax(-1).gather(1, entries.unsqueeze(1))
+    each = -((1 - share) * told.squeeze(1) + share * right).log()
+    found, nats = vocabulary.loss(estimate, sigma, entries, (share * right).log(), (1 - share).log())
+    torch.testing.assert_close(nats, each.detach(), atol=1e-4, rtol=1e-4)
+    learning = estimate, vocabulary.table, vocabulary.bias, share
+    for mine, theirs in zip(
+        torch.autograd.grad(3 * found, learning), torch.autograd.grad(3 * each.mean(), learning), strict=True
+    ):
+        assert theirs.any()
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-3)
+
+
 def test_a_hopeless_choice_still_teaches() -> None:
     vocabulary = vocabulary_of(WORDS)
     held = torch.arange(4)
     estimate = (-vocabulary.latents()[held]).detach().requires_grad_()
     sigma = torch.full((4,), 0.2)
     expected = functional.cross_entropy(vocabulary.logits(estimate, sigma, vocabulary.latents()), held)
-    found, nats = vocabulary.loss(estimate, sigma, held)
+    found, nats = vocabulary.loss(estimate, sigma, held, *uncopied(4))
     assert expected > 50 and 15 < found < expected and nats.isfinite().all(), "what it costs is limited"
     for mine, theirs in zip(
         gradients(found, estimate, vocabulary), gradients(expected, estimate, vocabulary), strict=True
@@ -448,9 +473,9 @@ def test_in_bfloat16_the_loss_and_its_gradients_are_nearly_the_same() -> None:
     vocabulary = vocabulary_of(WORDS)
     estimate = normal(600, CHANNELS, seed=1, dtype=torch.float32).requires_grad_()
     sigma, entries = torch.ones(600), torch.randint(BYTE_VALUES, (600,), generator=chance(3))
-    expected, _ = vocabulary.loss(estimate, sigma, entries)
+    expected, _ = vocabulary.loss(estimate, sigma, entries, *uncopied(600))
     with torch.autocast("cpu", torch.bfloat16):
-        found, _ = vocabulary.loss(estimate, sigma, entries)
+        found, _ = vocabulary.loss(estimate, sigma, entries, *uncopied(600))
     torch.testing.assert_close(found, expected, atol=0.01, rtol=0.01)
     for mine, theirs in zip(
         gradients(found, estimate, vocabulary), gradients(expected, estimate, vocabulary), strict=True
@@ -462,7 +487,7 @@ def test_in_bfloat16_the_loss_and_its_gradients_are_nearly_the_same() -> None:
 def test_nothing_asked_costs_nothing() -> None:
     vocabulary = vocabulary_of(WORDS)
     estimate = torch.zeros(0, CHANNELS, requires_grad=True)
-    loss, nats = vocabulary.loss(estimate, torch.zeros(0), torch.zeros(0, dtype=torch.long))
+    loss, nats = vocabulary.loss(estimate, torch.zeros(0), torch.zeros(0, dtype=torch.long), *uncopied(0))
     assert loss == 0 and nats.shape == (0,)
     for gradient in gradients(loss, estimate, vocabulary):
         assert not gradient.any()

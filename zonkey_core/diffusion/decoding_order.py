@@ -296,5 +296,6 @@ def side_by_side(rows: Sequence[NDArray[np.int64]], length: int, device: torch.d
     source, kinds, positions, order, told, remaining, blocks, left, documents, certain = (
         torch.from_numpy(table).to(device).unbind(1)
     )
-    layout = Layout(kinds.clamp(min=0), positions, order, documents, torch.zeros_like(kinds, dtype=torch.bool))
+    silent = torch.zeros_like(kinds, dtype=torch.bool)
+    layout = Layout(kinds.clamp(min=0), positions, order, documents, silent, source >= 0)
     return OrderedRows(layout, source, told, remaining, certain > 0, blocks, left.clamp(min=0))

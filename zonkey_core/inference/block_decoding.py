@@ -16,7 +16,8 @@ from zonkey_core.diffusion.decoding_order import Order, OrderedRows, in_streams,
 from zonkey_core.model.denoiser import DenoisedSlots
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.level import Level
-from zonkey_core.model.slot_batches import Plans, at_places, slot_batch
+from zonkey_core.model.pointer import NEVER, with_copies
+from zonkey_core.model.slot_batches import Plans, at_places, gather_entries, slot_batch
 from zonkey_core.slots import SlotKind
 
 DRAWN_TOGETHER = 32
@@ -128,7 +129,9 @@ class Board:
         told = reading.rows.told
         row, column = ((told >= 0) & (self.entries.gather(1, told.clamp(min=0)) == EMPTY)).nonzero(as_tuple=True)
         slot = told[row, column]
-        estimate = reading.found.latents[row, column]
+        estimate, copies = reading.found.latents[row, column], reading.found.copies
+        assert copies is not None
+        held = gather_entries(self.entries, self.rows.source)
         places = list(zip(row.tolist(), slot.tolist(), strict=True))
         drawn = []
         for first in range(0, len(places), DRAWN_TOGETHER):
@@ -136,13 +139,23 @@ class Board:
             padding = max(0, first + DRAWN_TOGETHER - len(places))
             queries = functional.pad(estimate[part], (0, 0, 0, padding))
             logits = self.vocabulary.logits(queries, torch.ones(DRAWN_TOGETHER, device=self.device), self.choices)
+            shares, rest = (field[row[part], column[part]] for field in copies)
+            shares = functional.pad(shares, (0, 0, 0, padding), value=NEVER)
+            held_there = functional.pad(held[row[part]], (0, 0, 0, padding), value=EMPTY)
+            prob = with_copies(logits.softmax(-1), shares, functional.pad(rest, (0, padding)), held_there)
             for index, place in enumerate(places[part]):
                 if place in self.allowed:
-                    logits[index].masked_fill_(~self.allowed[place], -torch.inf)
+                    prob[index] = self._as_allowed(prob[index], logits[index], place)
             chances = functional.pad(self.chances[row[part], slot[part]], (0, padding))
-            drawn.append(draw_entries(logits, chances, self.temperature, self.least_share))
+            drawn.append(draw_entries(prob, chances, self.temperature, self.least_share))
         if drawn:
             self.entries[row, slot] = torch.cat(drawn)[: len(places)]
+
+    def _as_allowed(self, prob: Tensor, logits: Tensor, place: tuple[int, int]) -> Tensor:
+        """[K] probabilities of what a slot may hold; by the logits alone where all of these are too small to be told."""
+        allowed = self.allowed[place]
+        kept = prob * allowed
+        return kept if kept.any() else logits.masked_fill(~allowed, -torch.inf).softmax(-1)
 
     def run(self, first: int, later: int, on_step: Callable[[], None]) -> None:
         """Tell all that is open: `first` readings of each row are made in the first evaluation, then `later` in each.
@@ -166,15 +179,17 @@ def read_whole(level: Level, rows: OrderedRows, latents: Tensor, plans: Plans | 
 
 
 def draw_entries(
-    logits: Tensor, chance: Tensor, temperature: float, least_share: float = LEAST_SHARE
+    prob: Tensor, chance: Tensor, temperature: float, least_share: float = LEAST_SHARE
 ) -> Tensor:
-    """[n] entries drawn from logits [n, K] with numbers [n] between 0 and 1; the likeliest at temperature 0.
+    """[n] entries drawn by probabilities [n, K] with numbers [n] between 0 and 1; the likeliest at temperature 0.
 
     Those less likely than the likeliest by the factor `least_share`, or more, are not drawn.
     """
     if temperature == 0:
-        return logits.argmax(-1)
-    weights = (logits - logits.amax(-1, keepdim=True)).div_(temperature).exp_()
+        return prob.argmax(-1)
+    weights = prob / prob.amax(-1, keepdim=True)
+    if temperature != 1:
+        weights.pow_(1 / temperature)
     functional.threshold(weights, least_share, 0.0, inplace=True)
     number = -(-weights.shape[1] // BLOCK)
     blocks = functional.pad(weights, (0, -weights.shape[1] % BLOCK)).view(len(weights), number, BLOCK)
@@ -182,8 +197,8 @@ def draw_entries(
     upto = blocks.sum(-1).cumsum(-1)
     aim = (chance.clamp(min=SMALLEST) * upto[:, -1]).unsqueeze(1)
     block = torch.searchsorted(upto, aim).clamp(max=upto.shape[1] - 1)
-    rows = torch.arange(len(logits), device=logits.device)
+    rows = torch.arange(len(prob), device=prob.device)
     inside = blocks[rows, block.squeeze(1)].cumsum(-1)
     rest = aim - functional.pad(upto, (1, 0)).gather(1, block)
     entry = torch.searchsorted(inside, rest.clamp(min=SMALLEST).minimum(inside[:, -1:])).squeeze(1)
-    return (block.squeeze(1) * BLOCK + entry).clamp(max=logits.shape[1] - 1)
+    return (block.squeeze(1) * BLOCK + entry).clamp(max=prob.shape[1] - 1)

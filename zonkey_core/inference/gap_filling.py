@@ -26,7 +26,7 @@ from zonkey_core.inference.shapes import groups_of_one_shape
 from zonkey_core.inference.shared_context import Context, Pieces, Placed, padded, read_contexts, take_up
 from zonkey_core.model.length_model import draw_counts
 from zonkey_core.model.level import Level
-from zonkey_core.model.slot_batches import at_places, slot_batch
+from zonkey_core.model.slot_batches import at_places, gather_entries, slot_batch
 from zonkey_core.slots import SlotKind
 
 ROWS_TOGETHER = 32
@@ -167,14 +167,14 @@ def score_fills(level: Level, rows: Sequence[FilledRow]) -> list[list[GapScore]]
             entries[row, : len(each.entries)] = each.entries
         cache.places = torch.from_numpy(table_of_places).to(level.device)
         some = at_places(rows, cache.places)
-        held = table[entries.to(level.device).gather(1, some.source.clamp(min=0))]
+        entries = entries.to(level.device)
+        held = table[entries.gather(1, some.source.clamp(min=0))]
         own = torch.arange(width, device=level.device).expand(ROWS_TOGETHER, width).where(some.source >= 0, -1)
         found = denoiser(slot_batch(held, some._replace(source=own)), cache)
-        told = some.told.cpu()
-        wanted = (told >= 0).nonzero(as_tuple=True)
-        slots = told[wanted]
-        log_prob = log_probs(level, table, found.latents[wanted], entries[wanted[0], slots])
-        values = torch.zeros(ROWS_TOGETHER, length).index_put((wanted[0], slots), log_prob.cpu())
+        told, asked = gather_entries(entries, some.told), some.told >= 0
+        log_prob = log_probs(level, table, found, asked, told, gather_entries(entries, rows.source))
+        which = asked.nonzero()[:, 0].cpu(), some.told[asked].cpu()
+        values = torch.zeros(ROWS_TOGETHER, length).index_put(which, log_prob.cpu())
         return [_gap_scores(each, values[row]) for row, each in enumerate(group)]
 
     lengths = _common(

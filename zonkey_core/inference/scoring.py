@@ -18,10 +18,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.diffusion.decoding_order import Order, in_streams, lay_out, with_gaps
 from zonkey_core.inference.block_decoding import DRAWN_TOGETHER, read_whole
+from zonkey_core.model.denoiser import DenoisedSlots
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, text_sequence
 from zonkey_core.model.segmentation import Slots
-from zonkey_core.model.slot_batches import Plans, side_by_side
+from zonkey_core.model.slot_batches import Plans, gather_entries, side_by_side
 
 ROWS_TOGETHER = 16
 """Texts that are read at once."""
@@ -121,18 +122,26 @@ def _together(level: Level, rows: Sequence[Row]) -> list[Likelihood]:
     told = ordered.told.clamp(min=0)
     wanted = (ordered.told >= 0) & asked.gather(1, told)
     given = [row.plans for row in rows if row.plans is not None]
-    latents = read_whole(level, ordered, table[entries], side_by_side(given) if given else None).latents[wanted]
-    log_prob = log_probs(level, table, latents, entries.gather(1, told)[wanted])
-    found = log_prob.new_zeros(wanted.shape).masked_scatter(wanted, log_prob)
-    return list(itertools.starmap(Likelihood, zip(found.sum(1).tolist(), wanted.sum(1).tolist(), strict=True)))
+    found = read_whole(level, ordered, table[entries], side_by_side(given) if given else None)
+    log_prob = log_probs(level, table, found, wanted, entries.gather(1, told), gather_entries(entries, ordered.source))
+    summed = log_prob.new_zeros(wanted.shape).masked_scatter(wanted, log_prob)
+    return list(itertools.starmap(Likelihood, zip(summed.sum(1).tolist(), wanted.sum(1).tolist(), strict=True)))
 
 
-def log_probs(level: Level, table: Tensor, estimates: Tensor, entries: Tensor) -> Tensor:
-    """[n] log-probabilities of entries [n] by estimates [n, C], a fixed number at a time."""
-    assert level.vocabulary is not None
+def log_probs(
+    level: Level, table: Tensor, found: DenoisedSlots, asked_mask: Tensor, entries: Tensor, held: Tensor
+) -> Tensor:
+    """[k] log-probabilities of those of the entries [B, n] that a mask [B, n] asks for, a fixed number at a time.
+
+    held [B, L]: the entries that all readings of the rows hold, -1 for none.
+    """
+    assert level.vocabulary is not None and found.copies is not None
+    asked = entries[asked_mask].to(table.device)
+    estimates = found.latents[asked_mask]
     results = [estimates.new_zeros(0)]
-    for part, wanted in zip(torch.split(estimates, DRAWN_TOGETHER), torch.split(entries, DRAWN_TOGETHER), strict=True):
+    for part, wanted in zip(torch.split(estimates, DRAWN_TOGETHER), torch.split(asked, DRAWN_TOGETHER), strict=True):
         queries = functional.pad(part, (0, 0, 0, DRAWN_TOGETHER - len(part)))
         logits = level.vocabulary.logits(queries, queries.new_ones(len(queries)), table)[: len(part)]
-        results.append(logits.log_softmax(-1).gather(1, wanted.to(logits.device).unsqueeze(1)).squeeze(1))
-    return torch.cat(results)
+        results.append(logits.log_softmax(-1).gather(1, wanted.unsqueeze(1)).squeeze(1))
+    copied = found.copies.log_copied(held, entries.to(held.device))[asked_mask]
+    return torch.logaddexp(torch.cat(results) + found.copies.log_rest[asked_mask], copied)

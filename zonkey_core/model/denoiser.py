@@ -7,7 +7,8 @@ that is pure noise the level stands alone. The estimate of a slot's clean latent
 
     z^ = alpha z + sigma f(readings),
 
-and where a level has a vocabulary, `z^` becomes a softmax over it (`segment_vocabulary`).
+and where a level has a vocabulary, `z^` becomes a softmax over it (`segment_vocabulary`), beside which what known slots
+hold may be copied (`pointer`).
 
 An order (`diffusion.decoding_order`) says which readings see which. All slots at once is the usual latent diffusion;
 one after another is an autoregressive model of segments, of which keys and values are kept; blocks side by side lie
@@ -27,6 +28,7 @@ from torch.nn import functional
 
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.length_model import EDGES
+from zonkey_core.model.pointer import Copies, Pointer
 from zonkey_core.model.transformer import Block, rotary_phases, soften_outputs
 from zonkey_core.slots import Layout, SlotBatch, SlotKind
 
@@ -43,6 +45,8 @@ class DenoisedSlots(NamedTuple):
     """[B, L, C] estimate of its clean latent, float32."""
     ending_logits: Tensor
     """[B, L, E] hazards of the number of slots from there to the end of the document or gap (`length_model`)."""
+    copies: Copies | None = None
+    """From where it is copied; None where a level has no vocabulary."""
 
 
 class _Preceding(nn.Module):
@@ -70,11 +74,15 @@ class _Preceding(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Estimates what open slots hold; `channels_above` is None where no level is above, `blocks` the longest block."""
+    """Estimates what open slots hold; `channels_above` is None where no level is above, `blocks` the longest block.
+
+    With `copying`, it also says which known slots they may be copies of.
+    """
 
     def __init__(
-        self, channels: int, channels_above: int | None, width: int, heads: int, layers: int, *, blocks: int
-    ) -> None:
+        self, channels: int, channels_above: int | None, width: int, heads: int, layers: int, *, blocks: int,
+        copying: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.head_width = width // heads
         self.gain = channels**-0.5
@@ -96,6 +104,7 @@ class Denoiser(nn.Module):
         self.latent_out = nn.Linear(width, channels)
         self.ending_out = nn.Linear(width, len(EDGES))
         self.ending_bias = nn.Parameter(torch.zeros(len(SlotKind), len(EDGES)))
+        self.pointer = Pointer(width, channels) if copying else None
         soften_outputs(self.blocks)
 
     def forward(self, slots: SlotBatch, cache: KVCache | None = None) -> DenoisedSlots:
@@ -129,7 +138,11 @@ class Denoiser(nn.Module):
         states = self.norm(states)
         estimate = alpha * slots.noisy.float() + sigma * self.gain * self.latent_out(states).float()
         usual = functional.embedding(layout.kinds, self.ending_bias).float()
-        return DenoisedSlots(estimate, self.ending_out(states).float() + usual)
+        copies = None
+        if self.pointer is not None:
+            held = everything.held_mask.unsqueeze(1) & (bias.squeeze(1) == 0)
+            copies = self.pointer(states, slots.known, held, cache)
+        return DenoisedSlots(estimate, self.ending_out(states).float() + usual, copies)
 
 
 def _existence_bias(queries: Layout, keys: Layout, places: Tensor | None) -> Tensor:

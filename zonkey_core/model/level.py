@@ -97,6 +97,7 @@ class Level(nn.Module):
             config.denoiser_heads,
             config.denoiser_layers,
             blocks=0 if self.above is None else self.above.config.window,
+            copying=self.vocabulary is not None,
         )
         self.decoder = Decoder(config.width, config.latents, config.heads, config.decoder_layers, config.window)
         self.readout = PositionReadout(channels_below, config.width)

@@ -211,10 +211,15 @@ class SegmentVocabulary(nn.Module):
         products = self.queries(estimate, sigma).to(latents.dtype) @ latents.T
         return products.float() + self.bias
 
-    def loss(self, estimate: Tensor, sigma: Tensor, entries: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean of `-log p(entry)`, in nats, of n estimates, a scalar; and each of them [n], without gradient."""
+    def loss(
+        self, estimate: Tensor, sigma: Tensor, entries: Tensor, log_copied: Tensor, log_rest: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Mean of `-log p(entry)`, in nats, of n estimates, a scalar; and each of them [n], without gradient.
+
+        log_copied, log_rest [n]: that an entry is a copy and the right one, and that it is no copy (`Copies`).
+        """
         mean, nats = _Choice.apply(  # type: ignore[no-untyped-call]
-            self.queries(estimate, sigma), self.latents(), self.bias, entries
+            self.queries(estimate, sigma), self.latents(), self.bias, entries, log_copied, log_rest
         )
         return mean, nats
 
@@ -234,7 +239,7 @@ class _Choice(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        queries, latents, bias, entries = inputs
+        queries, latents, bias, entries, log_copied, log_rest = inputs
         device = queries.device
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else queries.dtype
         coarse = bias.to(dtype)
@@ -243,27 +248,34 @@ class _Choice(torch.autograd.Function):
         queries = functional.pad(queries.to(dtype), (0, 2), value=1.0)
         to_queries = [queries.new_zeros(0, queries.shape[1] - 2).to(bias.dtype)]
         to_table = torch.zeros_like(table, dtype=bias.dtype)
-        nats = [bias.new_zeros(0)]
-        for part, chosen in zip(
-            torch.split(queries, ROWS_TOGETHER), torch.split(entries, ROWS_TOGETHER), strict=True
-        ):
+        nats, told_shares = [bias.new_zeros(0)], [bias.new_zeros(0)]
+        columns = (torch.split(each, ROWS_TOGETHER) for each in (queries, entries, log_copied, log_rest))
+        for part, chosen, copied, rest in zip(*columns, strict=True):
             prob = (part @ table.T).softmax(-1)
             rows = torch.arange(len(part), device=device)
-            nats.append(-prob[rows, chosen].float().clamp(min=1e-9).log())
+            log_told = rest + prob[rows, chosen].float().clamp(min=1e-9).log()
+            log_both = torch.logaddexp(log_told, copied)
+            nats.append(-log_both)
+            # What of a choice was the vocabulary's is its share of the gradient.
+            told_share = (log_told - log_both).exp()
+            told_shares.append(told_share)
             prob[rows, chosen] -= 1
+            prob *= told_share.to(dtype).unsqueeze(1)
             to_queries.append((prob @ table[:, :-2]).to(bias.dtype))
             to_table += (prob.T @ part).to(bias.dtype)
         count = max(1, len(queries))
-        ctx.save_for_backward(torch.cat(to_queries) / count, to_table[:, :-2] / count, to_table[:, -2] / count)
+        saved = torch.cat(to_queries), to_table[:, :-2], to_table[:, -2], -torch.cat(told_shares)
+        ctx.save_for_backward(*(each / count for each in saved))
         each = torch.cat(nats)
         ctx.mark_non_differentiable(each)
         return each.sum() / count, each
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        to_queries, to_latents, to_bias = ctx.saved_tensors  # type: ignore[attr-defined]
+        to_queries, to_latents, to_bias, to_rest = ctx.saved_tensors  # type: ignore[attr-defined]
         scale, _ = gradients
-        return scale * to_queries, scale * to_latents, scale * to_bias, None
+        to_copied = -1 / max(1, len(to_rest)) - to_rest
+        return scale * to_queries, scale * to_latents, scale * to_bias, None, scale * to_copied, scale * to_rest
 
 
 class StringCounter:

@@ -71,6 +71,11 @@ def gather_slots(values: Tensor, which: Tensor) -> Tensor:
     return values.gather(1, index) * (which >= 0).unsqueeze(-1)
 
 
+def gather_entries(entries: Tensor, which: Tensor) -> Tensor:
+    """[B, L] the entries [B, M] of slots at places [B, L], -1 where there is none."""
+    return entries.gather(1, which.clamp(min=0)).where(which >= 0, -1)
+
+
 def at_slots(estimates: Tensor, told: Tensor, like: Tensor) -> Tensor:
     """[B, M, C] what readings [B, L, C] say of the slots that they ask, zeros for the others."""
     asked = told >= 0

@@ -24,7 +24,7 @@ from zonkey_core.model.length_model import ending_losses
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent
 from zonkey_core.model.segmentation import Windows
-from zonkey_core.model.slot_batches import Plans, at_slots, gather_slots, slot_batch
+from zonkey_core.model.slot_batches import Plans, at_slots, gather_entries, gather_slots, slot_batch
 from zonkey_core.slots import SlotKind
 from zonkey_core.training.losses import expected_segment_loss, latent_regression, spread_penalty
 from zonkey_core.training.objectives import window_losses
@@ -87,9 +87,12 @@ def denoising_losses(
     found = level.denoiser(batch)
     assert slots.entries is not None
     asked = drawn.rows.told >= 0
-    entries = slots.entries.gather(1, drawn.rows.told.clamp(min=0))[asked]
+    told, held = (gather_entries(slots.entries, which) for which in (drawn.rows.told, drawn.rows.source))
+    entries = told[asked]
     sigma = (1 - batch.alpha[asked].square()).clamp(min=0).sqrt()
-    choice, nats = level.vocabulary.loss(found.latents[asked], sigma, entries)
+    assert found.copies is not None
+    copied = found.copies.log_copied(held, told)[asked]
+    choice, nats = level.vocabulary.loss(found.latents[asked], sigma, entries, copied, found.copies.log_rest[asked])
     own = {"choice": mean_over(choice * len(entries), len(entries))}
     own["endings"] = _endings_loss(found.ending_logits, drawn.rows)
     if views[0].segmentation.start_prob.requires_grad:

@@ -32,6 +32,8 @@ class TrainingOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Pieces that a process takes its rows of a batch in, one after another, to need less memory."""
     checkpoint_activations: bool = False
     """Whether Transformers compute their inner states anew on the way back instead of keeping them."""
+    compile: bool = False
+    """Whether denoisers are compiled, which takes minutes and makes their steps faster."""
     shard: Literal["none", "full"] = "none"
     """Whether several processes share out parameters, averages and optimiser states of the denoisers' blocks."""
 

@@ -26,6 +26,7 @@ from zonkey_core.model.transformer import forget_activations
 from zonkey_core.model_building import require_trainable
 from zonkey_core.training.batches import BatchPieces, SharedBatches, shared_batches
 from zonkey_core.training.calibration import calibrate_cuts, calibrate_lengths
+from zonkey_core.training.compiling import compile_denoisers
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.events import (
     Event,
@@ -103,6 +104,8 @@ class Trainer:
         self.average.to(self.device).requires_grad_(False)
         if self.options.checkpoint_activations:
             forget_activations(self.model)
+        if self.options.compile:
+            compile_denoisers(self.model, self.device)
         self.optimizers: list[Optimizer] | None = None
         self.shares_out = self.options.shard == "full" and process_count() > 1
         self.saving = CheckpointWriter(self)

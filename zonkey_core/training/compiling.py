@@ -1,0 +1,28 @@
+"""Compiled denoisers: torch fuses what a denoiser computes into fewer passes over memory."""
+
+from __future__ import annotations
+
+import torch
+
+from zonkey_core.errors import ConfigError
+from zonkey_core.model.model import Zonkey
+
+GRAPHS = 64
+"""Forms of a denoiser that are compiled at most: with and without plans, gradients, or a length that divides evenly."""
+
+
+def compile_denoisers(model: Zonkey, device: torch.device) -> None:
+    """Let the denoisers of all levels be compiled when they are first called.
+
+    Raises `ConfigError` where nothing can be compiled, as without a C++ compiler on a CPU.
+    """
+    import torch._dynamo  # takes a second to import
+
+    try:
+        torch.compile(torch.negative)(torch.ones(2, device=device))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise ConfigError(f"--compile: torch cannot compile here ({reason}); install g++, or leave it out") from error
+    torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
+    for level in model.levels:
+        level.denoiser.compile(dynamic=True)
