@@ -25,6 +25,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from zonkey_core.model.codebook import Codebook
 
 from zonkey_core.config import Config
 from zonkey_core.devices import autocast
@@ -43,7 +44,6 @@ from zonkey_core.inference.generation import SamplingOptions, generate
 from zonkey_core.inference.infilling import Gap, InfillingOptions, infill
 from zonkey_core.inference.latent_sampler import OpenText, form_slots
 from zonkey_core.model.attention import FLEX_LENGTH, PLAIN_LENGTH, DocumentBias, attend, prepare_bias, window_bias
-from zonkey_core.model.codebook import Codebook
 from zonkey_core.model.existence import cumulative_log_continue, decoded_log_existence
 from zonkey_core.model.latents import to_sphere
 from zonkey_core.model.length_model import draw_counts

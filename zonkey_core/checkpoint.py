@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from zonkey_core.model.model import Zonkey
 
-FORMAT = 3
+FORMAT = 4
 CONFIG, MODEL, TRAINING, OPTIMIZER = "config.json", "model.safetensors", "training.json", "optimizer.safetensors"
 CHECKSUMS = "checksums.json"
 KEPT = "checkpoints"
@@ -46,6 +46,15 @@ JSON_BYTES = 16 * 1024 * 1024
 """The most that a JSON file of a checkpoint may hold."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
+
+
+class GuideOrigin(msgspec.Struct, frozen=True):
+    """What a guide that a run follows was fitted to (`zonkey_core.training.guides`)."""
+
+    data_state: dict[str, Any]
+    """Where in the data its text begins."""
+    rate: Amount
+    """Starts a unit of text."""
 
 
 class TrainingRecord(msgspec.Struct, kw_only=True):
@@ -71,6 +80,8 @@ class TrainingRecord(msgspec.Struct, kw_only=True):
     parent: str | None = None
     """Name of the model that training started from."""
     data_state: dict[str, Any] = {}
+    guides: dict[str, GuideOrigin] = {}
+    """Those that were fitted so far, by level."""
     random_state: str = ""
     """State of the random generator, in base 64."""
     figures: dict[str, float] = {}

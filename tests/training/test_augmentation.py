@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,7 +19,7 @@ from zonkey_core.training.augmentation import (
     CHANGED,
     KIND_SHARES,
     LEAST_SHARE,
-    LOST_SHARE,
+    LOST_WHOLLY,
     MOST_SHARE,
     UPPER_KIND_SHARES,
     NoisedRows,
@@ -28,6 +29,7 @@ from zonkey_core.training.augmentation import (
 )
 from zonkey_core.training.losses import existence_loss
 from zonkey_core.training.objectives import NOISED_ROWS, splitter_objective, stability_loss
+from zonkey_core.training.telling_units import TellingUnits
 
 LENGTH = 240
 SIGNS = "\u3042\u3044\u4e2d\u6587ab c\u00e9\u0e01\u0e02\u05d0\u05d1\U0001f600xyz\u0436\u0437"
@@ -175,18 +177,43 @@ def test_frequent_kinds_stay_as_they_are(seed: int) -> None:
     assert (others > 60).sum() > 8
 
 
+def telling_signs(lost: str, stand_ins: dict[str, str]) -> TellingUnits:
+    """Signs that are lost, and signs that give way to others."""
+    kinds = sorted(map(ord, {*lost, *stand_ins}))
+    others = [ord(stand_ins.get(chr(kind), chr(kind))) for kind in kinds]
+    return TellingUnits(np.array(kinds), np.array([chr(kind) in lost for kind in kinds]), np.array(others))
+
+
 def test_a_row_loses_all_of_a_kind_or_none() -> None:
-    telling = torch.zeros(256, dtype=torch.bool)
-    telling[ord(" ")] = True
     rows = byte_rows(*[TEXT.encode()[:LENGTH]] * 200)
-    noised = noise_rows(rows, chance(8), only(4), telling).sequence
-    without = 0
+    noised = noise_rows(rows, chance(8), only(4), telling_signs(" ,", {})).sequence
+    without = {b" ": 0, b",": 0}
     for row in range(200):
         clean, found = spelled(rows, row), spelled(noised, row)
         for unit in set(clean):
-            assert found.count(unit) in (0, clean.count(unit))
-        without += b" " not in found
-    assert without / 200 == pytest.approx(LOST_SHARE, abs=0.1)
+            assert found.count(unit) in (0, clean.count(unit)) if unit in without else found.count(unit) > 0
+        for unit in without:
+            without[unit] += unit not in found
+    for count in without.values():
+        assert count / 200 == pytest.approx(LOST_WHOLLY + (1 - LOST_WHOLLY) / 2, abs=0.1)
+
+
+def test_kinds_that_give_way_are_spelled_as_what_stands_in_for_them() -> None:
+    rows = byte_rows(*[b"The cat. The dog. A cow. " * 8] * 100)
+    noised = noise_rows(rows, chance(2), only(4), telling_signs(".", {"T": "t", "A": "a", "c": "?"})).sequence
+    found = {b"".join(spelled(noised, row)) for row in range(100)}
+    assert b"the cat the dog a cow " * 8 in found, "some rows are without any of it"
+    assert b"The cat. The dog. A cow. " * 8 not in found or len(found) > 4
+    assert all(b"c" in text and b"?" not in text for text in found), "what the batch does not hold stands in for none"
+    for text in found:
+        assert (b"T" in text) != (b"the " in text) and (b"A" in text) != (b" a " in text)
+
+
+def test_a_stand_in_is_found_in_any_row() -> None:
+    rows = byte_rows(b"QQQQQQQQ", b"qqqqqqqq")
+    noised = noise_rows(rows, chance(1), only(4), telling_signs("", {"Q": "q"}))
+    assert (noised.sequence.values == ord("q")).all()
+    assert torch.equal(noised.origins, torch.arange(8).expand(2, -1))
 
 
 def test_documents_begin_at_the_first_of_their_bytes_that_is_left() -> None:

@@ -110,13 +110,13 @@ class BatchPieces:
         drawn = int(torch.randint(2**62, (1,), generator=common))
         return [torch.Generator().manual_seed(drawn + piece) for piece in self._numbers()]
 
-    def whole(self, batches: SharedBatches) -> Iterator[PositionSequence]:
-        """Rows of further batches, the same in all processes: one batch at least, and a few passes of the text at most.
+    def whole(self, batches: SharedBatches, passes: int = FITTING_PASSES) -> Iterator[PositionSequence]:
+        """Rows of further batches, the same in all processes: one batch at least, and some passes of the text at most.
 
         A small text tells nothing new however often it is read.
         """
         batch = batches.next_batch()
-        last = batch.epochs + FITTING_PASSES
+        last = batch.epochs + passes
         while True:
             yield self._take(batch, slice(FITTING_ROWS))
             batch = batches.next_batch()
