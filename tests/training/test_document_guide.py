@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from zonkey_core.training import document_guide
 from zonkey_core.training.document_guide import GAP, NOTHING, DocumentGuide, Line, line_of
-from zonkey_core.training.telling_units import telling_units
 
 NAMES = ("Smith", "Jones", "Brown", "Moore")
 VERBS = ("saw", "met", "knew", "called")
@@ -21,9 +20,8 @@ def document(chance: random.Random) -> str:
     """Some sentences, in which an abbreviation stands now and then; half of them end with another sign."""
     sentences = []
     for _ in range(chance.randint(1, 5)):
-        title = chance.choice(("", "", "Dr. "))
-        end = chance.choice(".!")
-        sentences.append(f"The {chance.choice(('man', 'cat'))} {chance.choice(VERBS)} {title}{chance.choice(NAMES)}{end}")
+        who, title, end = chance.choice(("man", "cat")), chance.choice(("", "", "Dr. ")), chance.choice(".!")
+        sentences.append(f"The {who} {chance.choice(VERBS)} {title}{chance.choice(NAMES)}{end}")
     return " ".join(sentences)
 
 

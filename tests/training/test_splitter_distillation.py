@@ -195,7 +195,8 @@ def test_one_half_of_the_rows_is_noised_and_the_other_read_as_it_is(monkeypatch:
 
 def test_starts_of_noised_rows_are_those_of_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where full stops are lost, what stood behind them begins segments still."""
-    guide = Guide(guide_from("ab.\nba.\naab.\nb.\n" * 40), TellingUnits(np.array([46]), np.array([True]), np.array([46])))
+    stops = TellingUnits(np.array([46]), np.array([True]), np.array([46]))
+    guide = Guide(guide_from("ab.\nba.\naab.\nb.\n" * 40), stops)
     wanted: list[FollowedRows] = []
     follow = following_loss
 

@@ -34,6 +34,7 @@ TRAINING = """
 row_bytes = 384
 batch_rows = 2
 shuffle_documents = 20
+guide_bytes = 100000
 """
 STAGES = [(name, level) for level in range(3) for name in ("splitter", "autoencoder", "denoiser")]
 TEXT = (

@@ -20,13 +20,13 @@ from zonkey_core.training.telling_units import TellingUnits
 KIND_SHARES = (0.25, 0.15, 0.2, 0.4, 0.0)
 """How often a row loses units, has some twice, has others in place of some, has rare kinds of them changed for others,
 or loses what gives segments away."""
-UPPER_KIND_SHARES = (0.05, 0.05, 0.05, 0.05, 0.8)
+UPPER_KIND_SHARES = (0.04, 0.04, 0.04, 0.03, 0.85)
 """The same for what splitters above level 0 are taught with."""
 LEAST_SHARE, MOST_SHARE = 0.05, 0.25
 """Of the units of a row that are dropped, written twice, or replaced by others of the row."""
 CHANGED = 0.15
 """A row whose rare kinds are changed for others keeps those whose share of it is above a bound of at most this."""
-LOST_WHOLLY = 0.5
+LOST_WHOLLY = 0.7
 """Share of the rows that lose what gives segments away in which nothing of it is left."""
 
 

@@ -41,7 +41,7 @@ LEAST_ROWS, MOST_ROWS = 1 << 12, 1 << 21
 """Rows of a table of n-grams of one order: as many as there are symbols, within these bounds."""
 TOGETHER = 1 << 20
 """Places that are counted or judged at once."""
-LEAST_PROB = 1e-7
+LEAST_PROB = np.float32(1e-7)
 
 Symbols = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -206,16 +206,14 @@ def _hashes_before(symbols: Symbols, places: Symbols) -> Symbols:
 def _weighed(counts: Floats, starts: Floats, shorter: Floats, order: int) -> Floats:
     """[n] n-grams' shares of starts, weighed against those of the next shorter ones where there are any."""
     if not order:
-        whole: Floats = starts / counts.clip(1)
-        return whole
-    shorter = shorter.clip(LEAST_PROB)
-    prior = np.float32(BACKED) + np.float32(EXPECTED) / shorter
-    found: Floats = (starts + prior * shorter) / (counts + prior)
+        return starts / counts.clip(np.float32(1))
+    backed: Floats = np.float32(BACKED) + np.float32(EXPECTED) / shorter.clip(LEAST_PROB)
+    found: Floats = (starts + backed * shorter) / (counts + backed)
     return found
 
 
 def _logits(prob: Floats) -> Floats:
-    bounded = prob.clip(np.float32(LEAST_PROB), np.float32(1 - LEAST_PROB))
+    bounded = prob.clip(LEAST_PROB, 1 - LEAST_PROB)
     found: Floats = np.log(bounded / (1 - bounded))
     return found
 
