@@ -206,8 +206,10 @@ def _hashes_before(symbols: Symbols, places: Symbols) -> Symbols:
 def _weighed(counts: Floats, starts: Floats, shorter: Floats, order: int) -> Floats:
     """[n] n-grams' shares of starts, weighed against those of the next shorter ones where there are any."""
     if not order:
-        return starts / counts.clip(np.float32(1))
-    backed: Floats = np.float32(BACKED) + np.float32(EXPECTED) / shorter.clip(LEAST_PROB)
+        whole: Floats = starts / counts.clip(1)
+        return whole
+    shorter = shorter.clip(LEAST_PROB)
+    backed = (BACKED + EXPECTED / shorter).astype(np.float32, copy=False)
     found: Floats = (starts + backed * shorter) / (counts + backed)
     return found
 
