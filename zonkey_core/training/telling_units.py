@@ -14,20 +14,23 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from zonkey_core.model.ngram_tables import SPREAD
 from zonkey_core.training.document_guide import Floats, Line, Mask, Symbols
 
 MOST_KINDS = 192
 """The commonest kinds are looked at."""
-PRECEDING, FOLLOWING = (-2, -1), (1, 2, 3)
+AROUND = (-2, -1, 1, 2, 3)
 """Distances of the units that tell which other kind one is like."""
 TELLING = 0.02
 """Share of the occurrences of a kind behind which a segment begins, above which it is lost."""
-NEAR_STARTS = 3.0
+NEAR_STARTS = 1.5
 """How many times as often as units on the whole a kind stands near a start to give way, at least."""
 BEFORE_BEHIND = 2.0
 """And how many times as often as starts stand behind it."""
-AS_GOOD = 0.015
-"""Likeness by which a commoner kind may be less like than the likest, to take the place of one."""
+FOLLOWING = 4
+"""Units behind one that together tell which commoner kind it is like."""
+STRING_ROWS = 1 << 15
+"""Rows of the counts of such strings, by hash."""
 
 
 class TellingUnits(NamedTuple):
@@ -53,16 +56,14 @@ def telling_units(line: Line, starts: Floats) -> TellingUnits:
     behind = _shares(which[line.inner - 1], starts, counts)
     near = _shares(which[line.places], probs[line.places] + probs[line.places - 1], counts)
     usual = np.average(near, weights=counts)
-    beginning = (near > NEAR_STARTS * usual) & (near > BEFORE_BEHIND * behind)
+    beginning = (near > NEAR_STARTS * usual) & (near > BEFORE_BEHIND * behind) & (counts < counts.max())
     telling = (behind > TELLING) & ~beginning
-    around = _likeness(which, line.places, (*PRECEDING, *FOLLOWING), len(kinds))
+    around = _likeness(which, line.places, AROUND, len(kinds))
     np.fill_diagonal(around, -1.0)
     lost = ~beginning & (telling | telling[around.argmax(1)])
     could = (counts > counts[:, None]) & ~beginning & ~lost
-    alike = np.where(could, _likeness(which, line.places, FOLLOWING, len(kinds)), -1.0)
-    good = could & (alike >= alike.max(1, keepdims=True) - AS_GOOD)
-    stand_ins = np.where(good, counts, 0).argmax(1)
-    return TellingUnits(kinds, lost, np.where(beginning & could.any(1), kinds[stand_ins], kinds))
+    likest = np.where(could, _likeness_behind(which, line, len(kinds)), -1.0).argmax(1)
+    return TellingUnits(kinds, lost, np.where(beginning & could.any(1), kinds[likest], kinds))
 
 
 def _shares(which: Symbols, starts: Floats, counts: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -73,10 +74,24 @@ def _shares(which: Symbols, starts: Floats, counts: NDArray[np.int64]) -> NDArra
 
 
 def _likeness(which: Symbols, places: Symbols, distances: Sequence[int], kinds: int) -> NDArray[np.float64]:
-    """[V, V] cosines between the roots of how often each kind stands so far from each, by the kinds [T'] in a line."""
+    """[V, V] how like the units are that stand so far from each kind, by the kinds [T'] in a line."""
     first = which[places] * (kinds + 1)
     parts = [np.bincount(first + which[places + each], minlength=(kinds + 1) ** 2) for each in distances]
-    roots = np.sqrt(np.concatenate([part.reshape(kinds + 1, -1)[:kinds, :kinds] for part in parts], 1))
+    return _cosines(np.concatenate([part.reshape(kinds + 1, -1)[:kinds, :kinds] for part in parts], 1))
+
+
+def _likeness_behind(which: Symbols, line: Line, kinds: int) -> NDArray[np.float64]:
+    """[V, V] the same of the strings of `FOLLOWING` units that stand behind each kind."""
+    hashes = np.zeros(len(line.places), np.int64)
+    for ahead in range(1, FOLLOWING + 1):
+        hashes = (hashes + line.symbols[line.places + ahead] + 2) * SPREAD
+    index = which[line.places] * STRING_ROWS + (hashes >> 32) % STRING_ROWS
+    return _cosines(np.bincount(index, minlength=(kinds + 1) * STRING_ROWS).reshape(kinds + 1, -1)[:kinds])
+
+
+def _cosines(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[V, V] cosines between the roots of counts [V, N]."""
+    roots = np.sqrt(counts)
     roots /= np.linalg.norm(roots, axis=1, keepdims=True).clip(1e-9)
     found: NDArray[np.float64] = roots @ roots.T
     return found
