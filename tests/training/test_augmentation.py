@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from tests.model_helpers import TEXT, byte_rows, chance, few, latent_rows, law, seeds, small_model, start_probs
+from tests.model_helpers import TEXT, byte_rows, chance, few, law, seeds, small_model, start_probs
 from zonkey_core.model.level import Level
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segment_splitter import Splits
@@ -115,14 +115,14 @@ def test_units_are_dropped_or_written_twice(kind: int, shorter: bool) -> None:
 @pytest.mark.parametrize("kind", range(5))
 def test_units_of_any_script_stay_whole(kind: int) -> None:
     rows = rows_of_signs(20)
-    noised = noise_rows(rows, chance(3), only(kind)).sequence
+    noised = noise_rows(rows, chance(3), only(kind), telling_signs("\u3042x", {"\u4e2d": "a"})).sequence
     changed = 0
     for row in range(len(rows.values)):
         whole = spelled(rows, row)
         found = spelled(noised, row)
         assert set(found[:-1]) <= set(whole), "the last may be cut off"
         changed += found != whole
-    assert changed > (10 if kind < 4 else 0), "one sign alone is rare enough to be lost"
+    assert changed > 10
 
 
 def test_units_give_way_to_others_of_their_row() -> None:
@@ -377,13 +377,8 @@ def test_the_beginning_of_a_row_teaches_nothing() -> None:
     assert stability_loss(level, rows, chance(1)) < 1e-4
 
 
-@pytest.mark.parametrize("index", [0, 1])
-def test_stability_is_asked_of_bytes_where_it_is_weighed(index: int) -> None:
-    level = small_model(2).levels[index]
-    rows = text_rows(4) if index == 0 else latent_rows(level, [20, 20], seed=1)
+def test_stability_is_asked_where_it_is_weighed() -> None:
+    level, rows = small_model(1).bottom, text_rows(4)
     whole, half, none = (splitter_objective(level, rows, chance(1), stability=weight) for weight in (1.0, 0.5, 0.0))
-    assert "stability" not in none
-    if index == 0:
-        assert whole["stability"] > 0
-        torch.testing.assert_close(half["stability"], whole["stability"] / 2)
-    assert whole.keys() - none.keys() == ({"stability"} if index == 0 else set())
+    assert whole.keys() - none.keys() == {"stability"} and whole["stability"] > 0
+    torch.testing.assert_close(half["stability"], whole["stability"] / 2)
