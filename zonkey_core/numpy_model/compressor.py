@@ -56,8 +56,8 @@ class Block:
 class Compressor:
     """Windows of embedded positions to latents on the sphere.
 
-    With a `table` [V, D] of embedded symbols, windows are of symbols. What the first block makes of each of them at each
-    place of a window is computed once then.
+    With a `table` [V, D] of embedded symbols, windows are of symbols. What the first block makes of each of them at
+    each place of a window is computed once then.
     """
 
     def __init__(self, weights: Weights, config: LevelConfig, table: Floats | None = None) -> None:
