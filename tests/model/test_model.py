@@ -128,7 +128,7 @@ def test_a_view_by_slots_has_slots_for_segments(index: int) -> None:
 
 @pytest.mark.parametrize("index", range(3))
 def test_objectives_train_what_they_should_at_every_level(index: int) -> None:
-    model = small_model(3, seed=3, bits_per_segment=9.0)
+    model = small_model(3, seed=1, bits_per_segment=9.0)
     level = model.levels[index]
     taught = list(level.splitter_parameters())
     if index:
