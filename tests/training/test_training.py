@@ -26,6 +26,7 @@ from zonkey_core.training import (
     CheckpointEvent,
     Event,
     FiguresEvent,
+    GuideEvent,
     SampleEvent,
     SkippedStepEvent,
     SplitsEvent,
@@ -194,7 +195,7 @@ def test_metrics_hold_every_event(whole: Run) -> None:
     decoder = msgspec.json.Decoder(Event)
     assert [decoder.decode(line) for line in lines] == whole.events
     assert {type(event) for event in whole.events} == {
-        StageEvent, StepEvent, SplitsEvent, SampleEvent, FiguresEvent, CheckpointEvent,
+        StageEvent, GuideEvent, StepEvent, SplitsEvent, SampleEvent, FiguresEvent, CheckpointEvent,
     }
 
 
