@@ -22,7 +22,7 @@ from zonkey_core.training.objectives import RowOrigins
 from zonkey_core.training.processes import on_first_alone, process_count, process_number, take_from_first
 
 FITTING_PASSES = 16
-"""Times that a text is read at most to fit a vocabulary, a codebook or a calibration."""
+"""Times that a text is read at most to fit a vocabulary or a calibration."""
 FITTING_ROWS = 32
 """Rows that are read at once for that, of larger batches too; every process reads the same ones."""
 
