@@ -24,7 +24,6 @@ from unittest import mock
 import msgspec
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from zonkey_core.config import Config
 from zonkey_core.devices import autocast
@@ -43,27 +42,24 @@ from zonkey_core.inference.generation import SamplingOptions, generate
 from zonkey_core.inference.infilling import Gap, InfillingOptions, infill
 from zonkey_core.inference.latent_sampler import OpenText, form_slots
 from zonkey_core.model.attention import FLEX_LENGTH, PLAIN_LENGTH, DocumentBias, attend, prepare_bias, window_bias
-from zonkey_core.model.codebook import Codebook
 from zonkey_core.model.existence import cumulative_log_continue, decoded_log_existence
 from zonkey_core.model.latents import to_sphere
 from zonkey_core.model.length_model import draw_counts
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, Zonkey
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.readers import SegmentReader
 from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.model.segmentation import Segmentation
 from zonkey_core.model.slot_batches import Plans, slot_batch
 from zonkey_core.model.stitcher import stitch
 from zonkey_core.model.unit_rows import unit_rows
 from zonkey_core.slots import SlotBatch
-from zonkey_core.training import stages
 from zonkey_core.training.denoiser_objective import denoising_losses, surely_first
 from zonkey_core.training.objectives import autoencoder_losses, splitter_objective
 from zonkey_core.training.optimizers import build_optimizers
 from zonkey_core.training.order_sampling import draw_orders, known_and_open
-from zonkey_core.training.splitter_distillation import telling_values
-from zonkey_core.training.stages import guide_parameters, guided_loss, joint_losses
+from zonkey_core.training.splitter_distillation import guided_loss
+from zonkey_core.training.stages import joint_losses
 
 TOLERANCES = {
     "output": (0.02, 1e-4),
@@ -152,9 +148,7 @@ class Choices:
     def pinned(self, side: Side) -> Iterator[None]:
         """Within, a model chooses as in the first run; `own` becomes the starts that it would have chosen."""
         choose = Level.choose_starts
-        find = Codebook.forward
-        keep_segmentation, keep_codes = self.keeper("segmentations", side), self.keeper("codes", side)
-        keep_telling = self.keeper("telling", side)
+        keep_segmentation = self.keeper("segmentations", side)
         self.own = []
 
         def hold(
@@ -166,17 +160,7 @@ class Choices:
             kept = keep_segmentation(found._replace(start_prob=found.start_prob.detach()))
             return kept._replace(start_prob=found.start_prob + (kept.start_prob - found.start_prob).detach())
 
-        def hold_codes(codebook: Codebook, latents: Tensor) -> Tensor:
-            return keep_codes(find(codebook, latents))
-
-        def hold_telling(sequence: PositionSequence, offsets: Tensor, start_prob: Tensor) -> Tensor:
-            return keep_telling(telling_values(sequence, offsets, start_prob))
-
-        with (
-            mock.patch.object(Level, "choose_starts", hold),
-            mock.patch.object(Codebook, "forward", hold_codes),
-            mock.patch.object(stages, "telling_values", hold_telling),
-        ):
+        with mock.patch.object(Level, "choose_starts", hold):
             yield
 
     @contextlib.contextmanager
@@ -268,25 +252,12 @@ def component_probes(index: int, level: Level, views: Sequence[Ascent], generato
 
     def read(side: Side) -> Sequence[Tensor]:
         start_prob = side.put(view.segmentation.start_prob)
-        with choices.pinned(side):
-            if below is not None:
-                return [of(side).reader(side.put(view.sequence.values), side.put(hidden), start_prob)]
-            units = unit_rows(side.put(view.sequence))
-            masked, starts = (each.flatten()[units.offsets] for each in (side.put(hidden), start_prob))
-            return [of(side).reader(units.keys, masked, starts)]
-
-    def guide(side: Side) -> Sequence[Tensor]:
-        cutter = of(side).guide
-        assert cutter is not None
-        return cast("Sequence[Tensor]", cutter(side.put(view.sequence)))
+        units = unit_rows(side.put(view.sequence))
+        masked, starts = (each.flatten()[units.offsets] for each in (side.put(hidden), start_prob))
+        return [of(side).reader(units.keys, masked, starts)]
 
     def denoise(side: Side) -> Sequence[Tensor]:
         return cast("Sequence[Tensor]", of(side).denoiser(side.put(slots)))
-
-    def nearness(side: Side) -> Sequence[Tensor]:
-        reader, put = of(side).reader, side.put(view.sequence.values)
-        assert isinstance(reader, SegmentReader)
-        return [functional.cosine_similarity(put, reader.codebook.centres[reader.codebook(put)], dim=-1)]
 
     def sample(side: Side) -> Sequence[Tensor]:
         text = OpenText(side.put(latents[0]), side.put(known), True, True)
@@ -296,7 +267,6 @@ def component_probes(index: int, level: Level, views: Sequence[Ascent], generato
 
     parts: dict[str, Part] = {
         "splitter": lambda side: of(side).split(side.put(view.sequence)),
-        "reader": read,
         "compressor": lambda side: [of(side).compress(side.put(values), side.put(existence))],
         "decoder": decode,
         "stitcher": lambda side: stitch(
@@ -304,10 +274,12 @@ def component_probes(index: int, level: Level, views: Sequence[Ascent], generato
         ),
         "denoiser": denoise,
     }
+    if level.reader is not None:
+        parts["reader"] = read
     if level.vocabulary is not None:
         parts |= writing_parts(index, level, view, generator)
     else:
-        parts |= {"guide": guide, "codes": nearness, f"sampler, {STEPS} steps": sample}
+        parts[f"sampler, {STEPS} steps"] = sample
 
     def probing(part: Part) -> Probe:
         def probe(side: Side) -> dict[str, Sequence[Tensor]]:
@@ -413,13 +385,10 @@ def objective_probes(index: int, rows: PositionSequence, views: Sequence[Ascent]
         return denoising_losses(side.model.levels[index], [side.put(each) for each in views], generator)
 
     def following(side: Side, generator: torch.Generator) -> dict[str, Tensor]:
-        put = side.put(rows)
-        located = side.model.located_positions(put, index)
-        return {"following": guided_loss(side.model, index, put, located, generator)}
+        return {"following": guided_loss(side.model, index, side.put(rows), generator, None)}
 
-    named = {"splitter": splitter, "autoencoder": autoencoder, "denoiser": denoiser}
-    if index:
-        named["following"] = following
+    named = {"autoencoder": autoencoder, "denoiser": denoiser}
+    named |= {"following": following} if index else {"splitter": splitter}
     return {f"level {index}: {name} objective": objective_probe(each, seed) for name, each in named.items()}
 
 
@@ -442,7 +411,7 @@ def optimizer_probe(model: Zonkey, config: Config, generator: torch.Generator) -
 
     def probe(side: Side) -> dict[str, Sequence[Tensor]]:
         moved = copy.deepcopy(side.model)
-        optimizers = build_optimizers(moved.parameters(), config.training, guide_parameters(moved))
+        optimizers = build_optimizers(moved.parameters(), config.training)
         for step in gradients:
             for parameter, gradient in zip(moved.parameters(), step, strict=True):
                 parameter.grad = side.put(gradient)
@@ -514,7 +483,7 @@ def run_checks(probes: dict[str, Probe], reference: Side, sides: Sequence[Side])
 def untrained_model(config: Config, rows: PositionSequence, seed: int, *, frequency: float = 1.0) -> Zonkey:
     """A model on the CPU whose splitters are unsure and cut these rows unevenly, as often as configured.
 
-    So do its guides, and codebooks are fitted to these rows. The vocabulary knows the first half of each row, so that
+    The vocabulary knows the first half of each row, so that
     the other has strings to spell out. Latents differ as a trained model's do; pointing in nearly one direction, they
     are more than bfloat16 can tell apart. A `frequency` above 1 cuts that much more often: then the rate's loss is no
     difference of equals, which no precision tells apart.
@@ -525,17 +494,11 @@ def untrained_model(config: Config, rows: PositionSequence, seed: int, *, freque
         for level in model.levels:
             level.compressor.queries.mul_(FAINT)
             nn.init.constant_(level.denoiser.ending_out.bias, RARE)
-            for cutter in (level.splitter, level.guide):
-                if cutter is not None:
-                    nn.init.normal_(cutter.head.weight, std=0.5 / level.config.splitter_width**0.5)
+            nn.init.normal_(level.splitter.head.weight, std=0.5 / level.config.splitter_width**0.5)
     for index, level in enumerate(model.levels):
         sequence = model.located_positions(rows, index).sequence
-        for cutter in (level.splitter, level.guide):
-            if cutter is not None:
-                logits = cutter(sequence).start_logits[sequence.exists_mask]
-                cutter.shift(float(logits.quantile(max(0.0, 1 - frequency / level.config.segment_length))))
-        if isinstance(level.reader, SegmentReader):
-            level.reader.codebook.fit(sequence.values[sequence.exists_mask], torch.Generator().manual_seed(seed))
+        logits = level.splitter(sequence).start_logits[sequence.exists_mask]
+        level.splitter.shift(float(logits.quantile(max(0.0, 1 - frequency / level.config.segment_length))))
         if level.vocabulary is not None:
             half, counter = sequence.values.shape[1] // 2, StringCounter()
             starts = level.choose_starts(sequence, level.split(sequence).start_prob).start_prob > 0.5

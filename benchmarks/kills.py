@@ -28,9 +28,9 @@ from zonkey_core.checkpoint import CONFIG, MODEL, OPTIMIZER
 from zonkey_core.committed_files import file_path
 
 LEVEL = (
-    "segment_length=3", "window=8", "width=16", "heads=2", "splitter_width=16", "reader_span=16", "reader_layers=1",
+    "segment_length=3", "window=8", "width=16", "heads=2", "splitter_width=16",
     "decoder_layers=1", "denoiser_width=16", "denoiser_layers=1", "denoiser_heads=2", "splitter_ngrams=512",
-    "reader_units=512", "reader_codes=12", "vocabulary=300", "bits_per_segment=0",
+    "reader_units=512", "vocabulary=300", "bits_per_segment=0",
 )  # fmt: skip
 SIZES = (
     *(f"level.{level}.{size}" for level in (0, 1) for size in LEVEL),

@@ -8,15 +8,12 @@ import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional
 
 from zonkey_core.config import LevelConfig, ModelConfig
-from zonkey_core.model.codebook import Codebook
 from zonkey_core.model.existence import cumulative_log_continue, window_log_existence
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.readers import SegmentReader
 from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary, StringCounter
 
 torch.set_num_threads(1)
@@ -60,23 +57,18 @@ def level_config(**changes: object) -> LevelConfig:
     """A very small level."""
     fields: dict[str, object] = {
         "segment_length": 3.0, "window": 8, "width": 16, "latents": 2, "heads": 2, "splitter_width": 16,
-        "reader_width": 16, "reader_span": 16, "reader_layers": 1, "decoder_layers": 1, "denoiser_width": 16,
-        "denoiser_layers": 1, "denoiser_heads": 2, "mask_rate": 0.3, "splitter_ngrams": 512, "reader_units": 512,
-        "reader_contexts": 512, "reader_codes": 12, "vocabulary": 300,
+        "reader_width": 16, "decoder_layers": 1, "denoiser_width": 16, "denoiser_layers": 1, "denoiser_heads": 2,
+        "mask_rate": 0.3, "splitter_ngrams": 512, "reader_units": 512, "reader_contexts": 512, "vocabulary": 300,
     }
     return LevelConfig(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 def small_model(levels: int = 2, *, seed: int = 0, **changes: object) -> Zonkey:
-    """An untrained model; its splitters and guides cut about every third position, unevenly, and it knows codes."""
+    """An untrained model; its splitters cut about every third position, unevenly."""
     torch.manual_seed(seed)
     model = Zonkey(ModelConfig(levels=tuple(level_config(**changes) for _ in range(levels))))
     for level in model.levels:
         torch.nn.init.normal_(level.splitter.head.weight, std=1.0)
-        if level.guide is not None:
-            torch.nn.init.normal_(level.guide.head.weight, std=1.0)
-            centres = codebook_of(level).centres
-            centres.copy_(functional.normalize(torch.randn(centres.shape, generator=chance(seed)), dim=-1))
     return model
 
 
@@ -87,12 +79,6 @@ def fit_vocabulary(model: Zonkey, text: str = TEXT) -> SegmentVocabulary:
     level.collect(counter)
     assert level.vocabulary is not None
     return level.vocabulary
-
-
-def codebook_of(level: Level) -> Codebook:
-    """The codes of a level above the lowest."""
-    assert isinstance(level.reader, SegmentReader)
-    return level.reader.codebook
 
 
 def byte_rows(*rows: bytes) -> PositionSequence:

@@ -42,9 +42,9 @@ def test_the_cpu_in_bfloat16_agrees_with_itself_and_is_timed(tmp_path: Path) -> 
     assert "No CUDA GPU here" in done.stderr
     report = msgspec.json.decode(done.stdout)
     names = {check["name"] for check in report["checks"]}
-    for part in ("splitter", "reader", "compressor", "decoder", "stitcher", "sampler, 4 steps"):
+    for part in ("splitter", "compressor", "decoder", "stitcher", "sampler, 4 steps"):
         assert {f"level 0: {part}: output", f"level 1: {part}: output"} <= names
-    for part in ("level 0: tokens", "level 0: denoiser", "level 0: vocabulary", "level 1: guide", "level 1: denoiser"):
+    for part in ("level 0: tokens", "level 0: denoiser", "level 0: vocabulary", "level 0: reader", "level 1: denoiser"):
         assert f"{part}: output" in names
     for level in (0, 1):
         assert {f"level {level}: denoiser objective: losses", f"level {level}: denoiser objective: gradient"} <= names

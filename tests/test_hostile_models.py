@@ -121,7 +121,7 @@ def test_too_many_levels_are_refused(copy: Path, count: int) -> None:
 
 
 def test_too_many_layers_in_all_are_refused(copy: Path) -> None:
-    layers = {"compressor_layers": 128, "decoder_layers": 128, "denoiser_layers": 128, "reader_layers": 128}
+    layers = {"compressor_layers": 128, "decoder_layers": 128, "denoiser_layers": 128, "splitter_layers": 128}
 
     def change(tree: dict[str, Any]) -> None:
         tree["config"]["model"]["levels"] = [{**tree["config"]["model"]["levels"][0], **layers}] * 4

@@ -20,7 +20,8 @@ SAMPLE = SourceSpec(sources=("sample",))
 
 def small_config(levels: int = 2, **training: Any) -> Config:
     """A very small model on very small batches."""
-    fields: dict[str, Any] = {"row_bytes": 64, "batch_rows": 2, "shuffle_documents": 20, **training}
+    sizes = {"row_bytes": 64, "batch_rows": 2, "shuffle_documents": 20, "guide_bytes": 40_000}
+    fields: dict[str, Any] = {**sizes, **training}
     return Config(
         model=ModelConfig(levels=tuple(level_config() for _ in range(levels))), training=TrainingConfig(**fields)
     )

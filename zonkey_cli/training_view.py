@@ -21,7 +21,7 @@ from zonkey_cli.signals import StopRequest
 from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
-    from zonkey_core.training import Event, SkippedDataEvent, SkippedStepEvent, StageEvent, StepEvent
+    from zonkey_core.training import Event, GuideEvent, SkippedDataEvent, SkippedStepEvent, StageEvent, StepEvent
 
 LOG_SECONDS = 10.0
 _SPLIT_STYLES = ("cyan", "yellow")
@@ -57,6 +57,16 @@ def split_text(segments: list[str], *, colour: bool) -> Text:
     for index, segment in enumerate(segments):
         text.append(printable(segment), style=_SPLIT_STYLES[index % 2])
     return text
+
+
+def guide_line(event: GuideEvent) -> str:
+    """What a level learns its starts from."""
+    if event.fitted:
+        return f"level {event.level} learns where segments begin from the ends of {event.documents:,} documents"
+    return (
+        f"level {event.level} keeps its own cuts: {event.documents:,} documents end in this text, "
+        "too few to learn from where segments begin"
+    )
 
 
 class Skips:
@@ -100,6 +110,7 @@ class LogView:
         from zonkey_core.training import (
             CheckpointEvent,
             FiguresEvent,
+            GuideEvent,
             SampleEvent,
             SkippedDataEvent,
             SkippedStepEvent,
@@ -124,6 +135,8 @@ class LogView:
                 self._streams.note(f"{name}: {value:.4g}")
         elif isinstance(event, CheckpointEvent):
             self._streams.detail(f"saved at step {event.step} in {event.path}")
+        elif isinstance(event, GuideEvent):
+            self._streams.note(guide_line(event))
         elif isinstance(event, SkippedStepEvent | SkippedDataEvent):
             self._skips.take(event, self._streams.note)
 
@@ -172,6 +185,7 @@ class LiveView:
         from zonkey_core.training import (
             CheckpointEvent,
             FiguresEvent,
+            GuideEvent,
             SampleEvent,
             SkippedDataEvent,
             SkippedStepEvent,
@@ -194,6 +208,8 @@ class LiveView:
             self._console.print(figures_table(event.figures))
         elif isinstance(event, CheckpointEvent):
             self._saved = event.step
+        elif isinstance(event, GuideEvent):
+            self._say(guide_line(event))
         elif isinstance(event, SkippedStepEvent | SkippedDataEvent):
             self._skips.take(event, self._say)
 

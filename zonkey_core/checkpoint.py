@@ -48,6 +48,15 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
 Amount = Annotated[float, msgspec.Meta(ge=0, le=1e30)]
 
 
+class GuideOrigin(msgspec.Struct, frozen=True):
+    """What a guide that a run follows was fitted to (`zonkey_core.training.guides`)."""
+
+    data_state: dict[str, Any]
+    """Where in the data its text begins."""
+    rate: Amount
+    """Starts a unit of text."""
+
+
 class TrainingRecord(msgspec.Struct, kw_only=True):
     """What `training.json` holds."""
 
@@ -71,6 +80,8 @@ class TrainingRecord(msgspec.Struct, kw_only=True):
     parent: str | None = None
     """Name of the model that training started from."""
     data_state: dict[str, Any] = {}
+    guides: dict[str, GuideOrigin] = {}
+    """Those that were fitted so far, by level."""
     random_state: str = ""
     """State of the random generator, in base 64."""
     figures: dict[str, float] = {}

@@ -51,7 +51,7 @@ class LevelConfig(_Struct, frozen=True):
     splitter_ngrams: int = 32768
     """Rows of the splitter's table of n-grams of units; of use at level 0 alone."""
     reader_width: int = 64
-    """Width of the reader, which teaches the splitter, and of what estimates costs."""
+    """Width of level 0's reader, which teaches the splitter, and of what estimates costs."""
     reader_units: int = 8192
     """Rows of the tables of units that level 0's reader tells and its estimator looks up."""
     reader_contexts: int = 32768
@@ -60,14 +60,8 @@ class LevelConfig(_Struct, frozen=True):
     """Rows of the table that counts segments at level 0; with one, its splitter learns by what its segments cost as
     entries of a lexicon, each source of text that has a weight at a rate of its own, and 0 leaves it to masked
     modelling. For scripts that put no spaces between words."""
-    reader_layers: int = 2
-    """Layers of the Transformer that is the reader above level 0, which teaches the splitter."""
-    reader_span: int = 64
-    """Positions that readers above level 0 see at once."""
-    reader_codes: int = 1024
-    """Kinds of latents that the readers above level 0 tell apart."""
     mask_rate: float = 0.2
-    """Share of the positions hidden from the splitter and the reader in training."""
+    """Share of the units hidden from level 0's splitter and its reader in training."""
     denoiser_width: int = 128
     denoiser_layers: int = 2
     denoiser_heads: int = 4
@@ -107,8 +101,6 @@ class TrainingConfig(_Struct, frozen=True):
     """Peak rate of AdamW, which trains vectors, tables and convolutions."""
     table_learning_rate: float = 8e-3
     """Peak rate of AdamW for tables of strings, each row of which is met rarely."""
-    guide_learning_rate: float = 6e-4
-    """Peak rate of AdamW for the guides of splitters; a faster one loses sentences in the noise."""
     matrix_learning_rate: float = 0.01
     """Peak rate of Muon, which trains the matrices."""
     weight_decay: float = 0.01
@@ -123,6 +115,8 @@ class TrainingConfig(_Struct, frozen=True):
     """Decay per step of the averaged weights, which are the ones that a model is used with."""
     shuffle_documents: int = 2000
     """Documents held in memory to be shuffled."""
+    guide_bytes: int = 12_000_000
+    """Bytes of text from whose ends of documents the splitters above level 0 learn where segments begin, at most."""
     shares: StageShares = StageShares()
 
 
@@ -141,10 +135,10 @@ LEVELS = 8
 """The most levels of a model."""
 LAYERS = 1024
 """The most layers of all its Transformers and splitters together."""
-LARGEST = {"layers": 128, "heads": 256, "width": 16384, "window": 4096, "latents": 64, "kernel": 255, "span": 65536}
+LARGEST = {"layers": 128, "heads": 256, "width": 16384, "window": 4096, "latents": 64, "kernel": 255}
 """The largest value of a level's key, by its last word; of other whole numbers, `LARGEST_COUNT`."""
 LARGEST_COUNT = 1 << 22
-LARGEST_TRAINING = {"row_bytes": 1 << 24, "batch_rows": 1 << 16, "shuffle_documents": 1 << 24}
+LARGEST_TRAINING = {"row_bytes": 1 << 24, "batch_rows": 1 << 16, "shuffle_documents": 1 << 24, "guide_bytes": 1 << 30}
 """The same for the keys of `training`. What lies above would be a slip or an attack, and exhaust any machine."""
 CONFIG_BYTES = 1 << 20
 
@@ -231,8 +225,8 @@ def check_model_config(model: ModelConfig, *, origin: str) -> None:
 
 def check_training_config(training: TrainingConfig, *, origin: str) -> None:
     """Raise `ConfigError` where a value of `training` is out of its range."""
-    rates = ("learning_rate", "table_learning_rate", "guide_learning_rate", "matrix_learning_rate", "joint_rate")
-    for key in ("row_bytes", "batch_rows", *rates, "gradient_clip", "shuffle_documents"):
+    rates = ("learning_rate", "table_learning_rate", "matrix_learning_rate", "joint_rate")
+    for key in ("row_bytes", "batch_rows", *rates, "gradient_clip", "shuffle_documents", "guide_bytes"):
         if not 0 < getattr(training, key) < math.inf:
             raise ConfigError(
                 f"{origin}: training.{key} must be positive and finite, not {_shown(getattr(training, key))}"

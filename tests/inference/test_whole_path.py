@@ -23,7 +23,7 @@ from zonkey_core.model.model import Zonkey, text_sequence
 DATA = TEXT.encode()
 GAPPED = DATA[:90] + b"___" + DATA[90:] + DATA[:80] + b"___" + DATA[90:]
 PARTS = ("splitter", "embedding", "compressor", "denoiser", "decoder", "readout")
-"""What every level has, and uses; guides and readers are there for training alone."""
+"""What every level has, and uses; readers are there for training alone."""
 LEVELS = (2, 3)
 components = pytest.mark.parametrize(
     ("levels", "part"), [(levels, f"{level}.{part}") for levels in LEVELS for level in range(levels) for part in PARTS]

@@ -20,7 +20,8 @@ from zonkey_core.model.positions import LocatedPositions, PositionSequence
 from zonkey_core.training.augmentation import UPPER_KIND_SHARES, noise_rows
 from zonkey_core.training.denoiser_objective import denoising_losses
 from zonkey_core.training.objectives import autoencoder_losses, splitter_objective
-from zonkey_core.training.stages import guided_loss, joint_losses
+from zonkey_core.training.splitter_distillation import guided_loss
+from zonkey_core.training.stages import joint_losses
 
 DATA = (TEXT * 4).encode()
 ROWS = byte_rows(DATA[:240], DATA[33:273], DATA[301:541])
@@ -127,21 +128,15 @@ def test_a_view_by_slots_has_slots_for_segments(index: int) -> None:
 
 @pytest.mark.parametrize("index", range(3))
 def test_objectives_train_what_they_should_at_every_level(index: int) -> None:
-    model = small_model(3, seed=3, bits_per_segment=9.0)
-    level, rows = model.levels[index], upper_rows(model, index)
-    taught = [parameter for module in (level.guide or level.splitter, level.reader, level.estimator)
-              if module is not None for parameter in module.parameters()]
-    losses = splitter_objective(level, rows, chance(1))
-    assert_useful(losses, taught)
+    model = small_model(3, seed=1, bits_per_segment=9.0)
+    level = model.levels[index]
+    taught = list(level.splitter_parameters())
     if index:
-        followers = list(level.splitter.parameters())
-        assert {id(parameter) for parameter in level.splitter_parameters()} == set(map(id, taught + followers))
-        losses = splitter_objective(level, rows, chance(1))
-        assert not any(parts_reached(losses, followers)), "what cuts learns from its guide alone"
-        losses = {"following": guided_loss(model, index, ROWS, model.located_positions(ROWS, index), chance(1))}
-        assert_useful(losses, followers)
-        losses = {"following": guided_loss(model, index, ROWS, model.located_positions(ROWS, index), chance(1))}
-        assert not any(parts_reached(losses, taught)), "which does not learn from it"
+        assert {id(parameter) for parameter in taught} == set(map(id, level.splitter.parameters()))
+        losses = {"following": guided_loss(model, index, MANY, chance(1), None)}
+    else:
+        losses = splitter_objective(level, ROWS, chance(1))
+    assert_useful(losses, taught)
     view = model.ascend(ROWS, index)[index]
     rebuilt = autoencoder_losses(level, view.sequence, view.segmentation, chance(2))
     assert_useful(rebuilt, list(level.autoencoder_parameters()))
@@ -186,8 +181,8 @@ def test_joint_training_reaches_every_parameter(count: int) -> None:
     model = small_model(count, seed=1)
     fit_vocabulary(model)
     losses = joint_losses(model, MANY, chance(1), upper_gradient=1.0)
-    shared = {"masked", "rate", "overlong", "uncertainty", "positions", "existence", "endings"}
-    own = [{"stability", "drift", "choice", "cuts", "spelled", "cost"}]
+    shared = {"positions", "existence", "endings"}
+    own = [{"masked", "rate", "overlong", "uncertainty", "stability", "drift", "choice", "cuts", "spelled", "cost"}]
     own += [{"following", "latents", "spread", "decoded", "lengths"}] * (count - 1)
     assert set(losses) == {f"{level}/{name}" for level in range(count) for name in shared | own[level]}
     unread = set(map(id, unread_alone(model.bottom))) if count == 1 else set()
@@ -213,7 +208,7 @@ def test_upper_losses_reach_the_lower_levels_cuts_and_latents() -> None:
         for module in (lower.splitter, lower.embedding, lower.compressor)
         for parameter in module.parameters()
     ]
-    names = [f"1/{name}" for name in ("masked", "positions", "latents", "decoded", "lengths")]
+    names = [f"1/{name}" for name in ("positions", "latents", "decoded", "lengths")]
     for name in ("1/positions", "1/latents"):
         losses = joint_losses(model, ROWS, chance(5), upper_gradient=1.0)
         assert_useful({name: losses[name]}, reached)
@@ -260,12 +255,10 @@ def test_padding_a_batch_changes_no_loss_of_the_splitter_or_the_autoencoder() ->
     found = []
     for rows in (plain, padded):
         splits = level.split(rows)
-        hidden = rows.exists_mask & (torch.arange(rows.exists_mask.shape[1]) % 3 == 1)
-        states = level.reader(rows.values, hidden, splits.start_prob)
         segmentation = level.choose_starts(rows, splits.start_prob)
         losses = autoencoder_losses(level, rows, segmentation, chance(1))
         windows = [torch.cat([part.start_prob.flatten() for part in level.windows(rows, segmentation)])]
-        found.append((splits.start_prob[:, :14], states, torch.stack(list(losses.values())), *windows))
+        found.append((splits.start_prob[:, :14], torch.stack(list(losses.values())), *windows))
     for first, second in zip(*found, strict=True):
         torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
 

@@ -15,7 +15,6 @@ from tests.model_helpers import (
     TEXT,
     byte_rows,
     chance,
-    codebook_of,
     few,
     latent_rows,
     law,
@@ -30,8 +29,8 @@ from zonkey_core.model.level import Level
 from zonkey_core.model.model import unsaved_buffers
 from zonkey_core.model.ngram_tables import NGRAM_ORDERS
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.readers import NEAR, ContextReader, CostEstimator, SegmentReader, UnitKinds
-from zonkey_core.model.segment_splitter import NEVER, SegmentSplitter, frozen_copy, hide_positions, hide_units
+from zonkey_core.model.readers import NEAR, ContextReader, CostEstimator, UnitKinds
+from zonkey_core.model.segment_splitter import NEVER, SegmentSplitter, frozen_copy, hide_units
 from zonkey_core.model.unit_rows import UnitRows, unit_rows
 from zonkey_core.training.objectives import alone_in_segment, splitter_objective
 
@@ -75,12 +74,6 @@ def with_biased_splitter(bias: float) -> Level:
     return level
 
 
-def hidden_changed(true: PositionSequence, other: Tensor, hidden: Tensor) -> PositionSequence:
-    """The same rows with other values under the mask."""
-    mask = hidden if true.values.dim() == 2 else hidden.unsqueeze(-1)
-    return true._replace(values=other.where(mask, true.values))
-
-
 def other_units(units: UnitRows, hidden: Tensor, seed: int) -> UnitRows:
     """The same with other units under the mask."""
     drawn = torch.randint(1, 0x3000, units.keys.shape, generator=chance(seed))
@@ -102,39 +95,6 @@ def test_hidden_units_do_not_leak(data: bytes, seed: int) -> None:
     assert len(states) == hidden.sum()
     otherwise = level.reader(other_units(shown, hidden, seed).keys, hidden, start_prob)
     assert torch.equal(states, otherwise), "the reader does not even see what stands in their place"
-
-
-@few
-@given(seeds, st.integers(2, 20))
-def test_hidden_latents_do_not_leak(seed: int, length: int) -> None:
-    level = MODEL.levels[1]
-    true, other = (latent_rows(level, [length, 3], seed=seed + extra, padding=1) for extra in (0, 5))
-    assert_no_leak(level, true, other.values, seed)
-
-
-@torch.no_grad()
-def assert_no_leak(level: Level, true: PositionSequence, other: Tensor, seed: int) -> None:
-    """What stands under the mask changes nothing that splitter and reader are shown or say."""
-    hidden, shown = hide_positions(true, 0.4, chance(seed))
-    changed = hidden_changed(true, other, hidden)
-    hidden_again, shown_again = hide_positions(changed, 0.4, chance(seed))
-    assert torch.equal(hidden, hidden_again) and torch.equal(shown, shown_again)
-    for cutter in (level.splitter, level.guide):
-        if cutter is None:
-            continue
-        before, after = (cutter(rows._replace(values=shown)) for rows in (true, changed))
-        assert torch.equal(before.start_prob, after.start_prob)
-        assert torch.equal(before.start_logits, after.start_logits)
-        states = [level.reader(shown, hidden, splits.start_prob) for splits in (before, after)]
-        assert torch.equal(*states) and len(states[0]) == hidden.sum()
-
-
-def test_what_is_minimised_knows_hidden_latents_as_targets_alone() -> None:
-    level = MODEL.levels[1]
-    rows = [latent_rows(level, [30, 20], seed=seed) for seed in (1, 7)]
-    hidden, _ = hide_positions(rows[0], level.config.mask_rate, chance(3))
-    changed = hidden_changed(rows[0], rows[1].values, hidden)
-    assert_told_alone(level, rows[0], changed)
 
 
 def test_what_is_minimised_knows_hidden_units_as_targets_alone() -> None:
@@ -183,22 +143,7 @@ def test_hidden_units_give_way_to_visible_ones_of_their_row() -> None:
         assert len(drawn) > (20 if row == 0 else 1), "each drawn for itself"
 
 
-def test_what_is_hidden_is_replaced_by_what_is_visible() -> None:
-    rows = byte_rows(bytes(range(100)), bytes(range(100, 200)))
-    rows.exists_mask[1, 60:] = False
-    hidden, shown = hide_positions(rows, 0.5, chance(2))
-    visible = rows.exists_mask & ~hidden
-    assert hidden.any() and not hidden[1, 60:].any()
-    assert torch.equal(shown[~hidden], rows.values[~hidden])
-    assert set(shown[hidden].tolist()) <= set(rows.values[visible].tolist())
-    assert (shown[0][hidden[0]] >= 100).any() and (shown[1][hidden[1]] < 100).any(), "of all rows"
-    assert len(set(shown[hidden].tolist())) > 30, "each drawn for itself"
-
-
 def test_where_nothing_is_visible_nothing_is_hidden() -> None:
-    rows = latent_rows(MODEL.levels[1], [3], seed=1, padding=2)
-    hidden, shown = hide_positions(rows, 1.0, chance(1))
-    assert not hidden.any() and torch.equal(shown, rows.values)
     units = unit_rows(byte_rows(b"abc", b"xyz"))
     hidden, whole = hide_units(units, 1.0, chance(1))
     assert not hidden.any() and torch.equal(whole.keys, units.keys)
@@ -214,21 +159,17 @@ def test_what_is_not_hidden_is_seen(index: int) -> None:
     other = byte_rows(b"abcXefgh") if index == 0 else true._replace(values=true.values.clone())
     if index:
         other.values[0, 3] *= -1
-    for cutter in (level.splitter, level.guide or level.splitter):
-        assert not torch.equal(cutter(true).start_logits, cutter(other).start_logits)
-    hidden, starts = torch.zeros(1, 8, dtype=torch.bool), torch.zeros(1, 8)
-    hidden[0, 4] = True
-    if index == 0:
-        states = [level.reader(unit_rows(row).keys, hidden[0], starts[0]) for row in (true, other)]
-    else:
-        states = [level.reader(row.values, hidden, starts) for row in (true, other)]
-    assert not torch.equal(*states)
+    assert not torch.equal(level.split(true).start_logits, level.split(other).start_logits)
+    if level.reader is not None:
+        hidden = torch.arange(8) == 4
+        states = [level.reader(unit_rows(row).keys, hidden, torch.zeros(8)) for row in (true, other)]
+        assert not torch.equal(*states)
 
 
 def test_positions_are_hidden_at_the_given_rate() -> None:
     rows = byte_rows(*[b"x" * 100] * 100)
-    for hidden in (hide_positions(rows, 0.3, chance(1))[0], hide_units(unit_rows(rows), 0.3, chance(1))[0]):
-        assert hidden.float().mean().item() == pytest.approx(0.3, abs=0.02)
+    hidden, _ = hide_units(unit_rows(rows), 0.3, chance(1))
+    assert hidden.float().mean().item() == pytest.approx(0.3, abs=0.02)
     assert not hide_units(unit_rows(rows), 0.0, chance(1))[0].any()
 
 
@@ -383,49 +324,6 @@ def test_a_shift_lowers_every_logit() -> None:
     assert torch.equal(after[~begins], before[~begins]) and (before[~begins] == NEVER).all()
 
 
-def latent_reader(span: int) -> SegmentReader:
-    """A reader of latents of 6 channels that knows 5 kinds of them."""
-    torch.manual_seed(0)
-    reader = SegmentReader(6, 16, 2, 2, span, codes=5).double()
-    torch.nn.init.normal_(reader.codebook.centres)
-    return reader
-
-
-@law
-@given(seeds, st.integers(0, 23))
-def test_the_reader_of_latents_sees_its_own_segment_alone(seed: int, place: int) -> None:
-    reader = latent_reader(span=10)
-    probs = (torch.rand(1, 24, generator=chance(seed)) < 0.3).double()
-    probs[:, 0] = 1
-    hidden = torch.rand(1, 24, generator=chance(seed + 1)) < 0.5
-    values = normal(1, 24, 6, seed=seed)
-    other = values.clone()
-    other[0, place] += 5 * normal(6, seed=seed + 1)
-    with torch.no_grad():
-        before, after = reader(values, hidden, probs), reader(other, hidden, probs)
-    segment = probs[0].cumsum(0)
-    span = torch.arange(24) // 10
-    sees = ((segment == segment[place]) & (span == span[place]) & ~hidden[0, place])[hidden[0]]
-    assert torch.equal(before[~sees], after[~sees])
-    assert (before[sees] != after[sees]).any(1).all()
-
-
-@torch.no_grad()
-def test_the_reader_of_latents_sees_further_the_less_likely_a_cut_is() -> None:
-    reader = latent_reader(span=16)
-    values = normal(1, 8, 6, seed=1)
-    other = values.clone()
-    other[0, 0] += 5 * normal(6, seed=2)
-    hidden = torch.zeros(1, 8, dtype=torch.bool)
-    hidden[0, 5] = True
-    changes = []
-    for prob in (0.0, 0.5, 0.99, 1.0):
-        probs = torch.zeros(1, 8, dtype=torch.float64)
-        probs[0, 4] = prob
-        changes.append((reader(values, hidden, probs) - reader(other, hidden, probs)).abs().max().item())
-    assert changes[0] > changes[1] > changes[2] > changes[3] == 0
-
-
 def context_reader() -> ContextReader:
     """A reader of units."""
     torch.manual_seed(0)
@@ -495,27 +393,11 @@ def test_the_reader_of_units_sees_the_further_the_less_likely_a_cut_is() -> None
 
 def test_a_segment_length_sets_the_splitters_first_rate() -> None:
     below, above = (Level([level_config(segment_length=4.0, window=16)], channels) for channels in (None, 6))
-    assert below.guide is None and above.guide is not None
-    for cutter in (below.splitter, above.splitter, above.guide):
+    for cutter in (below.splitter, above.splitter):
         assert cutter.head.bias.sigmoid().item() == pytest.approx(0.25)
 
 
 # What is told of hidden positions
-
-
-@torch.no_grad()
-def test_a_hidden_latent_is_told_as_its_code_alone() -> None:
-    level = MODEL.levels[1]
-    codebook, reader = codebook_of(level), level.reader
-    assert isinstance(reader, SegmentReader)
-    values = normal(200, level.embedding.channels or 0, seed=1, dtype=torch.float32)
-    states = normal(200, level.config.splitter_width, seed=2, dtype=torch.float32)
-    codes = codebook(values)
-    assert len(set(codes.tolist())) > len(codebook.centres) / 2
-    found = reader.loss(states, values)
-    log_probs = reader.readout(states).log_softmax(-1)
-    torch.testing.assert_close(found, -log_probs[torch.arange(200), codes])
-    assert torch.equal(found, reader.loss(states, codebook.centres[codes]))
 
 
 @torch.no_grad()
@@ -553,20 +435,6 @@ def test_the_cost_of_a_unit_is_told_from_what_stands_before_it_in_its_row() -> N
     rows.values[0, 5] = 125
     moved = (cost(rows) != before).nonzero().flatten().tolist()
     assert moved == [5, 6, 7], "itself and what follows in its row"
-
-
-@torch.no_grad()
-def test_the_reader_of_latents_knows_the_codes_of_what_it_sees() -> None:
-    reader = latent_reader(span=8)
-    values = normal(1, 8, 6, seed=3)
-    codes = reader.codebook(values)
-    hidden = codes == codes[0, 4]
-    assert not hidden.all()
-    before = reader(values, hidden, torch.zeros(1, 8).double())
-    reader.code_embedding.weight[codes[0, 4]] += normal(16, seed=4)
-    assert torch.equal(reader(values, hidden, torch.zeros(1, 8).double()), before)
-    reader.code_embedding.weight[codes[~hidden][0]] += normal(16, seed=5)
-    assert not torch.allclose(reader(values, hidden, torch.zeros(1, 8).double()), before)
 
 
 def test_a_shift_is_seen_within_a_context_of_autocast() -> None:

@@ -16,8 +16,6 @@ from zonkey_core.errors import CheckpointError, ConfigError
 from zonkey_core.training import StageEvent
 from zonkey_core.training.curriculum import LAST, Stage, plan_stages
 from zonkey_core.training.optimizers import (
-    GUIDE_BETAS,
-    SMALLEST_MATRIX,
     build_optimizers,
     learning_rate_factor,
     optimizer_tensors,
@@ -26,9 +24,7 @@ from zonkey_core.training.optimizers import (
 )
 from zonkey_core.training.stages import (
     CERTAIN_FROM,
-    FOLLOW_FROM,
     STABLE_FROM,
-    guide_parameters,
     stage_losses,
     stage_parameters,
 )
@@ -114,20 +110,20 @@ def test_cuts_are_held_stable_from_the_middle_of_the_stage_that_finds_them() -> 
     assert not has_stability(above, 1.0), "what noise is, is known of bytes alone"
 
 
-def test_guides_are_followed_from_the_middle_of_the_stage_that_trains_them() -> None:
+def test_splitters_above_bytes_follow_guides_in_the_stages_that_train_them() -> None:
     model = small_model(3)
     rows = byte_rows(b"the sea is deep, and the sky is wide.")
 
-    def followed(name: str, level: int | None, fraction: float) -> set[str]:
-        losses = stage_losses(model, Stage(name, level, 1.0), rows, chance(0), fraction)
-        return {name for name in losses if name.endswith("/following")}
+    def losses(name: str, level: int | None, fraction: float) -> set[str]:
+        return set(stage_losses(model, Stage(name, level, 1.0), rows, chance(0), fraction))
 
     for level in (1, 2):
-        assert followed("splitter", level, 0.0) == followed("splitter", level, FOLLOW_FROM - 0.01) == set()
-        assert followed("splitter", level, FOLLOW_FROM) == followed("splitter", level, 1.0) == {f"{level}/following"}
-        assert followed("autoencoder", level, 1.0) == followed("denoiser", level, 1.0) == set()
-    assert followed("splitter", 0, 1.0) == set(), "bytes have no guide"
-    assert followed("joint", None, 0.0) == {"1/following", "2/following"}
+        assert losses("splitter", level, 0.0) == losses("splitter", level, 1.0) == {f"{level}/following"}
+        for other in ("autoencoder", "denoiser"):
+            assert f"{level}/following" not in losses(other, level, 1.0)
+    assert "0/following" not in losses("splitter", 0, 1.0), "bytes have no guide"
+    together = losses("joint", None, 0.0)
+    assert {name for name in together if name.endswith("/following")} == {"1/following", "2/following"}
 
 
 def test_stages_without_a_share_are_left_out() -> None:
@@ -150,7 +146,7 @@ def test_a_stage_moves_its_own_parameters_alone(index: int) -> None:
     chosen = {id(parameter) for parameter in stage_parameters(model, Stage(name, level, 1.0))}
     moved = {key for key, parameter in model.named_parameters() if id(parameter) in chosen}
     parts = {
-        "splitter": ("splitter", "guide", "reader", "estimator"),
+        "splitter": ("splitter", "reader", "estimator"),
         "autoencoder": ("embedding", "compressor", "decoder", "readout"),
         "denoiser": ("denoiser", "vocabulary", "decoder", "readout"),
         "plan": ("denoiser",),
@@ -203,14 +199,12 @@ def test_no_warmup_trains(tmp_path: Path) -> None:
 
 def test_rates_are_scaled_from_their_peaks() -> None:
     model = small_model(2)
-    config = TrainingConfig(
-        learning_rate=0.5, matrix_learning_rate=0.25, table_learning_rate=2.0, guide_learning_rate=0.125
-    )
-    optimizers = build_optimizers(model.parameters(), config, guide_parameters(model))
+    config = TrainingConfig(learning_rate=0.5, matrix_learning_rate=0.25, table_learning_rate=2.0)
+    optimizers = build_optimizers(model.parameters(), config)
     for factor in (0.5, 0.1):
         set_learning_rates(optimizers, factor)
         rates = [group["lr"] for each in optimizers for group in each.param_groups]
-        assert rates == pytest.approx([0.25 * factor, 0.5 * factor, 2.0 * factor, 0.125 * factor])
+        assert rates == pytest.approx([0.25 * factor, 0.5 * factor, 2.0 * factor])
     owned = [parameter for each in optimizers for group in each.param_groups for parameter in group["params"]]
     assert sorted(map(id, owned)) == sorted(map(id, model.parameters()))
 
@@ -231,42 +225,6 @@ def test_tables_of_strings_have_a_rate_of_their_own() -> None:
     assert len(of_latents) == 2 and all(group["lr"] != 2.0 for group in of_latents), "above bytes there are no strings"
 
 
-def test_guides_have_a_rate_and_a_memory_of_their_own() -> None:
-    model = small_model(3)
-    named = dict(model.named_parameters())
-    guiding = {name for name in named if part_of(name) == "guide"}
-    assert any(named[name].dim() >= 2 and min(named[name].shape[:2]) >= SMALLEST_MATRIX for name in guiding)
-    names = {parameter: name for name, parameter in named.items()}
-    assert {names[parameter] for parameter in guide_parameters(model)} == guiding
-    config = TrainingConfig(learning_rate=0.5, guide_learning_rate=0.125)
-    optimizers = build_optimizers(model.parameters(), config, guide_parameters(model))
-    found = {
-        (type(each).__name__, group["lr"], group.get("betas")): {names[parameter] for parameter in group["params"]}
-        for each in optimizers for group in each.param_groups
-    }
-    assert found.pop(("AdamW", 0.125, GUIDE_BETAS)) == guiding
-    assert all(betas != GUIDE_BETAS and rate != 0.125 for _, rate, betas in found)
-    assert sorted(name for group in found.values() for name in group) == sorted(named.keys() - guiding)
-    below = stage_parameters(model, Stage("splitter", 0, 1.0))
-    groups = [group for each in build_optimizers(below, config, guide_parameters(model)) for group in each.param_groups]
-    assert not any(group.get("betas") == GUIDE_BETAS for group in groups), "what a stage leaves is not in it"
-
-
-def test_a_guide_moves_at_its_rate_whatever_its_shape() -> None:
-    model = small_model(2)
-    config = TrainingConfig(weight_decay=0.0, guide_learning_rate=0.01)
-    guiding = guide_parameters(model)
-    optimizers = build_optimizers(guiding, config, guiding)
-    set_learning_rates(optimizers, 0.5)
-    before = [parameter.detach().clone() for parameter in guiding]
-    for parameter in guiding:
-        parameter.grad = torch.ones_like(parameter)
-    for optimizer in optimizers:
-        optimizer.step()
-    for parameter, old in zip(guiding, before, strict=True):
-        torch.testing.assert_close(parameter.detach(), old - 0.5 * 0.01)
-
-
 def test_a_row_of_a_table_moves_at_the_rate_of_tables() -> None:
     model = small_model(1)
     table = dict(model.named_parameters())["bottom.splitter.ngrams.table"]
@@ -282,22 +240,9 @@ def test_a_row_of_a_table_moves_at_the_rate_of_tables() -> None:
     torch.testing.assert_close(table[0, 3], before[0, 3] - 0.5 * 0.4)
 
 
-def test_guides_are_trained_at_their_rate(tmp_path: Path) -> None:
-    run = Run(tmp_path / "model")
-    config = small_config(guide_learning_rate=1e-12, shares=StageShares(splitter=(1.0,)))
-    run.train(config, steps=10, stage="splitter", stop_at=6)
-    before = run.tensors()
-    run.resume(stop_at=9)
-    after = run.tensors()
-    above = [name for name in before if name.startswith("live.bottom.above.")]
-    moves = {name: float((after[name] - before[name]).abs().max()) for name in above}
-    assert max(move for name, move in moves.items() if ".guide." in name) < 1e-9
-    assert max(move for name, move in moves.items() if ".reader." in name) > 1e-4
-
-
 def test_the_state_of_the_optimizers_comes_back() -> None:
     models = small_model(2), small_model(2)
-    first, second = (build_optimizers(each.parameters(), TrainingConfig(), guide_parameters(each)) for each in models)
+    first, second = (build_optimizers(each.parameters(), TrainingConfig()) for each in models)
 
     def update(which: int, seed: int) -> None:
         generator = chance(seed)

@@ -19,23 +19,19 @@ from zonkey_core.checkpoint import MODEL, TRAINING, load_model, read_model_card,
 from zonkey_core.config import Config, ModelConfig, StageShares, TrainingConfig
 from zonkey_core.data import SourceSpec
 from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
-from zonkey_core.model.codebook import Codebook
 from zonkey_core.model.level import Level
-from zonkey_core.model.model import Zonkey
-from zonkey_core.model.positions import LocatedPositions, PositionSequence
-from zonkey_core.model.readers import SegmentReader
 from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.training import (
     METRICS,
     CheckpointEvent,
     Event,
     FiguresEvent,
+    GuideEvent,
     SampleEvent,
     SkippedStepEvent,
     SplitsEvent,
     StageEvent,
     StepEvent,
-    calibration,
     fitting,
     resume,
     trainer,
@@ -45,7 +41,7 @@ from zonkey_core.weight_rounding import restore_weights, round_weights
 
 STEPS = 40
 STRINGS = {"bottom.vocabulary.strings", "bottom.vocabulary.lengths"}
-FITTED = {*STRINGS, "bottom.vocabulary.log_shares", "bottom.above.reader.codebook.centres"}
+FITTED = {*STRINGS, "bottom.vocabulary.log_shares"}
 """What is saved of a model, but learned by no gradient."""
 CURRICULUM = [
     ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("denoiser", 1),
@@ -199,7 +195,7 @@ def test_metrics_hold_every_event(whole: Run) -> None:
     decoder = msgspec.json.Decoder(Event)
     assert [decoder.decode(line) for line in lines] == whole.events
     assert {type(event) for event in whole.events} == {
-        StageEvent, StepEvent, SplitsEvent, SampleEvent, FiguresEvent, CheckpointEvent,
+        StageEvent, GuideEvent, StepEvent, SplitsEvent, SampleEvent, FiguresEvent, CheckpointEvent,
     }
 
 
@@ -245,94 +241,6 @@ def test_a_source_without_held_out_text_is_not_measured(tmp_path: Path) -> None:
     assert not any(isinstance(event, FiguresEvent) for event in run.events)
     card = read_model_card(run.out)
     assert card.training is not None and card.training.figures == {}
-
-
-# Codebooks
-
-
-@pytest.fixture
-def fits(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The latents that each codebook is fitted to, as it happens."""
-    seen: list[Tensor] = []
-    fit = Codebook.fit
-
-    def watched(codebook: Codebook, latents: Tensor, generator: torch.Generator) -> None:
-        seen.append(latents)
-        fit(codebook, latents, generator)
-
-    monkeypatch.setattr(Codebook, "fit", watched)
-    return seen
-
-
-def centres_of(run: Run, level: int) -> dict[str, Tensor]:
-    """What is saved of a level's codebook, by the copy of the model that it belongs to."""
-    tensors = run.tensors()
-    return {copy: tensors[f"{copy}.bottom.{'above.' * level}reader.codebook.centres"] for copy in ("live", "average")}
-
-
-def test_codebooks_are_fitted_once_before_their_stage(tmp_path: Path, fits: list[Tensor]) -> None:
-    run = Run(tmp_path / "model")
-    config = small_config(3, shares=StageShares(splitter=(1.0,)))
-    run.train(config, steps=9, stage="splitter", stop_at=3, precision="fp32")
-    assert not fits, "bytes have none"
-    for level in (1, 2):
-        assert not any(centres.any() for centres in centres_of(run, level).values())
-    run.resume(stop_at=4)
-    (latents,) = fits
-    positions = fitting.CODEBOOK_BATCHES * 128 / level_config().segment_length
-    assert latents.shape[1] == level_config().width * level_config().latents
-    assert 0.5 * positions < len(latents) < 2 * positions
-    saved = centres_of(run, 1)
-    assert torch.equal(saved["live"], saved["average"])
-    torch.testing.assert_close(saved["live"].norm(dim=-1), torch.ones(level_config().reader_codes))
-    assert not any(centres.any() for centres in centres_of(run, 2).values()), "its stage is still to come"
-    run.resume(stop_at=5)
-    assert len(fits) == 1, "a stage that was stopped goes on with the codes that it had"
-    assert not run.resume().stopped
-    assert len(fits) == 2 and centres_of(run, 2)["live"].any()
-    for copy, centres in centres_of(run, 1).items():
-        assert torch.equal(centres, saved[copy])
-
-
-def test_a_codebook_is_of_latents_of_text_that_is_not_trained_on(
-    tmp_path: Path, fits: list[Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read: list[bytes] = []
-    trained: list[bytes] = []
-    locate = Zonkey.located_positions
-
-    def reading(model: Zonkey, rows: PositionSequence, index: int) -> LocatedPositions:
-        if index and not fits:
-            read.extend(bytes(row) for row in rows.values.tolist())
-        located: LocatedPositions = locate(model, rows, index)
-        return located
-
-    def training(*given: Any) -> dict[str, Tensor]:
-        trained.extend(bytes(row) for row in given[2].values.tolist())
-        return stage_losses(*given)
-
-    monkeypatch.setattr(calibration, "calibrate", lambda _level, _sequences: None)
-    monkeypatch.setattr(Zonkey, "located_positions", reading)
-    monkeypatch.setattr(trainer, "stage_losses", training)
-    Run(tmp_path / "model").train(small_config(), steps=4, stage="splitter")
-    assert len(fits) == 1 and len(read) == len(set(read)) == 2 * fitting.CODEBOOK_BATCHES
-    assert len(trained) == 8 and not set(trained) & set(read)
-
-
-def test_other_stages_leave_codebooks_as_they_are(tmp_path: Path, whole: Run, fits: list[Tensor]) -> None:
-    for stage in ("autoencoder", "denoiser", "joint"):
-        run = Run(tmp_path / stage)
-        run.train(small_config(), steps=4, stage=stage, start_from=whole.out)
-        for centres in centres_of(run, 1).values():
-            assert torch.equal(centres, centres_of(whole, 1)["average"].half().float())
-    assert not fits
-
-
-def test_a_loaded_model_has_its_codebook(whole: Run) -> None:
-    reader = load_model(whole.out).levels[1].reader
-    assert isinstance(reader, SegmentReader)
-    assert torch.equal(reader.codebook.centres, centres_of(whole, 1)["average"].half().float())
-    assert reader.codebook.centres.any()
 
 
 # Vocabularies

@@ -23,9 +23,6 @@ heads = 2
 splitter_width = 16
 splitter_ngrams = 512
 reader_units = 512
-reader_codes = 12
-reader_layers = 1
-reader_span = 32
 decoder_layers = 1
 denoiser_width = 32
 denoiser_layers = 1
@@ -37,6 +34,7 @@ TRAINING = """
 row_bytes = 384
 batch_rows = 2
 shuffle_documents = 20
+guide_bytes = 100000
 """
 STAGES = [(name, level) for level in range(3) for name in ("splitter", "autoencoder", "denoiser")]
 TEXT = (

@@ -22,13 +22,12 @@ from torch.overrides import TorchFunctionMode
 from tests.model_helpers import TEXT
 from tests.training_helpers import SAMPLE, small_config
 from zonkey_core.committed_files import file_path
-from zonkey_core.config import ModelConfig, StageShares
+from zonkey_core.config import StageShares
 from zonkey_core.data import SourceSpec
 from zonkey_core.data.rows import RowSource
 from zonkey_core.errors import ZonkeyError
 from zonkey_core.model import positions
 from zonkey_core.model.model import Zonkey, byte_sequence
-from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.readers import UnitKinds
 from zonkey_core.model.unit_rows import UnitRows, unit_rows
 from zonkey_core.training import (
@@ -38,6 +37,7 @@ from zonkey_core.training import (
     joined_processes,
     objectives,
     resume,
+    splitter_distillation,
     stages,
     train,
     trainer,
@@ -56,10 +56,7 @@ STAGES = {
     "plan 0": (Stage("plan", 0, 1.0), 0.5),
     "joint": (Stage("joint", None, 1.0), 0.5),
 }
-_SMALL = small_config(2, batch_rows=ROWS, shares=StageShares((1,), (1,), (1,), (1,), 1))
-_LEVELS = tuple(msgspec.structs.replace(level, reader_span=ROWS * LENGTH) for level in _SMALL.model.levels)
-CONFIG = msgspec.structs.replace(_SMALL, model=ModelConfig(levels=_LEVELS))
-"""Readers read all at once, so that no span ends elsewhere in half a batch."""
+CONFIG = small_config(2, batch_rows=ROWS, shares=StageShares((1,), (1,), (1,), (1,), 1))
 STEPS, STOP = 16, 12
 """Two steps for each of eight stages, one of which has its second at the end; stopped amid that of plans."""
 
@@ -82,16 +79,8 @@ class PlacedDraws(TorchFunctionMode):
         return drawn * 0.2 if len(shape) == 1 else drawn if func is torch.rand else 2 * drawn - 1
 
 
-def hide_by_place(sequence: PositionSequence, rate: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Hide positions by their place, and let the value before stand there."""
-    hidden = (torch.rand(sequence.exists_mask.shape, generator=generator) < rate) & sequence.exists_mask
-    return hidden, sequence.values.roll(1, 1).where(
-        hidden if sequence.values.dim() == 2 else hidden.unsqueeze(-1), sequence.values
-    )
-
-
 def hide_units_by_place(units: UnitRows, rate: float, generator: torch.Generator) -> tuple[Tensor, UnitRows]:
-    """The same of units; none that begins a document."""
+    """Hide units by their place, none that begins a document, and let the one before stand there."""
     hidden = (((units.offsets % LENGTH + 1) * 0.618034).frac() < rate) & ~units.fresh_mask
     return hidden, units._replace(keys=units.keys.roll(1).where(hidden, units.keys))
 
@@ -122,9 +111,6 @@ def some_model() -> Zonkey:
     model = Zonkey(CONFIG.model)
     for level in model.levels:
         torch.nn.init.normal_(level.splitter.head.weight, std=0.5)
-        if level.guide is not None:
-            torch.nn.init.normal_(level.guide.head.weight, std=0.5)
-            torch.nn.init.normal_(level.reader.codebook.centres)
     return model
 
 
@@ -138,11 +124,10 @@ def losses_and_gradients(name: str, part: slice) -> tuple[dict[str, float], dict
     model = some_model()
     rows, begins = some_rows()
     with PlacedDraws(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objectives, "hide_positions", hide_by_place)
         patch.setattr(objectives, "hide_units", hide_units_by_place)
         patch.setattr(objectives, "UnitKinds", KindsOfAll)
         patch.setattr(objectives, "rows_to_noise", lambda sequence: sequence)
-        patch.setattr(stages, "rows_to_noise", lambda sequence: sequence)
+        patch.setattr(splitter_distillation, "halves", lambda sequence: (sequence, sequence))
         patch.setattr(positions, "contrastive_loss", lambda estimate, target, bank: 0 * estimate.sum(-1))
         sequence = byte_sequence(rows[part], begins[part])
         losses = stages.stage_losses(model, stage, sequence, torch.Generator(), fraction)

@@ -29,7 +29,7 @@ from zonkey_core.model.existence import (
 from zonkey_core.model.hash_embeddings import ngram_keys
 from zonkey_core.model.lexicon import Lexicon
 from zonkey_core.model.positions import PositionEmbedding, PositionReadout, PositionSequence
-from zonkey_core.model.readers import ContextReader, CostEstimator, SegmentReader
+from zonkey_core.model.readers import ContextReader, CostEstimator
 from zonkey_core.model.segment_splitter import SegmentSplitter, Splits
 from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary, StringCounter
 from zonkey_core.model.segmentation import Segmentation, Slots, Windows, length_groups
@@ -52,21 +52,18 @@ class Level(nn.Module):
         self.channels = config.latents * config.width
         self.above = Level(configs[1:], self.channels) if len(configs) > 1 else None
         self.schedule = NoiseSchedule(config.noise_scale)
-        splitter_width = config.splitter_width
         self.splitter = SegmentSplitter(
             channels_below,
-            splitter_width,
+            config.splitter_width,
             config.splitter_kernel,
             config.splitter_layers,
             config.segment_length,
             config.splitter_ngrams,
         )
-        self.guide: SegmentSplitter | None = None
-        """Above bytes: the splitter that the masked-modelling loss trains, from each position alone."""
         self.former: SegmentSplitter | None = None
         """Of bytes, in a run that keeps the cuts of some text: the splitter that it began with."""
-        self.reader: ContextReader | SegmentReader | None = None
-        """What teaches the splitter by masked modelling; none where a lexicon does."""
+        self.reader: ContextReader | None = None
+        """Of bytes: what teaches the splitter by masked modelling; none where a lexicon does."""
         self.estimator: CostEstimator | None = None
         """Of bytes: what text costs, which sets how often it is cut."""
         self.lexicon: Lexicon | None = None
@@ -80,12 +77,6 @@ class Level(nn.Module):
                 self.reader = ContextReader(config.reader_width, config.reader_units, config.reader_contexts)
             self.estimator = CostEstimator(config.reader_width, config.reader_units)
             self.vocabulary = SegmentVocabulary(config.vocabulary, config.window, self.channels)
-        else:
-            self.guide = SegmentSplitter(channels_below, splitter_width, 1, 1, config.segment_length, 0)
-            self.reader = SegmentReader(
-                channels_below, config.reader_width, config.heads, config.reader_layers, config.reader_span,
-                config.reader_codes,
-            )  # fmt: skip
         self.embedding = PositionEmbedding(channels_below, config.width)
         self.compressor = Compressor(
             config.width, config.latents, config.heads, config.compressor_layers, config.window
@@ -115,7 +106,7 @@ class Level(nn.Module):
 
     def splitter_parameters(self) -> Iterator[nn.Parameter]:
         """What cuts, and what teaches it to."""
-        for module in (self.splitter, self.guide, self.reader, self.estimator):
+        for module in (self.splitter, self.reader, self.estimator):
             if module is not None:
                 yield from module.parameters()
 

@@ -102,12 +102,16 @@ class Zonkey(nn.Module):
         """What the splitter of level `index` reads of a batch of bytes, without gradients."""
         offsets = torch.arange(sequence.exists_mask.shape[1], device=sequence.values.device)
         offsets = offsets.expand_as(sequence.exists_mask)
-        located = LocatedPositions(sequence, offsets)
-        for level, view in zip(self.levels, self.ascend(sequence, index - 1) if index else [], strict=False):
-            begins = offsets.gather(1, view.segmentation.starts)
-            located = LocatedPositions(level.upper_sequence(view.latents, view.segmentation), begins)
+        if not index:
+            return LocatedPositions(sequence, offsets)
+        views = self.ascend(sequence, index - 2) if index > 1 else []
+        for view in views:
             offsets = offsets.gather(1, view.slots.starts)
-        return located
+        level = self.levels[index - 1]
+        positions, split_prob = self._split(sequence, views, None)
+        segmentation = level.choose_starts(positions, split_prob)
+        begins = offsets.gather(1, segmentation.starts)
+        return LocatedPositions(level.upper_sequence(level.encode(positions, segmentation), segmentation), begins)
 
 
 def unsaved_buffers(module: nn.Module) -> dict[str, Tensor]:

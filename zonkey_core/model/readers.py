@@ -1,7 +1,5 @@
-"""Readers: what teaches splitters, by telling what is hidden from its own segment alone.
-
-Two read the units of text and tell them, one reads latents, of which it tells the kind. A position sees others each as
-much as it is likely to be of the same segment, `exp(-|C_q - C_k|)`.
+"""Readers of units: what teaches level 0's splitter, by telling what is hidden from its own segment alone, and what
+says how much text costs.
 """
 
 from __future__ import annotations
@@ -10,13 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.model.attention import DocumentBias
-from zonkey_core.model.codebook import Codebook
-from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue, log_continue_prob
+from zonkey_core.model.existence import LOG_FLOOR, log_continue_prob
 from zonkey_core.model.hash_embeddings import NgramVectors, lookup_table, ngram_keys, table_rows
 from zonkey_core.model.ngram_tables import SPREAD, TABLE_WIDTH
-from zonkey_core.model.positions import PositionEmbedding
-from zonkey_core.model.transformer import Transformer
 from zonkey_core.model.unit_rows import NO_UNIT, UnitRows, spaced_apart
 
 ESTIMATE_ORDERS = (1, 2, 3, 4)
@@ -129,43 +123,3 @@ class CostEstimator(nn.Module):
         line, places = spaced_apart(units, max(ESTIMATE_ORDERS))
         vectors: Tensor = self.ngrams(line[None])[0][places[asked] - 1]
         return self.units.loss(self.network(vectors), kinds, asked)
-
-
-class SegmentReader(nn.Module):
-    """The masked-modelling Transformer above level 0, which tells codes."""
-
-    def __init__(self, channels: int, width: int, heads: int, layers: int, span: int, codes: int) -> None:
-        super().__init__()
-        self.span = span
-        self.codebook = Codebook(codes, channels)
-        self.embedding = PositionEmbedding(channels, width)
-        self.code_embedding = nn.Embedding(codes, width)
-        self.hidden = nn.Parameter(torch.randn(width))
-        self.transformer = Transformer(width, heads, layers, rotary=True)
-        self.norm = nn.LayerNorm(width, bias=False)
-        self.readout = nn.Linear(width, codes)
-
-    def forward(self, values: Tensor, hidden_mask: Tensor, start_prob: Tensor) -> Tensor:
-        """Latents [B, L, C], hidden ones and starts [B, L] to states [K, width] of the hidden ones, in order.
-
-        Rows are read in spans of at most `span` positions.
-        """
-        embedded = self.embedding(values) + self.code_embedding(self.codebook(values))
-        embedded = torch.where(hidden_mask.unsqueeze(-1), self.hidden.to(embedded.dtype), embedded)
-        states: Tensor = self.norm(_read_in_spans(self.transformer, embedded, start_prob, self.span))
-        return states[hidden_mask]
-
-    def loss(self, states: Tensor, values: Tensor) -> Tensor:
-        """[K] nats that it cost to tell the codes of hidden latents [K, C] from states [K, width]."""
-        return functional.cross_entropy(self.readout(states).float(), self.codebook(values), reduction="none")
-
-
-def _read_in_spans(transformer: Transformer, embedded: Tensor, start_prob: Tensor, span: int) -> Tensor:
-    """States [B, L, D] of embedded positions, of which at most `span` are read at once, each in its own segment."""
-    batch, length, width = embedded.shape
-    span = min(span, max(1, length))
-    padding = -length % span
-    spans = functional.pad(embedded, (0, 0, 0, padding)).view(-1, span, width)
-    start_prob = functional.pad(start_prob, (0, padding), value=1.0).view(-1, span)
-    states: Tensor = transformer(spans, DocumentBias(cumulative_log_continue(start_prob)))
-    return states.view(batch, length + padding, width)[:, :length]

@@ -9,8 +9,8 @@ other positions' values in place of the hidden ones; if the splitter saw the tru
 that tells the reader what was hidden, and if it saw which are hidden, it would cut around these instead of where text
 can do without. In scripts without spaces, a lexicon teaches level 0's instead (`zonkey_core.model.lexicon`).
 
-Above bytes the same loss trains a *guide*, a splitter that sees each position alone and so finds which positions begin
-segments on the whole; the splitter that is used follows it and learns to tell from what stands around them.
+Above bytes it follows a *guide*, which knows from the ends of documents where segments begin
+(`zonkey_core.training.document_guide`).
 
 Shapes: positions [B, L], embedded [B, L, width]; `p` [B, L]; a line of T' places, in which units have gaps between
 rows.
@@ -147,21 +147,6 @@ def frozen_copy(splitter: SegmentSplitter) -> SegmentSplitter:
             delattr(module, name)
             module.register_buffer(name, parameter.detach(), persistent=False)
     return copied
-
-
-def hide_positions(sequence: PositionSequence, rate: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Hide each existing position with probability `rate`: a mask [B, L], and values that do not tell what it hides.
-
-    In place of a hidden value stands that of a visible position, drawn from all of the batch.
-    """
-    device = sequence.values.device
-    shape = sequence.exists_mask.shape
-    hidden = (torch.rand(shape, generator=generator) < rate).to(device) & sequence.exists_mask
-    visible = sequence.values[sequence.exists_mask & ~hidden]
-    if not len(visible):
-        return torch.zeros_like(hidden), sequence.values
-    drawn = (torch.rand(int(hidden.sum()), generator=generator) * len(visible)).long().to(device)
-    return hidden, sequence.values.index_put((hidden,), visible[drawn])
 
 
 def hide_units(units: UnitRows, rate: float, generator: torch.Generator) -> tuple[Tensor, UnitRows]:

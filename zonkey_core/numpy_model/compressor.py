@@ -7,7 +7,10 @@ Shapes: K windows of S positions, N queries before them, width D, latents [K, N 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from zonkey_core.config import LevelConfig
 from zonkey_core.numpy_model.layers import Linear, half_silu, standardize, to_sphere
@@ -30,10 +33,13 @@ class Block:
         self.feedforward_in = Linear(weights.part("feedforward_in"), width, wide, scale=0.5).after(norm)
         self.feedforward_out = Linear(weights.part("feedforward_out"), wide, width)
 
-    def __call__(self, states: Floats, first: int) -> Floats:
-        """[K, T, D] to [K, first, D]: the rows that are needed."""
+    def joint(self, states: Floats) -> Floats:
+        """[n, D] to [n, 3 D]: queries, keys and values of rows."""
+        return self.attention_in(standardize(states))
+
+    def __call__(self, states: Floats, joint: Floats, first: int) -> Floats:
+        """[K, T, D], with what is `joint` [K T, 3 D], to [K, first, D]: the rows that are needed."""
         windows, length, width = states.shape
-        joint = self.attention_in(standardize(states.reshape(-1, width)))
         queries, keys, values = joint.reshape(windows, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
         logits = queries[:, :, :first] @ keys.transpose(0, 1, 3, 2)
         logits *= np.float32((width // self.heads) ** -0.5)
@@ -48,9 +54,13 @@ class Block:
 
 
 class Compressor:
-    """Windows of embedded positions to latents on the sphere."""
+    """Windows of embedded positions to latents on the sphere.
 
-    def __init__(self, weights: Weights, config: LevelConfig) -> None:
+    With a `table` [V, D] of embedded symbols, windows are of symbols. What the first block makes of each of them at
+    each place of a window is computed once then.
+    """
+
+    def __init__(self, weights: Weights, config: LevelConfig, table: Floats | None = None) -> None:
         width, self.latents = config.width, config.latents
         self.channels = config.latents * config.width
         self.queries = weights.take("queries", config.latents, width)
@@ -58,17 +68,35 @@ class Compressor:
         blocks = weights.part("transformer.blocks")
         self.blocks = [Block(blocks.part(str(index)), width, config.heads) for index in range(config.compressor_layers)]
         self.out = Linear(weights.part("out"), width, width).after(weights.take("norm.weight", width))
+        self.symbols: Floats | None = None
+        if table is not None:
+            self.symbols = table[:, None] + self.offsets
+            joint = self.blocks[0].joint(self.symbols.reshape(-1, width))
+            self.joint_symbols = joint.reshape(*self.symbols.shape[:2], -1)
+            self.joint_queries = self.blocks[0].joint(self.queries)
 
     def together(self, length: int) -> int:
         """How many windows of `length` positions are best compressed at once."""
         return max(1, ROWS_TOGETHER // (length + self.latents))
 
-    def __call__(self, windows: Floats) -> Floats:
-        """[K, S, D] to [K, C]."""
-        count, length, width = windows.shape
+    def __call__(self, windows: NDArray[Any]) -> Floats:
+        """Embedded positions [K, S, D], or symbols [K, S], to [K, C]."""
+        count, length = windows.shape[:2]
+        width = self.queries.shape[1]
         states = np.empty((count, self.latents + length, width), dtype=np.float32)
         states[:, : self.latents] = self.queries
-        np.add(windows, self.offsets[:length], out=states[:, self.latents :])
+        joint: Floats | None = None
+        if self.symbols is None:
+            np.add(windows, self.offsets[:length], out=states[:, self.latents :])
+        else:
+            places = np.arange(length)
+            states[:, self.latents :] = self.symbols[windows, places]
+            joint = np.empty((*states.shape[:2], 3 * width), dtype=np.float32)
+            joint[:, : self.latents] = self.joint_queries
+            joint[:, self.latents :] = self.joint_symbols[windows, places]
         for index, block in enumerate(self.blocks, 1):
-            states = block(states, self.latents if index == len(self.blocks) else states.shape[1])
+            if joint is None:
+                joint = block.joint(states.reshape(-1, width))
+            states = block(states, joint, self.latents if index == len(self.blocks) else states.shape[1])
+            joint = None
         return to_sphere(self.out(standardize(states.reshape(-1, width))).reshape(count, -1))

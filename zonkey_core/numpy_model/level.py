@@ -45,12 +45,12 @@ class NumpyLevel:
         self._executor = executor
         self._kept: dict[bytes, int] = {}
         if compresses:
-            embedding = weights.part("embedding")
+            embedding, table = weights.part("embedding"), None
             if channels is None:
-                self.table = embedding.take("table.weight", BYTE_VALUES, config.width)
+                table = embedding.take("table.weight", BYTE_VALUES, config.width)
             else:
                 self.linear = Linear(embedding.part("linear"), channels, config.width)
-            self.compressor = Compressor(weights.part("compressor"), config)
+            self.compressor = Compressor(weights.part("compressor"), config, table)
             self._latents = np.empty((KEPT_LATENTS if self.reads_bytes else 0, self.compressor.channels), np.float32)
 
     def start_probs(self, values: NDArray[Any]) -> Floats:
@@ -80,12 +80,12 @@ class NumpyLevel:
         lengths = np.array([len(segment) for segment in segments])
         begins = np.cumsum(lengths) - lengths
         places = np.arange(len(self._kept), len(self._kept) + len(segments))
-        embedded = self.table[np.frombuffer(b"".join(segments), dtype=np.uint8)]
-        self._latents[places] = self._compress(embedded, begins, lengths)
+        text = np.frombuffer(b"".join(segments), dtype=np.uint8)
+        self._latents[places] = self._compress(text, begins, lengths)
         self._kept.update(zip(segments, places.tolist(), strict=True))
 
-    def _compress(self, embedded: Floats, begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> Floats:
-        """Latents of segments of embedded positions [n, D], some of one length together."""
+    def _compress(self, values: NDArray[Any], begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> Floats:
+        """Latents of segments of bytes [n] or embedded positions [n, D], some of one length together."""
         latents = np.empty((len(begins), self.compressor.channels), dtype=np.float32)
         parts: list[NDArray[np.intp]] = []
         for length in np.unique(lengths).tolist():
@@ -94,7 +94,7 @@ class NumpyLevel:
             parts += [chosen[first : first + together] for first in range(0, len(chosen), together)]
 
         def compress(part: NDArray[np.intp]) -> None:
-            latents[part] = self.compressor(embedded[begins[part, None] + np.arange(lengths[part[0]])])
+            latents[part] = self.compressor(values[begins[part, None] + np.arange(lengths[part[0]])])
 
         for _ in map(compress, parts) if self._executor is None else self._executor.map(compress, parts):
             pass

@@ -15,20 +15,19 @@ from torch import Tensor
 from zonkey_core.model.existence import cumulative_log_continue
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.unit_rows import UnitRows, unit_rows
+from zonkey_core.training.telling_units import TellingUnits
 
 KIND_SHARES = (0.25, 0.15, 0.2, 0.4, 0.0)
 """How often a row loses units, has some twice, has others in place of some, has rare kinds of them changed for others,
-or loses rare ones."""
-UPPER_KIND_SHARES = (0.1, 0.1, 0.1, 0.05, 0.65)
+or loses what gives segments away."""
+UPPER_KIND_SHARES = (0.04, 0.04, 0.04, 0.03, 0.85)
 """The same for what splitters above level 0 are taught with."""
 LEAST_SHARE, MOST_SHARE = 0.05, 0.25
 """Of the units of a row that are dropped, written twice, or replaced by others of the row."""
 CHANGED = 0.15
 """A row whose rare kinds are changed for others keeps those whose share of it is above a bound of at most this."""
-RARE = 0.012
-"""A row that loses units everywhere loses those whose share of the batch is below a bound of at most this."""
-LOST_SHARE = 0.7
-"""How many of these kinds of units, and of those that it is said to lose, it does lose."""
+LOST_WHOLLY = 0.7
+"""Share of the rows that lose what gives segments away in which nothing of it is left."""
 
 
 class NoisedRows(NamedTuple):
@@ -44,13 +43,13 @@ def noise_rows(
     sequence: PositionSequence,
     generator: torch.Generator,
     shares: Sequence[float] = KIND_SHARES,
-    telling: Tensor | None = None,
+    telling: TellingUnits | None = None,
 ) -> NoisedRows:
     """Noise each row in one of five ways, drawn at random with the odds `shares`.
 
     Units dropped, written twice, or replaced by units drawn from the same row; each rare kind of them changed for
-    another rare one of the row, the same wherever it occurs, as a text in another alphabet; or some kinds lost wherever
-    they occur: rare ones, and those that begin with a byte value in the mask `telling` [256].
+    another rare one of the row, the same wherever it occurs, as a text in another alphabet; or what is `telling`, some
+    kinds or all, lost wherever it occurs, or given way to what stands in for it.
     """
     clean = PositionSequence(*(part.cpu() for part in sequence))
     units = unit_rows(clean)
@@ -60,9 +59,11 @@ def noise_rows(
     kind, share = kind[units.rows], share[units.rows]
     struck = torch.rand(len(units.keys), generator=generator) < share
     copies = torch.ones_like(units.keys) - (struck & (kind == 0)).long() + (struck & (kind == 1)).long()
-    if shares[-1]:
-        copies -= (_lost(clean, units, telling, generator) & (kind == 4)).long()
     sources = torch.arange(len(units.keys))
+    if telling is not None:
+        lost_mask, stand_ins = _untold(units, batch, telling, generator)
+        copies -= (lost_mask & (kind == 4)).long()
+        sources = torch.where(kind == 4, stand_ins, sources)
     sources = torch.where(struck & (kind == 2), _drawn_from_row(units, batch, generator), sources)
     sources = torch.where(kind == 3, _changed(units, batch, generator), sources)
     noised = _write(clean, units, _keep_one(copies, units, batch), sources)
@@ -99,19 +100,22 @@ def _changed(units: UnitRows, batch: int, generator: torch.Generator) -> Tensor:
     return first[index]
 
 
-def _lost(
-    clean: PositionSequence, units: UnitRows, telling: Tensor | None, generator: torch.Generator
-) -> Tensor:
-    """[T] mask of units that are rare in the batch or telling, and are of a kind that their row loses."""
-    batch = len(clean.values)
-    kinds, which, count = torch.unique(units.keys, return_inverse=True, return_counts=True)
-    bound = RARE * torch.rand(batch, generator=generator)
-    could = (count / max(1, len(units.keys)))[which] < bound[units.rows]
-    if telling is not None:
-        could = could | telling.cpu()[clean.values.flatten()[units.offsets]]
-    lost = torch.rand(batch, len(kinds), generator=generator) < LOST_SHARE
-    gone: Tensor = could & lost[units.rows, which]
-    return gone
+def _untold(
+    units: UnitRows, batch: int, telling: TellingUnits, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """What rows are that give segments away no more: [T] mask of the units that they lose, and [T] for each unit one,
+    of any row, that is spelled in its place: itself, unless its kind gives way and the batch has a stand-in."""
+    kinds, lost_mask, stand_ins = (torch.from_numpy(part) for part in telling)
+    place = torch.searchsorted(kinds, units.keys).clamp(max=len(kinds) - 1)
+    share = torch.rand(batch, 1, generator=generator) / (1 - LOST_WHOLLY)
+    taken = (torch.rand(batch, len(kinds), generator=generator) < share)[units.rows, place]
+    taken &= kinds[place] == units.keys
+    everything, which = torch.unique(units.keys, return_inverse=True)
+    first = torch.zeros_like(everything).scatter_(0, which, torch.arange(len(which)))
+    wanted = torch.where(taken, stand_ins[place], units.keys)
+    found = torch.searchsorted(everything, wanted).clamp(max=len(everything) - 1)
+    there = everything[found] == wanted
+    return taken & lost_mask[place], torch.where(there & taken, first[found], torch.arange(len(which)))
 
 
 def _write(clean: PositionSequence, units: UnitRows, copies: Tensor, sources: Tensor) -> NoisedRows:

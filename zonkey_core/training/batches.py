@@ -22,7 +22,7 @@ from zonkey_core.training.objectives import RowOrigins
 from zonkey_core.training.processes import on_first_alone, process_count, process_number, take_from_first
 
 FITTING_PASSES = 16
-"""Times that a text is read at most to fit a vocabulary, a codebook or a calibration."""
+"""Times that a text is read at most to fit a vocabulary or a calibration."""
 FITTING_ROWS = 32
 """Rows that are read at once for that, of larger batches too; every process reads the same ones."""
 
@@ -110,13 +110,13 @@ class BatchPieces:
         drawn = int(torch.randint(2**62, (1,), generator=common))
         return [torch.Generator().manual_seed(drawn + piece) for piece in self._numbers()]
 
-    def whole(self, batches: SharedBatches) -> Iterator[PositionSequence]:
-        """Rows of further batches, the same in all processes: one batch at least, and a few passes of the text at most.
+    def whole(self, batches: SharedBatches, passes: int = FITTING_PASSES) -> Iterator[PositionSequence]:
+        """Rows of further batches, the same in all processes: one batch at least, and some passes of the text at most.
 
         A small text tells nothing new however often it is read.
         """
         batch = batches.next_batch()
-        last = batch.epochs + FITTING_PASSES
+        last = batch.epochs + passes
         while True:
             yield self._take(batch, slice(FITTING_ROWS))
             batch = batches.next_batch()

@@ -66,7 +66,16 @@ class SkippedDataEvent(msgspec.Struct, tag_field="event", tag="skipped data", fr
     reason: str
 
 
+class GuideEvent(msgspec.Struct, tag_field="event", tag="guide", frozen=True):
+    """A level above bytes has learned from the ends of documents where its segments begin, if there were enough."""
+
+    level: int
+    documents: int
+    """That end in the text."""
+    fitted: bool
+
+
 Event = (
-    StageEvent | StepEvent | SplitsEvent | SampleEvent | FiguresEvent | CheckpointEvent | SkippedStepEvent
+    GuideEvent | StageEvent | StepEvent | SplitsEvent | SampleEvent | FiguresEvent | CheckpointEvent | SkippedStepEvent
     | SkippedDataEvent
 )

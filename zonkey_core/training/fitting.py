@@ -1,8 +1,7 @@
-"""What a stage must know of its text before it begins: kinds of latents to tell apart, strings to choose from."""
+"""What a stage must know of its text before it begins: what it costs, and strings to choose from."""
 
 from __future__ import annotations
 
-import itertools
 import lzma
 from collections.abc import Iterator
 
@@ -10,46 +9,23 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.devices import autocast
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.readers import SegmentReader
 from zonkey_core.model.segment_splitter import frozen_copy
 from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.model.units import read_units
 from zonkey_core.training.curriculum import Stage
 
-CODEBOOK_BATCHES = 48
 COMPRESSED_BYTES = 2_000_000
 """Text of a source by which a compressor measures its information, at most."""
 COMPRESSED_TOGETHER = 500
 """Documents among which that text is shuffled."""
 BYTES_PER_STRING = 600
 """Text that is read for each string of a vocabulary."""
-
-
-def fit_codebooks(
-    models: tuple[Zonkey, Zonkey],
-    stage: Stage,
-    sequences: Iterator[PositionSequence],
-    precision: torch.dtype,
-    generator: torch.Generator,
-) -> None:
-    """Sort the latents that a stage's readers tell into kinds; a joint stage goes on with old ones.
-
-    models: the live one, which is asked, and the averaged one, which is told.
-    """
-    for index, (live, average) in enumerate(zip(*(model.levels for model in models), strict=True)):
-        if not isinstance(live.reader, SegmentReader) or not isinstance(average.reader, SegmentReader):
-            continue
-        unfitted = not live.reader.codebook.centres.any()
-        if (stage.name == "splitter" and stage.level == index) or (stage.level is None and unfitted):
-            live.reader.codebook.fit(_some_latents(models[0], index, sequences, precision), generator)
-            average.reader.codebook.load_state_dict(live.reader.codebook.state_dict())
 
 
 def expect_sources(model: Zonkey, spec: SourceSpec) -> None:
@@ -120,19 +96,6 @@ def follow_compressors(model: Zonkey, precision: torch.dtype, *, told: Zonkey | 
     for level, follower in zip(model.levels, [] if told is None else told.levels, strict=False):
         if level.vocabulary is not None and follower.vocabulary is not None:
             follower.vocabulary.load_state_dict(level.vocabulary.state_dict())
-
-
-@torch.no_grad()
-def _some_latents(
-    model: Zonkey, index: int, sequences: Iterator[PositionSequence], precision: torch.dtype
-) -> Tensor:
-    """Latents [M, C] that level `index` reads of the next batches."""
-    latents = []
-    for rows in itertools.islice(sequences, CODEBOOK_BATCHES):
-        with autocast(rows.values.device, precision):
-            sequence = model.located_positions(rows, index).sequence
-        latents.append(sequence.values[sequence.exists_mask])
-    return torch.cat(latents)
 
 
 @torch.no_grad()

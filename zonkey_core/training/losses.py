@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zonkey_core.training.processes import agree_on_most, global_sum, mean_over, over_all
+from zonkey_core.training.processes import global_sum, mean_over, over_all
 
 
 def rate_penalty(start_prob: Tensor, exists_mask: Tensor, rate: float | Tensor) -> Tensor:
@@ -22,13 +22,6 @@ def rate_penalty(start_prob: Tensor, exists_mask: Tensor, rate: float | Tensor) 
 def uncertainty_penalty(start_prob: Tensor, exists_mask: Tensor) -> Tensor:
     """`mean p (1 - p)`: the variance of a drawn segmentation, per existing position of [B, L]."""
     return mean_over((start_prob * (1 - start_prob) * exists_mask).sum(), exists_mask.sum())
-
-
-def overlong_penalty(cumulative: Tensor, window: int) -> Tensor:
-    """`mean_i exp(C_{i+window} - C_i)`: the probability that a window holds no start. cumulative: [B, L]."""
-    (length,) = agree_on_most(cumulative.shape[-1])  # rows are as long as the longest of the whole batch
-    spans = (cumulative[..., window:] - cumulative[..., :-window]).exp()
-    return mean_over(spans.sum(), len(cumulative) * max(0, int(length) - window))
 
 
 def existence_loss(start_logits: Tensor, start_prob: Tensor, weight: Tensor) -> Tensor:

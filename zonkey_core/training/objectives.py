@@ -1,4 +1,4 @@
-"""What a level's splitter and its autoencoder minimise.
+"""What level 0's splitter and a level's autoencoder minimise.
 
 Both objectives share one shape: a level and a batch of rows in, named losses out.
 """
@@ -16,15 +16,14 @@ from zonkey_core.model.decoder import DecodedWindows
 from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue
 from zonkey_core.model.level import Level
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.readers import ContextReader, SegmentReader, UnitKinds
-from zonkey_core.model.segment_splitter import draw_relaxed, hide_positions, hide_units
+from zonkey_core.model.readers import ContextReader, UnitKinds
+from zonkey_core.model.segment_splitter import draw_relaxed, hide_units
 from zonkey_core.model.segmentation import Segmentation, Windows
 from zonkey_core.model.unit_rows import UnitRows, unit_rows
 from zonkey_core.training.augmentation import noise_rows, noised_start_prob
 from zonkey_core.training.losses import (
     existence_loss,
     expected_segment_loss,
-    overlong_penalty,
     rate_penalty,
     uncertainty_penalty,
 )
@@ -65,15 +64,13 @@ def splitter_objective(
     temperature: float = COOLEST,
     origins: RowOrigins | None = None,
 ) -> dict[str, Tensor]:
-    """What teaches splitters to cut: leak-free masked modelling, or of level 0, what segments cost in a lexicon.
+    """What teaches level 0's splitter to cut: leak-free masked modelling, or what segments cost in a lexicon.
 
-    It trains level 0's splitter, and above that its guide. Of masked modelling, splitter and reader both see the masked
-    sequence only, and the reader is given starts drawn at a `temperature` (`draw_relaxed`). `certainty` weighs the
-    penalty on probabilities that are neither 0 nor 1, and `stability` that on cuts of bytes that change under noise.
-    In rows whose cuts are kept nothing is learned but these; without `origins` all rows are of one source.
+    Of masked modelling, splitter and reader both see the masked sequence only, and the reader is given starts drawn at
+    a `temperature` (`draw_relaxed`). `certainty` weighs the penalty on probabilities that are neither 0 nor 1, and
+    `stability` that on cuts of bytes that change under noise. In rows whose cuts are kept nothing is learned but these;
+    without `origins` all rows are of one source.
     """
-    if not level.reads_bytes:
-        return guide_objective(level, sequence, generator, certainty=certainty, temperature=temperature)
     losses: dict[str, Tensor] = {}
     sources = torch.zeros(len(sequence.values), dtype=torch.long, device=sequence.values.device)
     if origins is not None:
@@ -179,24 +176,6 @@ def row_means(values: Tensor, rows: Tensor, count: int) -> Tensor:
     """[count] mean of the values [K] of each row, of which `rows` [K] tells the number; 0 where there are none."""
     sums = torch.zeros(count, device=values.device).index_add(0, rows, values)
     return sums / torch.bincount(rows, minlength=count).clamp(min=1)
-
-
-def guide_objective(
-    level: Level, sequence: PositionSequence, generator: torch.Generator, *, certainty: float, temperature: float
-) -> dict[str, Tensor]:
-    """The objective of a guide, over latents."""
-    assert level.guide is not None and isinstance(level.reader, SegmentReader)
-    hidden, values = hide_positions(sequence, level.config.mask_rate, generator)
-    splits = level.guide(sequence._replace(values=values))
-    drawn = draw_relaxed(splits, temperature, generator)
-    told = level.reader.loss(level.reader(values, hidden, drawn), sequence.values[hidden])
-    cumulative = cumulative_log_continue(splits.start_prob)
-    return {
-        "masked": mean_over(told.sum(), len(told)),
-        "rate": rate_penalty(splits.start_prob, sequence.exists_mask, 1 / level.config.segment_length),
-        "overlong": overlong_penalty(cumulative, level.config.window),
-        "uncertainty": certainty * uncertainty_penalty(splits.start_prob, sequence.exists_mask),
-    }
 
 
 def rows_to_noise(sequence: PositionSequence) -> PositionSequence:

@@ -28,26 +28,17 @@ from zonkey_core.training.processes import (
 
 SMALLEST_MATRIX = 16
 """Narrower matrices have too few directions for orthogonal updates."""
-GUIDE_BETAS = 0.95, 0.99
-"""A guide's gradients are nearly all noise, so they are averaged over more steps."""
 
 
-def build_optimizers(
-    parameters: Iterable[nn.Parameter], config: TrainingConfig, guides: Iterable[nn.Parameter] = ()
-) -> list[Optimizer]:
+def build_optimizers(parameters: Iterable[nn.Parameter], config: TrainingConfig) -> list[Optimizer]:
     """One optimiser for the matrices and one for the rest, where tables of strings have a rate of their own.
 
-    So have the parameters of `guides`, whatever their shape. An optimiser that would have nothing to do is left out.
+    An optimiser that would have nothing to do is left out.
     """
-    guiding = set(guides)
-    slow: list[nn.Parameter] = []
     matrices: list[nn.Parameter] = []
     tables: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for parameter in parameters:
-        if parameter in guiding:
-            slow.append(parameter)
-            continue
         if is_lookup_table(parameter):
             tables.append(parameter)
             continue
@@ -67,8 +58,6 @@ def build_optimizers(
         )
     rates = ((others, config.learning_rate), (tables, config.table_learning_rate))
     groups: list[dict[str, Any]] = [{"params": group, "lr": rate} for group, rate in rates if group]
-    if slow:
-        groups.append({"params": slow, "lr": config.guide_learning_rate, "betas": GUIDE_BETAS})
     if groups:
         optimizers.append(AdamW(_by_layout(groups), betas=(0.9, 0.95), weight_decay=config.weight_decay, fused=True))
     for optimizer in optimizers:

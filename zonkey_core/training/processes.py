@@ -4,8 +4,8 @@ The first of them reads the text and hands every batch to all, which hold the sa
 takes its rows of it. A mean in a loss is that of the whole batch: its sum goes over all processes in value, while its
 gradient stays with the process that it came from, and these gradients, added up before each step, are those of the
 whole batch. So what is trained does not depend on how many processes there are, but for what comes from a process's own
-rows: what stands for hidden positions, which kinds of units one of them may be, where the spans that are read at once
-end, and which other latents one is to be told from. Without others, every function here does nothing.
+rows: what stands for hidden units, which kinds one of them may be, which rows are noised, and which other latents one
+is to be told from. Without others, every function here does nothing.
 
 The blocks of the denoisers, most of a large model, can be divided among the processes (`share_out_blocks`, FSDP2 of
 torch). Compressors and decoders run as often as a text has windows of some length, which differs between processes, so

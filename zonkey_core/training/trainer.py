@@ -6,8 +6,10 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import torch
@@ -18,7 +20,7 @@ from zonkey_core.checkpoint import TrainingRecord, fill_model
 from zonkey_core.config import Config
 from zonkey_core.data import SourceSpec
 from zonkey_core.data.row_mixture import open_rows
-from zonkey_core.data.rows import RowBatch, RowSource
+from zonkey_core.data.rows import RowBatch
 from zonkey_core.devices import autocast, choose_device, choose_precision
 from zonkey_core.errors import ConfigError, ZonkeyError
 from zonkey_core.model.model import Zonkey
@@ -39,11 +41,11 @@ from zonkey_core.training.events import (
 from zonkey_core.training.fitting import (
     anchor_vocabularies,
     expect_sources,
-    fit_codebooks,
     fit_information,
     fit_vocabularies,
     follow_compressors,
 )
+from zonkey_core.training.guides import RunGuides
 from zonkey_core.training.optimizers import (
     follow_weights,
     learning_rate_factor,
@@ -109,8 +111,8 @@ class Trainer:
         self.optimizers: list[Optimizer] | None = None
         self.shares_out = self.options.shard == "full" and process_count() > 1
         self.saving = CheckpointWriter(self)
-        self.faults: deque[str] = deque()
-        """What was left out of the data, until it is told."""
+        self.guides = RunGuides(record.guides, self.pieces, config.training.guide_bytes)
+        self.faults: deque[str] = deque()  # what was left out of the data, until it is told
 
     def start_from(self, weights: dict[str, Tensor], origin: Path) -> None:
         """Begin with the weights of another model of the same shape."""
@@ -129,10 +131,9 @@ class Trainer:
 
     def run(self, on_event: Callable[[Event], None], should_stop: Callable[[], bool]) -> TrainingResult:
         """Train to the end of the curriculum, or until `should_stop` says so; either way the state is saved."""
-        training = self.config.training
         stopped = False
         preview = Preview(self, on_event)
-        with shared_batches(self._open_rows, training.batch_rows, training.row_bytes) as batches:
+        with self._batches(self.record.data_state) as batches:
             self.share_out()
             while self.record.stage < len(self.stages) and not stopped:
                 stopped = not self._run_stage(batches, on_event, should_stop, preview)
@@ -142,18 +143,20 @@ class Trainer:
             self.saving.save(batches.state(), on_event)
         return TrainingResult(self.out, stopped, self.record.steps)
 
-    def _open_rows(self) -> RowSource:
-        """The text from where the run stands in it."""
+    def _batches(self, state: dict[str, Any]) -> AbstractContextManager[SharedBatches]:
+        """The text from where a saved state of it says, or from its beginning."""
         training = self.config.training
-        return open_rows(
+        opened = partial(
+            open_rows,
             self.spec,
             seed=self.options.seed,
             shuffle_documents=training.shuffle_documents,
             row_bytes=training.row_bytes,
             batch_rows=training.batch_rows,
-            state=self.record.data_state or None,
+            state=state or None,
             on_bad=self.faults.append,
         )
+        return shared_batches(opened, training.batch_rows, training.row_bytes)
 
     def stage_fraction(self) -> float:
         """How much of the current stage is done, 0 to 1."""
@@ -188,7 +191,6 @@ class Trainer:
         if not record.stage_step:
             models = self.model, self.average
             sequences = self.pieces.whole(batches)
-            fit_codebooks(models, stage, sequences, self.precision, self.generator)
             fit_vocabularies(models, stage, sequences, self.precision)
             on_first_alone(partial(fit_information, self.model, stage, self.spec))
             if stage.name in ("autoencoder", "joint"):
@@ -196,6 +198,8 @@ class Trainer:
             self._be_alike()
         self._train_only(parameters)
         on_event(StageEvent(stage.name, stage.level))
+        for event in self.guides.prepare(self.model, stage, batches, self._batches, self.precision):
+            on_event(event)
         last = reported = time.monotonic()
         bytes_before, seconds_before = record.bytes_seen, record.stage_seconds
         while self.stage_fraction() < 1:
@@ -246,7 +250,7 @@ class Trainer:
             if number:
                 torch.autograd.backward(total)
             with autocast(self.device, self.precision):
-                found = stage_losses(self.model, stage, piece, chance, fraction, origin)
+                found = stage_losses(self.model, stage, piece, chance, fraction, origin, self.guides.fitted)
             total = torch.stack(list(found.values())).sum() / len(pieces)
             losses = {name: losses.get(name, 0) + loss.detach() / len(pieces) for name, loss in found.items()}
         fault = take_step(total, parameters, self.optimizers, training.gradient_clip, self.judge.fault)
