@@ -39,7 +39,7 @@ def test_an_answer_is_a_copy_of_one_of_the_slots_that_are_seen_or_none(rows: int
 def test_probabilities_of_entries_with_copies_add_up_and_are_those_of_the_score(
     rows: int, length: int, seed: int
 ) -> None:
-    copies, seen = pointed(rows, length, seed)
+    copies, _ = pointed(rows, length, seed)
     held = torch.randint(-1, ENTRIES, (rows, length), generator=chance(seed))
     copies = Copies(copies.log_shares.masked_fill((held < 0).unsqueeze(1), NEVER), copies.log_rest)
     prob = torch.rand(rows, length, ENTRIES, generator=chance(seed + 1)).softmax(-1)

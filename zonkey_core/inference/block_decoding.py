@@ -152,7 +152,7 @@ class Board:
             self.entries[row, slot] = torch.cat(drawn)[: len(places)]
 
     def _as_allowed(self, prob: Tensor, logits: Tensor, place: tuple[int, int]) -> Tensor:
-        """[K] probabilities of what a slot may hold; by the logits alone where all of these are too small to be told."""
+        """[K] probabilities of what a slot may hold; by the logits alone where all of these are 0."""
         allowed = self.allowed[place]
         kept = prob * allowed
         return kept if kept.any() else logits.masked_fill(~allowed, -torch.inf).softmax(-1)
