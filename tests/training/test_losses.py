@@ -17,7 +17,6 @@ from zonkey_core.training.losses import (
     expected_segment_loss,
     expected_segment_sum,
     latent_regression,
-    overlong_penalty,
     rate_penalty,
     uncertainty_penalty,
 )
@@ -113,16 +112,6 @@ def test_uncertainty_penalty() -> None:
     probs = torch.tensor([[1.0, 0.5, 0.2, 0.7]])
     exists = torch.tensor([[True, True, True, False]])
     assert uncertainty_penalty(probs, exists).item() == pytest.approx((0.25 + 0.16) / 3)
-
-
-def test_overlong_penalty_is_the_probability_that_a_window_holds_no_start() -> None:
-    probs = torch.tensor([[1.0, 0.5, 0.0, 0.2, 1.0]], dtype=torch.float64)
-    cumulative = cumulative_log_continue(probs)
-    windows = [0.5 * 1, 1 * 0.8, 0.8 * 0]
-    assert overlong_penalty(cumulative, 2).item() == pytest.approx(sum(windows) / 3)
-    assert overlong_penalty(cumulative, 4).item() == pytest.approx(0)
-    assert overlong_penalty(cumulative[:, :4], 3).item() == pytest.approx(0.4)
-    assert overlong_penalty(cumulative, 5).item() == 0
 
 
 def test_existence_loss_is_the_weighted_cross_entropy() -> None:
