@@ -5,14 +5,19 @@ from __future__ import annotations
 import bisect
 import functools
 
+import torch
 from torch import Tensor, nn
 
 from tests.model_helpers import fit_vocabulary, small_model
+from zonkey_core.diffusion.decoding_order import Order, lay_out
+from zonkey_core.inference.block_decoding import read_whole
 from zonkey_core.inference.text_reading import TextReader
 from zonkey_core.model.length_model import EDGES
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
+from zonkey_core.model.pointer import with_copies
 from zonkey_core.model.segment_vocabulary import SegmentVocabulary
+from zonkey_core.model.slot_batches import Plans, gather_entries
 
 SURE = 30.0
 """Logit of what is certain."""
@@ -88,3 +93,16 @@ def filler(levels: int = 2, *, closed: bool = False) -> Zonkey:
     nn.init.constant_(out.bias, -1.0)
     nn.init.constant_(out.bias[:2], SURE if closed else -SURE)
     return model
+
+
+@torch.no_grad()
+def read_at_once(level: Level, order: Order, entries: Tensor, plans: Plans | None = None) -> tuple[Tensor, Tensor]:
+    """[n, K] probabilities for all slots that an order asks, and which these are, in a single reading of all."""
+    vocabulary = strings_of(level)
+    table, rows = vocabulary.latents(), lay_out([order], len(order.source), torch.device("cpu"))
+    asked = rows.told[0] >= 0
+    found = read_whole(level, rows, table[entries].unsqueeze(0), plans)
+    assert found.copies is not None
+    told = vocabulary.logits(found.latents[0][asked], torch.ones(int(asked.sum())), table).softmax(-1)
+    held = gather_entries(entries.unsqueeze(0), rows.source).expand(len(told), -1)
+    return with_copies(told, *(each[0][asked] for each in found.copies), held), rows.told[0][asked]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.inference.model_helpers import NEVER, expect, strings_of, teller
+from tests.inference.model_helpers import NEVER, expect, read_at_once, strings_of, teller
 from tests.model_helpers import chance, few, normal, seeds, small_model
 from zonkey_core.diffusion.decoding_order import (
     Order,
@@ -36,8 +36,7 @@ from zonkey_core.model.denoiser import DenoisedSlots, Denoiser
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.latents import to_sphere
 from zonkey_core.model.level import Level
-from zonkey_core.model.pointer import with_copies
-from zonkey_core.model.slot_batches import Plans, gather_entries
+from zonkey_core.model.slot_batches import Plans
 from zonkey_core.slots import SlotBatch, SlotKind
 
 CPU = torch.device("cpu")
@@ -271,16 +270,9 @@ def test_streams_are_written_from_left_to_right() -> None:
 
 def asked_at_once(level: Level, order: Order, entries: Tensor, plan: BlockPlan | None = None) -> tuple[Tensor, Tensor]:
     """The likeliest entry of every slot that an order asks, given all before it, and which slots these are."""
-    vocabulary = strings_of(level)
-    rows, latents = lay_out([order], len(order.source), CPU), vocabulary.latents()
     plans = None if plan is None else Plans(*(part.unsqueeze(0) for part in plan.plans))
-    told = rows.told[0] >= 0
-    found = read_whole(level, rows, latents[entries].unsqueeze(0), plans)
-    estimate, copies = found.latents[0][told], found.copies
-    assert copies is not None
-    prob = vocabulary.logits(estimate, torch.ones(len(estimate)), latents).softmax(-1)
-    held = gather_entries(entries.unsqueeze(0), rows.source).expand(len(estimate), -1)
-    return with_copies(prob, copies.log_shares[0][told], copies.log_rest[0][told], held).argmax(-1), rows.told[0][told]
+    prob, slots = read_at_once(level, order, entries, plans)
+    return prob.argmax(-1), slots
 
 
 @few

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.inference.model_helpers import NEVER, expect, strings_of, teller
+from tests.inference.model_helpers import NEVER, expect, read_at_once, strings_of, teller
 from tests.model_helpers import chance, few, seeds, small_model
-from zonkey_core.diffusion.decoding_order import GAP_WIDTH, Order, lay_out, with_gaps
+from zonkey_core.diffusion.decoding_order import GAP_WIDTH, lay_out, with_gaps
 from zonkey_core.inference import block_decoding, gap_filling, shared_context
 from zonkey_core.inference.block_decoding import read_whole
 from zonkey_core.inference.gap_filling import (
@@ -69,19 +69,6 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """All is computed in float32."""
     for module in (block_decoding, gap_filling, shared_context):
         monkeypatch.setattr(module, "choose_precision", lambda *given: torch.float32)
-
-
-def read_at_once(level: Level, order: Order, entries: Tensor) -> tuple[Tensor, Tensor]:
-    """[n, K] log-probabilities of all slots that an order asks, and which these are, in a single reading of all."""
-    vocabulary = level.vocabulary
-    assert vocabulary is not None
-    table = vocabulary.latents()
-    rows = lay_out([order], len(order.source), CPU)
-    with torch.no_grad():
-        found = read_whole(level, rows, table[entries][None]).latents[0]
-        asked = rows.told[0] >= 0
-        logits = vocabulary.logits(found[asked], torch.ones(int(asked.sum())), table)
-    return logits.log_softmax(-1), rows.told[0][asked]
 
 
 # What shared reading keeps
@@ -150,10 +137,10 @@ def test_a_gap_that_is_as_wide_as_it_seemed_is_filled_as_if_all_was_read_at_once
         parts += [entries, piece]
         bounds.append((position, position + GAP_WIDTH))
         position += GAP_WIDTH + len(piece)
-    log_prob, slots = read_at_once(
+    prob, slots = read_at_once(
         level, with_gaps(position, bounds, begins=True, ends=True, measured=True), torch.cat(parts)
     )
-    assert torch.equal(log_prob.argmax(-1), torch.cat(parts)[slots])
+    assert torch.equal(prob.argmax(-1), torch.cat(parts)[slots])
 
 
 @few
@@ -277,8 +264,8 @@ def test_a_score_is_the_chain_rule_over_the_fill_and_what_follows(behind: int) -
     ((score,),) = score_fills(level, [FilledRow(pieces, [fills])])
     entries = torch.cat([pieces.known[0], fills, pieces.known[1]])
     order = with_gaps(len(entries), [(6, 6 + GAP_WIDTH)], begins=True, ends=True, measured=True)
-    log_prob, slots = read_at_once(level, order, entries)
-    each = log_prob.gather(1, entries[slots].unsqueeze(1)).squeeze(1)
+    prob, slots = read_at_once(level, order, entries)
+    each = prob.gather(1, entries[slots].unsqueeze(1)).squeeze(1).log()
     told = dict(zip(slots.tolist(), each.tolist(), strict=True))
     assert (score.fill.pieces, score.following.pieces) == (len(fills), following)
     assert score.fill.total == pytest.approx(sum(told[6 + place] for place in range(len(fills))), rel=1e-4)
