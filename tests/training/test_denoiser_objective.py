@@ -20,6 +20,7 @@ from zonkey_core.model.latents import to_sphere
 from zonkey_core.model.length_model import ending_losses
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, Zonkey
+from zonkey_core.model.pointer import NEVER
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segmentation import Segmentation
 from zonkey_core.model.slot_batches import at_slots, gather_slots, slot_batch
@@ -225,6 +226,8 @@ def test_a_choice_that_knows_nothing_costs_what_the_shares_say(seed: int) -> Non
         nn.init.zeros_(layer.bias)
     nn.init.normal_(level.denoiser.ending_out.bias)
     nn.init.normal_(level.denoiser.ending_bias)
+    assert level.denoiser.pointer is not None
+    nn.init.constant_(level.denoiser.pointer.gate.bias, NEVER)
     (view,) = views_of(model, rows_of_text(2, 60))
     losses = denoising_losses(level, [view], chance(seed))
     drawn = draw_orders(view.slots.slot_mask, view.slots.document_mask, surely_first(view), None, chance(seed))

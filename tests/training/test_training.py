@@ -413,7 +413,7 @@ def test_a_loss_that_is_no_number_moves_nothing(
 
 def test_a_run_whose_losses_stay_no_numbers_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path / "model")
-    run.train(small_config(1), steps=80, stop_at=2)
+    run.train(small_config(1), steps=80, stage="splitter", stop_at=2)
     before = run.tensors()
     monkeypatch.setattr(trainer, "stage_losses", broken_at(*range(1, 100)))
     with pytest.raises(ZonkeyError, match="diverged") as caught:
