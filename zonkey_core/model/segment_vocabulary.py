@@ -240,11 +240,11 @@ class _Choice(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         queries, latents, bias, entries, log_copied, log_rest = inputs
-        device = queries.device
-        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else queries.dtype
+        kind = queries.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries.dtype
         coarse = bias.to(dtype)
         fine = (bias - coarse.to(bias.dtype)).to(dtype)
-        table = torch.cat([latents.to(dtype), coarse.unsqueeze(1), fine.unsqueeze(1)], 1)
+        table = torch.cat([latents.to(dtype), torch.stack([coarse, fine], 1)], 1)
         queries = functional.pad(queries.to(dtype), (0, 2), value=1.0)
         to_queries = [queries.new_zeros(0, queries.shape[1] - 2).to(bias.dtype)]
         to_table = torch.zeros_like(table, dtype=bias.dtype)
@@ -252,7 +252,7 @@ class _Choice(torch.autograd.Function):
         columns = (torch.split(each, ROWS_TOGETHER) for each in (queries, entries, log_copied, log_rest))
         for part, chosen, copied, rest in zip(*columns, strict=True):
             prob = (part @ table.T).softmax(-1)
-            rows = torch.arange(len(part), device=device)
+            rows = torch.arange(len(part), device=part.device)
             log_told = rest + prob[rows, chosen].float().clamp(min=1e-9).log()
             log_both = torch.logaddexp(log_told, copied)
             nats.append(-log_both)
@@ -264,18 +264,17 @@ class _Choice(torch.autograd.Function):
             to_queries.append((prob @ table[:, :-2]).to(bias.dtype))
             to_table += (prob.T @ part).to(bias.dtype)
         count = max(1, len(queries))
-        saved = torch.cat(to_queries), to_table[:, :-2], to_table[:, -2], -torch.cat(told_shares)
-        ctx.save_for_backward(*(each / count for each in saved))
+        found = torch.cat(to_queries), to_table[:, :-2], to_table[:, -2], -torch.cat(told_shares)
+        ctx.save_for_backward(*(each / count for each in found))
         each = torch.cat(nats)
         ctx.mark_non_differentiable(each)
         return each.sum() / count, each
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        to_queries, to_latents, to_bias, to_rest = ctx.saved_tensors  # type: ignore[attr-defined]
-        scale, _ = gradients
-        to_copied = -1 / max(1, len(to_rest)) - to_rest
-        return scale * to_queries, scale * to_latents, scale * to_bias, None, scale * to_copied, scale * to_rest
+        *told, to_rest = (gradients[0] * each for each in ctx.saved_tensors)  # type: ignore[attr-defined]
+        to_copied = -gradients[0] / max(1, len(to_rest)) - to_rest
+        return *told, None, to_copied, to_rest
 
 
 class StringCounter:

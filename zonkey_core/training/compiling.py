@@ -1,4 +1,4 @@
-"""Compiled denoisers: torch fuses what a denoiser computes into fewer passes over memory."""
+"""How steps are computed: with less memory, or by denoisers that torch has compiled into fewer passes over memory."""
 
 from __future__ import annotations
 
@@ -6,9 +6,19 @@ import torch
 
 from zonkey_core.errors import ConfigError
 from zonkey_core.model.model import Zonkey
+from zonkey_core.model.transformer import forget_activations
+from zonkey_core.training.run_options import TrainingOptions
 
 GRAPHS = 64
 """Forms of a denoiser that are compiled at most: with and without plans, gradients, or a length that divides evenly."""
+
+
+def arrange_computation(model: Zonkey, options: TrainingOptions, device: torch.device) -> None:
+    """Prepare a model that is to be trained as the options say; raises `ConfigError` as `compile_denoisers` does."""
+    if options.checkpoint_activations:
+        forget_activations(model)
+    if options.compile:
+        compile_denoisers(model, device)
 
 
 def compile_denoisers(model: Zonkey, device: torch.device) -> None:

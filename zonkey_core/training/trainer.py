@@ -24,11 +24,10 @@ from zonkey_core.data.rows import RowBatch
 from zonkey_core.devices import autocast, choose_device, choose_precision
 from zonkey_core.errors import ConfigError, ZonkeyError
 from zonkey_core.model.model import Zonkey
-from zonkey_core.model.transformer import forget_activations
 from zonkey_core.model_building import require_trainable
 from zonkey_core.training.batches import BatchPieces, SharedBatches, shared_batches
 from zonkey_core.training.calibration import calibrate_cuts, calibrate_lengths
-from zonkey_core.training.compiling import compile_denoisers
+from zonkey_core.training.compiling import arrange_computation
 from zonkey_core.training.curriculum import Stage, plan_stages
 from zonkey_core.training.events import (
     Event,
@@ -104,10 +103,7 @@ class Trainer:
         expect_sources(self.model, self.spec)
         self.model.to(self.device)
         self.average.to(self.device).requires_grad_(False)
-        if self.options.checkpoint_activations:
-            forget_activations(self.model)
-        if self.options.compile:
-            compile_denoisers(self.model, self.device)
+        arrange_computation(self.model, self.options, self.device)
         self.optimizers: list[Optimizer] | None = None
         self.shares_out = self.options.shard == "full" and process_count() > 1
         self.saving = CheckpointWriter(self)
