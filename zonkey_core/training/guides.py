@@ -99,7 +99,7 @@ def guided_levels(model: Zonkey, stage: Stage) -> Iterable[int]:
 
 
 def _fit(text: _Text) -> Guide | None:
-    if len(text.line.ends) < LEAST_ENDS:
+    if len(text.line.ends) < LEAST_ENDS or not len(text.line.inner):
         return None
     places = DocumentGuide(text.line, text.rate)
     return Guide(places, telling_units(text.line, places.starts))
