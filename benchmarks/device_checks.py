@@ -18,7 +18,7 @@ import itertools
 import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
 import msgspec
@@ -257,7 +257,9 @@ def component_probes(index: int, level: Level, views: Sequence[Ascent], generato
         return [of(side).reader(units.keys, masked, starts)]
 
     def denoise(side: Side) -> Sequence[Tensor]:
-        return cast("Sequence[Tensor]", of(side).denoiser(side.put(slots)))
+        said = of(side).denoiser(side.put(slots))
+        shares = () if said.copies is None else tuple(each.exp() for each in said.copies)
+        return said.latents, said.ending_logits, *shares
 
     def sample(side: Side) -> Sequence[Tensor]:
         text = OpenText(side.put(latents[0]), side.put(known), True, True)
