@@ -13,7 +13,7 @@ Nothing here knows a character. Only numpy is used. Shapes: T units; a line of T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,8 @@ from zonkey_core.model.ngram_tables import SPREAD
 
 LEFT_UNITS, RIGHT_UNITS = 6, 4
 """Units before and behind a place that judge it."""
+BEFORE, BEHIND = range(-1, -LEFT_UNITS - 1, -1), range(RIGHT_UNITS)
+"""Distances of these units from a place, the nearest first."""
 GAP = max(LEFT_UNITS, RIGHT_UNITS)
 """Symbols that are no units before, between and behind texts in a line."""
 NOTHING = -1
@@ -79,17 +81,18 @@ class NgramCounts:
     def add(self, order: int, hashes: Symbols, starts: Floats) -> None:
         """Count n-grams of one order with the probabilities of starts there, all [n]."""
         rows = self._counts.shape[1]
-        index = _table_rows(hashes, rows)
+        index = table_rows(hashes, rows)
         self._counts[order] += np.bincount(index, minlength=rows)
         self._starts[order] += np.bincount(index, weights=starts, minlength=rows)
 
     def of(self, order: int, hashes: Symbols) -> tuple[Floats, Floats]:
         """Counts and starts [n] of n-grams."""
-        index = _table_rows(hashes, self._counts.shape[1])
+        index = table_rows(hashes, self._counts.shape[1])
         return self._counts[order][index], self._starts[order][index]
 
 
-def _table_rows(hashes: Symbols, rows: int) -> Symbols:
+def table_rows(hashes: Symbols, rows: int) -> Symbols:
+    """[n] where hashes lie in a table of so many rows, a power of two."""
     return (hashes >> 32) & (rows - 1)
 
 
@@ -99,13 +102,13 @@ class LeftSide:
     def __init__(self, symbols: Symbols, places: Symbols, starts: Floats, rows: int) -> None:
         self._seen = NgramCounts(LEFT_UNITS, rows)
         for part in _parts(places):
-            for order, hashes in enumerate(_left_hashes(symbols, places[part])):
+            for order, hashes in enumerate(string_hashes(symbols, places[part], BEFORE)):
                 self._seen.add(order, hashes, starts[part])
 
     def logits(self, symbols: Symbols, places: Symbols) -> Floats:
         """[n] how likely places are starts."""
         prob = np.zeros(len(places), np.float32)
-        for order, hashes in enumerate(_left_hashes(symbols, places)):
+        for order, hashes in enumerate(string_hashes(symbols, places, BEFORE)):
             prob = _weighed(*self._seen.of(order, hashes), prob, order)
         return _logits(prob)
 
@@ -119,7 +122,7 @@ class RightSide:
         """Those with the same unit before them."""
         for part in _parts(places):
             before = _hashes_before(symbols, places[part])
-            for order, hashes in enumerate(_right_hashes(symbols, places[part])):
+            for order, hashes in enumerate(string_hashes(symbols, places[part], BEHIND)):
                 self._seen.add(order, hashes, starts[part])
                 self._same.add(order, hashes + before, starts[part])
 
@@ -127,7 +130,7 @@ class RightSide:
         """[n] by how much what stands behind places makes starts likelier there."""
         before = _hashes_before(symbols, places)
         prob = least = np.zeros(len(places), np.float32)
-        for order, hashes in enumerate(_right_hashes(symbols, places)):
+        for order, hashes in enumerate(string_hashes(symbols, places, BEHIND)):
             seen, same = self._seen.of(order, hashes), self._same.of(order, hashes + before)
             counts, starts = (np.maximum(all_of - some, 0) for all_of, some in zip(seen, same, strict=True))
             prob = _weighed(counts, starts, prob, order)
@@ -179,21 +182,12 @@ def _by_parts(judge: Callable[[Symbols, Symbols], Floats], symbols: Symbols, pla
     return np.concatenate([np.zeros(0, np.float32), *(judge(symbols, places[part]) for part in _parts(places))])
 
 
-def _left_hashes(symbols: Symbols, places: Symbols) -> Iterator[Symbols]:
-    """Hashes [n] of the n-grams before places, from none to the longest."""
+def string_hashes(symbols: Symbols, places: Symbols, distances: Iterable[int]) -> Iterator[Symbols]:
+    """Hashes [n] of the strings of symbols so far from places: of none, of the first, and so on to all."""
     hashes = np.zeros(len(places), np.int64)
     yield hashes
-    for back in range(1, LEFT_UNITS + 1):
-        hashes = (hashes + symbols[places - back] + 2) * SPREAD
-        yield hashes
-
-
-def _right_hashes(symbols: Symbols, places: Symbols) -> Iterator[Symbols]:
-    """The same of those behind them."""
-    hashes = np.zeros(len(places), np.int64)
-    yield hashes
-    for ahead in range(RIGHT_UNITS):
-        hashes = (hashes + symbols[places + ahead] + 2) * SPREAD
+    for distance in distances:
+        hashes = (hashes + symbols[places + distance] + 2) * SPREAD
         yield hashes
 
 

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from zonkey_core.model.ngram_tables import SPREAD
-from zonkey_core.training.document_guide import Floats, Line, Mask, Symbols
+from zonkey_core.training.document_guide import Floats, Line, Mask, Symbols, string_hashes, table_rows
 
 MOST_KINDS = 192
 """The commonest kinds are looked at."""
@@ -82,10 +81,8 @@ def _likeness(which: Symbols, places: Symbols, distances: Sequence[int], kinds: 
 
 def _likeness_behind(which: Symbols, line: Line, kinds: int) -> NDArray[np.float64]:
     """[V, V] the same of the strings of `FOLLOWING` units that stand behind each kind."""
-    hashes = np.zeros(len(line.places), np.int64)
-    for ahead in range(1, FOLLOWING + 1):
-        hashes = (hashes + line.symbols[line.places + ahead] + 2) * SPREAD
-    index = which[line.places] * STRING_ROWS + (hashes >> 32) % STRING_ROWS
+    *_, hashes = string_hashes(line.symbols, line.places, range(1, FOLLOWING + 1))
+    index = which[line.places] * STRING_ROWS + table_rows(hashes, STRING_ROWS)
     return _cosines(np.bincount(index, minlength=(kinds + 1) * STRING_ROWS).reshape(kinds + 1, -1)[:kinds])
 
 
