@@ -24,3 +24,10 @@ def test_what_is_computed_anew_has_the_same_gradients() -> None:
     anew = torch.autograd.grad(result.square().sum(), [states, *network.parameters()])
     for first, second in zip(kept, anew, strict=True):
         torch.testing.assert_close(first, second)
+
+
+def test_the_first_positions_alone_are_what_they_are_among_all() -> None:
+    torch.manual_seed(0)
+    network = Transformer(16, 2, 2, rotary=False).double()
+    states, bias = normal(2, 7, 16, seed=1), normal(2, 1, 7, 7, seed=2)
+    torch.testing.assert_close(network(states, bias, 3), network(states, bias)[:, :3])

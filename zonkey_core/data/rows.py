@@ -53,6 +53,13 @@ class RowBatch:
         """`sources`, where they have no weights all of one."""
         return np.zeros(len(self.bytes), np.int64) if self.sources is None else self.sources
 
+    def in_rows_of(self, row_bytes: int) -> RowBatch:
+        """The same text in rows of so many bytes, which divide those that there are."""
+        number = self.bytes.shape[1] // row_bytes
+        sources = None if self.sources is None else self.sources.repeat(number)
+        shape = -1, row_bytes
+        return RowBatch(self.bytes.reshape(shape), self.document_starts.reshape(shape), self.epochs, sources)
+
 
 class _State(msgspec.Struct, frozen=True):
     """What `RowStream.state` returns."""

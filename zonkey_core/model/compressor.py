@@ -36,5 +36,5 @@ class Compressor(nn.Module):
         queries = self.queries.to(window.dtype).expand(segments, -1, -1)
         states = torch.cat([queries, window + self.offsets[:length].to(window.dtype)], 1)
         bias = window_bias(functional.pad(log_existence, (self.latents, 0)))
-        states = self.transformer(states, bias)[:, : self.latents]
+        states = self.transformer(states, bias, self.latents)
         return to_sphere(self.out(self.norm(states)).flatten(1))

@@ -54,12 +54,16 @@ class Block(nn.Module):
         bias: Tensor | DocumentBias | None,
         phases: Tensor | None = None,
         keep: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None = None,
+        first: int | None = None,
     ) -> Tensor:
-        """[B, L, D] to the same shape; `keep` turns keys and values [B, H, L, D/H] into all that are attended to."""
+        """[B, L, D] to the same shape, or to the `first` positions alone, which is what they are without it.
+
+        `keep` turns keys and values [B, H, L, D/H] into all that are attended to.
+        """
         if not (self.forgets and torch.is_grad_enabled() and keep is None):
-            return self._compute(states, bias, phases, keep)
+            return self._compute(states, bias, phases, keep, first)
         result: Tensor = checkpoint(
-            self._compute, states, bias, phases, None, use_reentrant=False, preserve_rng_state=False
+            self._compute, states, bias, phases, None, first, use_reentrant=False, preserve_rng_state=False
         )
         return result
 
@@ -69,6 +73,7 @@ class Block(nn.Module):
         bias: Tensor | DocumentBias | None,
         phases: Tensor | None,
         keep: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None,
+        first: int | None,
     ) -> Tensor:
         batch, length, width = states.shape
         joint = self.attention_in(self.attention_norm(states))
@@ -77,7 +82,10 @@ class Block(nn.Module):
             queries, keys = rotate(queries, phases), rotate(keys, phases)
         if keep is not None:
             keys, values = keep[0](keys), keep[1](values)
-        mixed = attend(queries, keys, values, bias).transpose(1, 2).reshape(batch, length, width)
+        if first is not None:
+            queries, states = queries[:, :, :first], states[:, :first]
+            bias = bias[:, :, :first] if isinstance(bias, Tensor) else bias
+        mixed = attend(queries, keys, values, bias).transpose(1, 2).flatten(2)
         states = states + self.attention_out(mixed)
         hidden = functional.silu(self.feedforward_in(self.feedforward_norm(states)))
         result: Tensor = states + self.feedforward_out(hidden)
@@ -109,11 +117,16 @@ class Transformer(nn.Module):
         self.rotary = rotary
         soften_outputs(self.blocks)
 
-    def forward(self, states: Tensor, bias: Tensor | DocumentBias | None) -> Tensor:
+    def forward(self, states: Tensor, bias: Tensor | DocumentBias | None, first: int | None = None) -> Tensor:
+        """[B, L, D] to the same shape, or to the `first` positions alone, the only ones that the last block computes.
+
+        A `DocumentBias` is for all positions.
+        """
         phases = None
         if self.rotary:
             phases = rotary_phases(torch.arange(states.shape[1], device=states.device), self.head_width)
         prepared = prepare_bias(bias, states)
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             states = block(states, prepared, phases)
-        return states
+        result: Tensor = self.blocks[-1](states, prepared, phases, first=first)
+        return result

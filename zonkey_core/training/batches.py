@@ -18,6 +18,7 @@ from zonkey_core.data.rows import Prefetcher, RowBatch, RowSource
 from zonkey_core.errors import ConfigError
 from zonkey_core.model.model import byte_sequence
 from zonkey_core.model.positions import PositionSequence
+from zonkey_core.training.curriculum import Stage
 from zonkey_core.training.objectives import RowOrigins
 from zonkey_core.training.processes import on_first_alone, process_count, process_number, take_from_first
 
@@ -25,6 +26,9 @@ FITTING_PASSES = 16
 """Times that a text is read at most to fit a vocabulary or a calibration."""
 FITTING_ROWS = 32
 """Rows that are read at once for that, of larger batches too; every process reads the same ones."""
+HALVED = 0.6
+"""Share of the batches for denoisers whose rows are cut in halves, and of these again, down to `SHORTEST_ROW` bytes."""
+SHORTEST_ROW = 128
 
 
 class SharedBatches:
@@ -56,6 +60,20 @@ class SharedBatches:
     def _read(self) -> RowBatch:
         assert self._source is not None
         return self._source.next_batch()
+
+
+def shortened(batch: RowBatch, stage: Stage, generator: torch.Generator) -> RowBatch:
+    """The same text in rows that are as long, or shorter, where a stage of a denoiser learns from it.
+
+    A text with a gap may be a single sentence, so a denoiser has to know such, too; how much of a text is said again,
+    for one, it cannot tell from long rows alone.
+    """
+    row_bytes = batch.bytes.shape[1]
+    if stage.name not in ("denoiser", "plan"):
+        return batch
+    while row_bytes % 2 == 0 and row_bytes >= 2 * SHORTEST_ROW and torch.rand((), generator=generator) < HALVED:
+        row_bytes //= 2
+    return batch.in_rows_of(row_bytes)
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from zonkey_core.devices import autocast, choose_device, choose_precision
 from zonkey_core.errors import ConfigError, ZonkeyError
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model_building import require_trainable
-from zonkey_core.training.batches import BatchPieces, SharedBatches, shared_batches
+from zonkey_core.training.batches import BatchPieces, SharedBatches, shared_batches, shortened
 from zonkey_core.training.calibration import calibrate_cuts, calibrate_lengths
 from zonkey_core.training.compiling import arrange_computation
 from zonkey_core.training.curriculum import Stage, plan_stages
@@ -199,7 +199,7 @@ class Trainer:
         last = reported = time.monotonic()
         bytes_before, seconds_before = record.bytes_seen, record.stage_seconds
         while self.stage_fraction() < 1:
-            batch = batches.next_batch()
+            batch = shortened(batches.next_batch(), stage, self.generator)
             losses = self._step(batch, stage, parameters, on_event)
             now = time.monotonic()
             passed, stop, due, busy = agree_on_most(now - last, should_stop(), self.saving.due(), self.saving.busy())
