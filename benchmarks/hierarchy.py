@@ -3,8 +3,9 @@
     python benchmarks/hierarchy.py --model DIR --data wiki --data-config 20180101.simple --data-dir DIR --steps 4,8,32
 
 For each number of evaluations both write the same number of texts. Differences are all levels less the lowest alone,
-with 95 % intervals from random halves of the texts; real held-out text is the ceiling. Rows are JSON lines on standard
-output.
+with 95 % intervals from random halves of the texts; real held-out text is the ceiling. `own_gap` is the judge's gap
+with the model itself for a judge, its lowest level from left to right: it has read more than the judge, and sees how
+words stand together. Rows are JSON lines on standard output.
 """
 
 from __future__ import annotations
@@ -14,25 +15,57 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from zonkey_core.checkpoint import load_model
 from zonkey_core.data import SourceSpec
 from zonkey_core.evaluation.baselines.judge import get_judge
 from zonkey_core.evaluation.context import EvaluationContext, EvaluationOptions
-from zonkey_core.evaluation.metrics.text_metrics import HALVES, METRICS, Remembered, TrainingWords, Yardstick
+from zonkey_core.evaluation.metrics.text_metrics import (
+    HALVES,
+    METRICS,
+    Figure,
+    Remembered,
+    TrainingWords,
+    Yardstick,
+)
 from zonkey_core.evaluation.store import Store
 from zonkey_core.evaluation.tasks.generation import real_texts
 from zonkey_core.evaluation.tasks.runner import identify_model
 from zonkey_core.evaluation.texts import load_texts
 from zonkey_core.inference.generation import SamplingOptions, generate
+from zonkey_core.inference.scoring import Question, log_likelihoods
 from zonkey_core.model.model import Zonkey
 
-FIGURES = ("known_words", "judge_gap", "jsd_4")
+OWN = "own_gap"
+FIGURES = {"known_words": "known_words", "judge_gap": "judge_gap", "jsd_4": "jsd_4", OWN: "judge_gap"}
+"""Figures, and the rules that they go by."""
 FIRST_SEED = 1000
+
+
+class Measures(NamedTuple):
+    """What texts are measured by."""
+
+    yardstick: Yardstick
+    own: Yardstick
+    """The same with the model as the judge."""
+
+    def figure(self, name: str, texts: Sequence[bytes]) -> Figure:
+        """A figure of some of the texts."""
+        return METRICS[FIGURES[name]].figure(texts, self.own if name == OWN else self.yardstick)
+
+
+def own_rate(model: Zonkey, texts: Sequence[bytes]) -> NDArray[np.float64]:
+    """Nats a byte [n] of texts."""
+    likelihoods = log_likelihoods(model, [Question(text, [(0, len(text))]) for text in texts])
+    return np.array([-found.total / max(1, len(text)) for found, text in zip(likelihoods, texts, strict=True)])
 
 
 def write(model: Zonkey, count: int, size: int, steps: int, level: int | None) -> tuple[list[bytes], float]:
@@ -43,17 +76,17 @@ def write(model: Zonkey, count: int, size: int, steps: int, level: int | None) -
     return texts, time.perf_counter() - began
 
 
-def figures(texts: Sequence[bytes], yardstick: Yardstick) -> dict[str, float]:
-    """Each figure of a set of texts; the judge's gap with its sign."""
-    return {name: METRICS[name].figure(texts, yardstick)(np.arange(len(texts))) for name in FIGURES}
+def figures(texts: Sequence[bytes], measures: Measures) -> dict[str, float]:
+    """Each figure of a set of texts; gaps with their signs."""
+    return {name: measures.figure(name, texts)(np.arange(len(texts))) for name in FIGURES}
 
 
 def difference(
-    ours: Sequence[bytes], alone: Sequence[bytes], yardstick: Yardstick, name: str
+    ours: Sequence[bytes], alone: Sequence[bytes], measures: Measures, name: str
 ) -> tuple[float, float, float]:
     """A figure of one set less that of the other, gaps without their sign, with its 95 % interval."""
-    rule = METRICS[name]
-    pair = [rule.figure(texts, yardstick) for texts in (ours, alone)]
+    rule = METRICS[FIGURES[name]]
+    pair = [measures.figure(name, texts) for texts in (ours, alone)]
 
     def value(chosen: tuple[np.ndarray, np.ndarray]) -> float:
         found = [figure(which) for figure, which in zip(pair, chosen, strict=True)]
@@ -97,20 +130,22 @@ def main(given: Sequence[str] | None = None) -> int:
         yardstick = Yardstick(
             reference=reference, training=TrainingWords(texts.training), judge=Remembered(judge.nats_per_byte)
         )
+        own = replace(yardstick, judge=Remembered(partial(own_rate, context.model)))
+        measures = Measures(yardstick, own)
 
         def report(row: dict[str, object]) -> None:
             sys.stdout.buffer.write(msgspec.json.encode(row) + b"\n")
             sys.stdout.flush()
 
-        report({"texts": "real", **figures(other, yardstick)})
+        report({"texts": "real", **figures(other, measures)})
         for steps in map(int, arguments.steps.split(",")):
             both = []
             for name, level in (("all levels", None), ("lowest level alone", 0)):
                 written, seconds = write(context.model, arguments.samples, arguments.sample_bytes, steps, level)
                 both.append(written)
-                report({"texts": name, "steps": steps, "seconds": seconds, **figures(written, yardstick)})
+                report({"texts": name, "steps": steps, "seconds": seconds, **figures(written, measures)})
             for name in FIGURES:
-                found = difference(both[0], both[1], yardstick, name)
+                found = difference(both[0], both[1], measures, name)
                 report({"difference": name, "steps": steps, "value, low, high": found})
     return 0
 

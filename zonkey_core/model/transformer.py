@@ -75,7 +75,7 @@ class Block(nn.Module):
         keep: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None,
         first: int | None,
     ) -> Tensor:
-        batch, length, width = states.shape
+        batch, length, _ = states.shape
         joint = self.attention_in(self.attention_norm(states))
         queries, keys, values = joint.view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         if phases is not None:

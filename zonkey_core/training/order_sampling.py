@@ -53,7 +53,7 @@ MOST_STEPS = 2.5
 """The most evaluations, as a share of the longest block, of those others."""
 UNPLANNED = 0.15
 """Share of documents told in blocks of which only the first have plans, and the rest is one stream without any."""
-SUMMARISED, PROMPTED = 0.2, 0.3
+SUMMARISED, PROMPTED = 0.3, 0.3
 """Shares of documents told in blocks whose first blocks are read through plans alone, or are known slot by slot."""
 
 
