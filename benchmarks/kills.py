@@ -43,8 +43,6 @@ SIZES = (
     *(f"level.{level}.{size}" for level in (0, 1) for size in LEVEL),
     "training.row_bytes=64", "training.batch_rows=2", "training.shuffle_documents=20",
 )  # fmt: skip
-
-
 STARTING = 0.2, 5.0
 """Seconds after its start in which the program imports, reads, and takes its first steps."""
 
