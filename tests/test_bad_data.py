@@ -104,11 +104,11 @@ def test_a_run_tells_of_what_it_leaves_out(tmp_path: Path) -> None:
 def test_a_run_that_stopped_at_damage_goes_on_when_told_to_skip_it(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(b"".join([*LINES * 60, BAD_LINES[0], *LINES]))
-    config, run = small_config(1), Run(tmp_path / "model")
+    config, run = small_config(1, row_bytes=512), Run(tmp_path / "model")
     with pytest.raises(DataError, match="line 2401"):
-        run.train(config, spec=SourceSpec(sources=(str(path),)), steps=400, stage="splitter", save_every=0.0)
+        run.train(config, spec=SourceSpec(sources=(str(path),)), steps=50, stage="splitter", save_every=0.0)
     result = run.resume(changes={"on_bad_data": "skip"})
-    assert (result.stopped, result.steps) == (False, 400)
+    assert (result.stopped, result.steps) == (False, 50)
 
 
 # Hardly any

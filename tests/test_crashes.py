@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from benchmarks import kills
 from tests.conftest import ROOT, clean_environment
 from tests.training_helpers import SAMPLE, Run, small_config
 from zonkey_core.checkpoint import CONFIG, MODEL, OPTIMIZER, TRAINING, load_model, read_model_card
@@ -264,3 +265,23 @@ def test_training_survives_being_killed(tmp_path: Path) -> None:
     assert (out / MODEL).read_bytes() == (straight.out / MODEL).read_bytes()
     record = msgspec.json.decode((out / TRAINING).read_bytes())
     assert record["steps"] == steps
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_kill_while_a_run_starts_changes_nothing(tmp_path: Path) -> None:
+    """Killed while it imports, reads and takes its first steps, or takes up a run; the next start goes on."""
+    moments = (0.4, 1.2, 2.0)
+    out, begun = tmp_path / "model", Run(tmp_path / "begun")
+    for seconds in moments:
+        assert kills.killed(kills.command(out, 60), seconds)
+        if file_path(out, CONFIG).exists():
+            load_model(out)
+    assert not kills.killed(kills.command(out, 60), 200), "it comes to its end"
+    assert load_model(out) is not None
+    begun.train(small_config(), steps=40, stop_at=2)
+    before = kills.checkpoint(begun.out)
+    for seconds in moments:
+        assert kills.killed(kills.command(begun.out, 40), seconds)
+        assert kills.checkpoint(begun.out) == before
+    assert begun.resume(stop_at=4).steps > 2

@@ -22,6 +22,7 @@ from zonkey_cli.files import describe
 from zonkey_cli.options import common_options
 from zonkey_cli.settings import load_settings
 from zonkey_cli.streams import Streams
+from zonkey_cli.threads import leave_with_threads
 
 VERBS: dict[str, str] = {
     "train": "Train a model on Wikipedia or on your own text.",
@@ -103,7 +104,11 @@ def cli(context: click.Context) -> None:
 def main() -> NoReturn:
     """The entry point of the `zonkey` program."""
     signal.signal(signal.SIGTERM, _terminate)
-    cli.main(prog_name="zonkey")
+    try:
+        cli.main(prog_name="zonkey")
+    except SystemExit as leaving:
+        leave_with_threads(int(leaving.code or ExitCode.DONE))
+        raise
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,8 +1,11 @@
-"""How many cores a run uses, where numpy computes."""
+"""How many cores a run uses, where numpy computes, and what becomes of threads that outlast it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+import threading
 from concurrent.futures import Executor
 
 MOST_THREADS = 8
@@ -26,6 +29,18 @@ def shared_executor() -> Executor | None:
     from concurrent.futures import ThreadPoolExecutor
 
     return ThreadPoolExecutor(threads)
+
+
+def leave_with_threads(code: int) -> None:
+    """Leave at once where a thread is left that nobody waits for, since what it reads or trains may take for ever.
+
+    While an interpreter is taken down, such a thread is unwound where it next asks for it; in the middle of C++, of
+    torch for one, that aborts the process ("terminate called without an active exception").
+    """
+    if any(thread.daemon and thread.name.startswith("zonkey-") for thread in threading.enumerate()):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def _cores() -> int:

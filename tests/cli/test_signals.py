@@ -28,6 +28,20 @@ with StopRequest(Streams.system()) as stop:
     time.sleep(60)
 """
 
+LEFT = """\
+import threading, time, torch
+from zonkey_cli.app import main
+
+def work():
+    values = torch.randn(300, 300, requires_grad=True)
+    while True:
+        (values @ values).sum().backward()
+
+threading.Thread(target=work, name="zonkey-left", daemon=True).start()
+time.sleep(0.3)
+main()
+"""
+
 
 def quiet_streams() -> Streams:
     return Streams(stdin=None, stdout=io.BytesIO(), stderr=io.StringIO())
@@ -58,3 +72,12 @@ def test_second_signal_ends_at_once(number: signal.Signals, code: int, tmp_path:
     process.send_signal(number)
     assert process.communicate(timeout=20) == ("", "")
     assert process.returncode == code
+
+
+def test_a_thread_that_is_left_does_not_abort_the_process(tmp_path: Path) -> None:
+    """Python unwinds such a thread in the middle of torch, which ends in SIGABRT."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT, "--version"], env=clean_environment(tmp_path), capture_output=True, text=True,
+        timeout=60, check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("zonkey ")

@@ -155,6 +155,28 @@ def test_file_errors_name_the_file(tmp_path: Path) -> None:
     assert "unknown split 'dev'" in error(nothing, split="dev")
 
 
+def test_damaged_files_leave_nothing_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(compressed(b"text " * 5000, "gzip")[:-9])
+    code = """
+import resource, sys
+from zonkey_core.data.bytestreams import FileBytes
+from zonkey_core.errors import DataError
+from pathlib import Path
+held = []
+for _ in range(600):
+    try:
+        list(FileBytes(Path(sys.argv[1])).pieces())
+    except DataError:
+        held.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(len(held), (held[-1] - held[99]) / 500)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    failed, grown = done.stdout.split()
+    assert int(failed) == 600
+    assert float(grown) < 16 * (1024 if sys.platform == "darwin" else 1)  # kB a file; a piece has 256
+
+
 @pytest.mark.parametrize("line", ["{", "[1]", '"x"', '{"body": "x"}', '{"text": 3}', '{"text": null}', "caf\udce9"])
 def test_a_broken_line_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "a.jsonl"

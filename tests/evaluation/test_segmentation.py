@@ -127,10 +127,12 @@ def test_the_rule_for_sentences_by_hand(outcomes: dict[str, Outcome]) -> None:
     assert found["segment.sentence_f1_without_punctuation"].rivals == {"rule": 0.0}
 
 
-def words_split(_level: NumpyLevel, values: NDArray[np.uint8]) -> NDArray[np.float32]:
+def words_split(
+    _level: NumpyLevel, values: NDArray[np.uint8], begin: int = 0, end: int | None = None
+) -> NDArray[np.float32]:
     """A splitter that is certain of the first byte after a space or line end, and of nothing else."""
     white = (values == 32) | (values == 10)
-    return np.append(False, white[:-1] & ~white[1:]).astype(np.float32)
+    return np.append(False, white[:-1] & ~white[1:]).astype(np.float32)[begin:end]
 
 
 def test_a_perfect_splitter_reaches_the_ceiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,14 @@ from importlib import resources
 import numpy as np
 import pytest
 import regex
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from benchmarks import grapheme_breaks
 from tests.model_helpers import byte_rows, law
 from zonkey_core.model.unit_rows import NO_UNIT, spaced_apart, unit_rows
-from zonkey_core.model.units import LONGEST_UNIT, LOOKBACK, read_units, unit_starts_mask
+from zonkey_core.model.units import LONGEST_CODE_POINT, LONGEST_UNIT, LOOKBACK, read_units, unit_starts_mask
 
 SIGNS = (
     "a", " ", "\r\n", "\r", "e\u0301", "\u0301", "\u200d", "👨", "👩‍👧", "👍🏽", "1\ufe0f\u20e3", "🇩", "🇪", "\u1100",
@@ -57,11 +57,12 @@ def test_no_unit_outgrows_its_bound_and_what_is_too_much_stands_alone() -> None:
 
 @law
 @given(st.one_of(texts.map(str.encode), st.binary(min_size=1, max_size=60)))
+@example(b"\xf5\x80\x80\x80")  # spelled as one code point, beyond the last there is
 def test_units_spell_any_bytes(data: bytes) -> None:
     units = spelled(data)
     assert b"".join(units) == data and max(map(len, units)) <= LONGEST_UNIT
     for unit in units:
-        assert unit.decode("utf-8", "ignore") or len(unit) <= 3, "what is no text is at most a broken code point"
+        assert unit.decode("utf-8", "ignore") or len(unit) <= LONGEST_CODE_POINT, "at most a broken code point"
 
 
 @law

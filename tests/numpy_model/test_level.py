@@ -105,6 +105,17 @@ def test_pieces_that_are_read_apart_give_the_same(monkeypatch: pytest.MonkeyPatc
         assert level.start_probs(values).tolist() == whole.tolist()
 
 
+def test_a_part_of_the_positions_has_the_probabilities_of_the_whole() -> None:
+    values = np.frombuffer("".join(SCRIPTS).encode() * 3, dtype=np.uint8)
+    bytes_level, upper, _ = both(1, -0.7)[0]
+    latents = bytes_level.compress(values, np.r_[0 : len(values) : 5, len(values)])
+    for level, positions in ((bytes_level, values), (upper, latents)):
+        whole = level.start_probs(positions).tolist()
+        count = len(positions)
+        for begin, end in ((0, 1), (0, count), (7, 8), (7, 7), (count // 3, count // 2), (count - 1, count)):
+            assert level.start_probs(positions, begin, end).tolist() == whole[begin:end]
+
+
 @pytest.mark.parametrize("rows", [8, 50, 1 << 20])
 def test_what_threads_compress_side_by_side_is_the_same(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     values = np.frombuffer("".join(SCRIPTS).encode() * 3, dtype=np.uint8)

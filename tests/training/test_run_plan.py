@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from zonkey_core.training.run_plan import PlanRequest, RunPlan, plan_run
 CONFIG = small_config(row_bytes=256)
 
 
+@cache
 def planned(**changes: object) -> RunPlan:
     return plan_run(CONFIG, PlanRequest(**changes))  # type: ignore[arg-type]
 

@@ -70,8 +70,9 @@ class CuttingLevel(Protocol):
     def reach(self) -> int:
         """Positions on either side that a probability depends on."""
 
-    def start_probs(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        """The probability [n] of a start at each of the positions [n] or [n, C]; 0 where no cut is allowed."""
+    def start_probs(self, values: NDArray[Any], begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
+        """The probability of a start at each of the positions [n] or [n, C], or at those from `begin` to `end`; 0
+        where no cut is allowed."""
 
     def compress(self, values: NDArray[Any], bounds: NDArray[np.int64]) -> NDArray[np.float32]:
         """The latents [M, C] of the segments between consecutive `bounds` [M + 1] in positions [n] or [n, C]."""
@@ -118,7 +119,8 @@ class LevelCutter:
     def _cut(self, count: int) -> Cuts:
         """Cut the next `count` positions."""
         begin = self.done - self.base
-        probs = self.level.start_probs(self.values[: begin + count + self.ahead])[begin:][: count + self.level.window]
+        values = self.values[: begin + count + self.ahead]
+        probs = self.level.start_probs(values, begin, min(len(values), begin + count + self.level.window))
         if self.done == 0:
             probs[0] = 1.0
         starts = self._limit((probs > self.threshold).nonzero()[0], probs)

@@ -24,11 +24,11 @@ class TorchLevel:
         self.reach = level.splitter.reach
 
     @torch.no_grad()
-    def start_probs(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        """The probability [n] of a start at each of the positions [n] or [n, C], all that are there."""
+    def start_probs(self, values: NDArray[Any], begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
+        """The probability of a start at each of the positions [n] or [n, C], or at those from `begin` to `end`."""
         sequence = self._sequence(values)
         probs = self.level.split(sequence).start_logits.sigmoid() * sequence.cut_allowed()
-        found: NDArray[np.float32] = probs[0].float().cpu().numpy()
+        found: NDArray[np.float32] = probs[0, begin:end].float().cpu().numpy()
         return found
 
     @torch.no_grad()

@@ -63,6 +63,17 @@ class BreakKind(IntEnum):
     CONJOINED = 0x80
 
 
+_VOWELS = [BreakKind.HANGUL_V, BreakKind.HANGUL_T]
+_SYLLABLES = {
+    BreakKind.HANGUL_L: [BreakKind.HANGUL_L, BreakKind.HANGUL_V, BreakKind.HANGUL_LV, BreakKind.HANGUL_LVT],
+    BreakKind.HANGUL_V: _VOWELS,
+    BreakKind.HANGUL_LV: _VOWELS,
+    BreakKind.HANGUL_T: [BreakKind.HANGUL_T],
+    BreakKind.HANGUL_LVT: [BreakKind.HANGUL_T],
+}
+"""Which parts of a syllable of Hangul go on with which."""
+
+
 class Units(NamedTuple):
     """The K units of n bytes, in order."""
 
@@ -148,6 +159,20 @@ def _kinds() -> NDArray[np.uint8]:
     return table
 
 
+@cache
+def _pairs() -> Mask:
+    """[256] whether a code point goes on with the one before it by their kinds, `16 * before + kind`."""
+    controls = (BreakKind.CR, BreakKind.LF, BreakKind.CONTROL)
+    joined = np.zeros((16, 16), dtype=np.bool_)
+    joined[:, [BreakKind.EXTEND, BreakKind.JOINER, BreakKind.SPACING]] = True
+    joined[BreakKind.PREPEND] = True
+    for before, following in _SYLLABLES.items():  # rules GB6 to GB8
+        joined[before, following] = True
+    joined[controls, :] = joined[:, controls] = False
+    joined[BreakKind.CR, BreakKind.LF] = True
+    return joined.ravel()
+
+
 def _joined(codes: Offsets, starts: Offsets, length: int, fresh: Mask) -> Mask | None:
     """[P] mask of the code points that go on with the unit before them; None where none does."""
     kinds = _kinds()[np.minimum(codes, CODE_POINTS)]
@@ -155,12 +180,7 @@ def _joined(codes: Offsets, starts: Offsets, length: int, fresh: Mask) -> Mask |
         return None
     kind: NDArray[np.uint8] = kinds & np.uint8(0x0F)
     before = np.concatenate([[np.uint8(BreakKind.CONTROL)], kind[:-1]])
-    controls = (BreakKind.CR, BreakKind.LF, BreakKind.CONTROL)
-    joined: Mask = np.isin(kind, (BreakKind.EXTEND, BreakKind.JOINER, BreakKind.SPACING))
-    joined |= before == BreakKind.PREPEND
-    joined |= _jamo(before, kind)
-    joined &= ~(np.isin(kind, controls) | np.isin(before, controls))
-    joined |= (before == BreakKind.CR) & (kind == BreakKind.LF)
+    joined: Mask = _pairs()[(before << 4) | kind]
     joined |= _pictographs(kinds, starts) | _conjuncts(kinds, starts) | _flags(kind, fresh)
     joined &= ~fresh
     if not joined.any():
@@ -168,19 +188,6 @@ def _joined(codes: Offsets, starts: Offsets, length: int, fresh: Mask) -> Mask |
     order = np.arange(len(codes))
     natural = starts[np.maximum.accumulate(np.where(joined, 0, order))]
     joined &= np.append(starts[1:], length) - natural <= LONGEST_UNIT
-    return joined
-
-
-def _jamo(before: NDArray[np.uint8], kind: NDArray[np.uint8]) -> Mask:
-    """Where a part of a syllable of Hangul goes on with one (rules GB6 to GB8)."""
-    leading = (before == BreakKind.HANGUL_L) & np.isin(
-        kind, (BreakKind.HANGUL_L, BreakKind.HANGUL_V, BreakKind.HANGUL_LV, BreakKind.HANGUL_LVT)
-    )
-    vowel = np.isin(before, (BreakKind.HANGUL_LV, BreakKind.HANGUL_V)) & np.isin(
-        kind, (BreakKind.HANGUL_V, BreakKind.HANGUL_T)
-    )
-    trailing = np.isin(before, (BreakKind.HANGUL_LVT, BreakKind.HANGUL_T)) & (kind == BreakKind.HANGUL_T)
-    joined: Mask = leading | vowel | trailing
     return joined
 
 

@@ -53,22 +53,25 @@ class Network:
         self.reach = embed_reach + config.splitter_layers * (config.splitter_kernel // 2)
         """Symbols on either side that a probability depends on."""
 
-    def __call__(self, symbols: NDArray[Any], executor: Executor | None) -> Floats:
-        """[n] probabilities of symbols [n] or [n, C]."""
-        begins = range(0, len(symbols), self.together)
-        read = partial(self._read, symbols)
+    def __call__(self, symbols: NDArray[Any], begin: int, end: int, executor: Executor | None) -> Floats:
+        """[end - begin] probabilities of those symbols among [n] or [n, C]."""
+        if begin == end:
+            return np.zeros(0, dtype=np.float32)
+        begins = range(begin, end, self.together)
+        read = partial(self._read, symbols, end)
         return np.concatenate([*(map(read, begins) if executor is None else executor.map(read, begins))])
 
-    def _read(self, symbols: NDArray[Any], begin: int) -> Floats:
-        """The probabilities of `together` symbols from `begin` on."""
+    def _read(self, symbols: NDArray[Any], end: int, begin: int) -> Floats:
+        """The probabilities of `together` symbols from `begin` on, before `end`."""
         first = max(0, begin - self.reach)
-        states = self.embed(symbols[first : begin + self.together + self.reach])
+        end = min(end, begin + self.together)
+        states = self.embed(symbols[first : end + self.reach])
         for index, convolution in enumerate(self.convolutions):
             update = half_silu(convolution(states))
             if index:
                 update += states
             states = update
-        logits = self.logit(states[begin - first : begin - first + self.together])
+        logits = self.logit(states[begin - first : end - first])
         probs: Floats = np.tanh(logits * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
         return np.maximum(probs, LEAST_PROB)
 
@@ -84,13 +87,14 @@ class ByteSplitter:
         self.network.convolutions[0].project(ngrams.take("linear.weight", config.splitter_width, TABLE_WIDTH))
         self.reach = byte_reach(self.network.reach)
 
-    def __call__(self, values: NDArray[np.uint8], executor: Executor | None = None) -> Floats:
-        """[n] probabilities of bytes: 0 where no unit begins."""
+    def __call__(self, values: NDArray[np.uint8], begin: int, end: int, executor: Executor | None = None) -> Floats:
+        """[end - begin] probabilities of those bytes: 0 where no unit begins."""
         fresh = np.zeros(len(values), dtype=np.bool_)
         fresh[:1] = True
         units = read_units(values, fresh)
-        probs = np.zeros(len(values), dtype=np.float32)
-        probs[units.offsets] = self.network(units.keys, executor)
+        first, last = np.searchsorted(units.offsets, (begin, end)).tolist()
+        probs = np.zeros(end - begin, dtype=np.float32)
+        probs[units.offsets[first:last] - begin] = self.network(units.keys, first, last, executor)
         return probs
 
 
@@ -102,6 +106,6 @@ class LatentSplitter:
         self.network = Network(weights, config, embed, 0, LATENTS_TOGETHER)
         self.reach = self.network.reach
 
-    def __call__(self, values: Floats, executor: Executor | None = None) -> Floats:
-        """[n] probabilities of latents [n, C]."""
-        return self.network(values, executor)
+    def __call__(self, values: Floats, begin: int, end: int, executor: Executor | None = None) -> Floats:
+        """[end - begin] probabilities of those latents among [n, C]."""
+        return self.network(values, begin, end, executor)

@@ -251,7 +251,7 @@ def _train_side_by_side(
                 done.put((name, error))
 
     for _ in range(TOKENIZER_THREADS):
-        threading.Thread(target=work, daemon=True).start()
+        threading.Thread(target=work, name="zonkey-tokenizer", daemon=True).start()
     for count in range(len(wanted)):
         result: bytes | str | BaseException | None = None
         while result is None:
