@@ -38,8 +38,9 @@ def leave_with_threads(code: int) -> None:
     torch for one, that aborts the process ("terminate called without an active exception").
     """
     if any(thread.daemon and thread.name.startswith("zonkey-") for thread in threading.enumerate()):
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                stream.flush()
         os._exit(code)
 
 
