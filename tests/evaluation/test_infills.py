@@ -55,7 +55,7 @@ class Reader:
 
 
 def context_of(folder: Path, texts: EvaluationTexts, **changes: Any) -> EvaluationContext:
-    return small_context(folder, texts=texts, options=EvaluationOptions(limit=225_000), **changes)
+    return small_context(folder, texts=texts, options=EvaluationOptions(limit=75_000), **changes)
 
 
 def fill_with(monkeypatch: pytest.MonkeyPatch, filler: Callable[[GappedDocument], bytes]) -> None:
@@ -189,7 +189,7 @@ def test_filling_goes_on_where_it_was_stopped(
 ) -> None:
     said: list[tuple[str, float | None]] = []
     context = small_context(
-        tmp_path, texts=texts, options=EvaluationOptions(limit=450_000), report=lambda *what: said.append(what)
+        tmp_path, texts=texts, options=EvaluationOptions(limit=150_000), report=lambda *what: said.append(what)
     )
     first, asked = measured(context, monkeypatch, lambda task: task.answer[:4]), []
 

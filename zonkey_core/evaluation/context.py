@@ -34,7 +34,7 @@ class EvaluationOptions(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def gaps(self) -> int:
         """Gaps of each size that are filled."""
-        return max(4, min(100, self.limit // 15_000))
+        return max(4, min(300, self.limit // 5_000))
 
     @property
     def training_bytes(self) -> int:
