@@ -99,8 +99,8 @@ class Training:
 
 
 def measured(uses: dict[str, tuple[Use, int]], text: bytes, rounds: int) -> Iterator[tuple[str, dict[int, float]]]:
-    """For every use, the median seconds of each length; one round before them is not counted."""
-    for name, (use, _) in uses.items():
+    """For every use, the median seconds a byte of each length; one round before them is not counted."""
+    for name, (use, size) in uses.items():
         seconds: dict[int, list[float]] = defaultdict(list)
         for number in range(rounds + 1):
             for length in LENGTHS:
@@ -109,7 +109,7 @@ def measured(uses: dict[str, tuple[Use, int]], text: bytes, rounds: int) -> Iter
                 use(documents)
                 if number:
                     seconds[length].append(time.process_time() - began)
-        yield name, {length: statistics.median(found) for length, found in seconds.items()}
+        yield name, {length: statistics.median(found) / size for length, found in seconds.items()}
 
 
 def main() -> None:
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--data", default="sample")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--train-steps", type=int, default=8)
-    parser.add_argument("--only", help="the uses whose names begin so")
+    parser.add_argument("--only", default="", help="the uses whose names begin so")
     arguments = parser.parse_args()
     text = read_text(arguments.data, max(LENGTHS))
     model = load_model(resolve_model(arguments.model))
@@ -131,11 +131,11 @@ def main() -> None:
         "estimate": (partial(estimate, model), len(text)),
         "train": (training, training.bytes),
     }
-    chosen = {name: use for name, use in uses.items() if name.startswith(arguments.only or "")}
+    chosen = {name: use for name, use in uses.items() if name.startswith(arguments.only)}
     print(f"{'ns a byte':18}" + "".join(f"{length:>18,}" for length in LENGTHS))
     for name, seconds in measured(chosen, text, arguments.rounds):
         best = min(seconds.values())
-        cells = (f"{1e9 * each / chosen[name][1]:10.1f} {each / best - 1:+7.1%}" for each in seconds.values())
+        cells = (f"{1e9 * each:10.1f} {each / best - 1:+7.1%}" for each in seconds.values())
         print(f"{name:18}" + "".join(cells), flush=True)
 
 

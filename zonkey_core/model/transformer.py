@@ -118,15 +118,13 @@ class Transformer(nn.Module):
         soften_outputs(self.blocks)
 
     def forward(self, states: Tensor, bias: Tensor | DocumentBias | None, first: int | None = None) -> Tensor:
-        """[B, L, D] to the same shape, or to the `first` positions alone, the only ones that the last block computes.
-
-        A `DocumentBias` is for all positions.
-        """
+        """[B, L, D] to the same shape, or to the `first` positions alone: the last block computes no others."""
         phases = None
         if self.rotary:
             phases = rotary_phases(torch.arange(states.shape[1], device=states.device), self.head_width)
         prepared = prepare_bias(bias, states)
-        for block in self.blocks[:-1]:
+        *inner, last = self.blocks
+        for block in inner:
             states = block(states, prepared, phases)
-        result: Tensor = self.blocks[-1](states, prepared, phases, first=first)
+        result: Tensor = last(states, prepared, phases, first=first)
         return result
