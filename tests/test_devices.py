@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from zonkey_core.devices import PRECISIONS, autocast, choose_device, choose_precision
+from zonkey_core.devices import PRECISIONS, autocast, choose_device, choose_precision, in_precision
 from zonkey_core.errors import DeviceError
 
 
@@ -39,8 +39,14 @@ def test_one_of_several_devices_may_be_named() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cuda", "not available"), ("cuda:0", "not available"), ("mps", "not available"), ("gpu", "unknown device"),
-        ("", "unknown device"), ("CPU", "unknown device"), ("cpu:one", "unknown device"), ("cpu:-1", "unknown device"),
+        ("cuda", "not available"),
+        ("cuda:0", "not available"),
+        ("mps", "not available"),
+        ("gpu", "unknown device"),
+        ("", "unknown device"),
+        ("CPU", "unknown device"),
+        ("cpu:one", "unknown device"),
+        ("cpu:-1", "unknown device"),
     ],
 )
 def test_a_device_that_is_not_there_is_refused(name: str, message: str) -> None:
@@ -52,8 +58,12 @@ def test_a_device_that_is_not_there_is_refused(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("name", "device", "expected"),
     [
-        ("auto", "cpu", torch.bfloat16), ("auto", "cuda", torch.bfloat16), ("auto", "mps", torch.float32),
-        ("bf16", "mps", torch.bfloat16), ("bf16", "cpu", torch.bfloat16), ("fp32", "cuda", torch.float32),
+        ("auto", "cpu", torch.bfloat16),
+        ("auto", "cuda", torch.bfloat16),
+        ("auto", "mps", torch.float32),
+        ("bf16", "mps", torch.bfloat16),
+        ("bf16", "cpu", torch.bfloat16),
+        ("fp32", "cuda", torch.float32),
         ("fp32", "cpu", torch.float32),
     ],
 )
@@ -73,3 +83,18 @@ def test_products_have_the_precision_asked_for(name: str) -> None:
     with autocast(device, precision):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == precision
     assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_a_module_in_another_precision_follows_its_weights_and_leaves_them() -> None:
+    module = torch.nn.Linear(3, 2)
+    inputs = torch.ones(1, 3, dtype=torch.bfloat16)
+    rounded = in_precision(module, torch.bfloat16)
+    assert in_precision(module, torch.bfloat16) is rounded
+    assert in_precision(module, torch.float32) is module
+    before = rounded(inputs)
+    assert before.dtype == torch.bfloat16
+    assert module.weight.dtype == torch.float32
+    with torch.no_grad():
+        module.weight += 1
+    assert torch.equal(in_precision(module, torch.bfloat16)(inputs), module.to(torch.bfloat16)(inputs))
+    assert not torch.equal(module(inputs), before)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from zonkey_core.errors import DeviceError
 
@@ -46,6 +47,22 @@ def autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
 
 
 def in_precision(module: nn.Module, precision: torch.dtype) -> Callable[..., Any]:
-    """A module as a function that computes with its weights in some precision; the module stays as it is."""
-    weights = {name: parameter.detach().to(precision) for name, parameter in module.named_parameters()}
-    return lambda *inputs: functional_call(module, weights, inputs)
+    """A module as a function that computes with its weights in some precision; the module stays as it is.
+
+    A copy in that precision is kept beside the module until its weights change.
+    """
+    weights = tuple(module.parameters())
+    if all(weight.dtype == precision for weight in weights):
+        return module
+    state = tuple((weight.data_ptr(), weight._version) for weight in weights)
+    kept = _COPIES.get(module)
+    if kept is None or kept[0] != (precision, state):
+        copied = copy.deepcopy(module).requires_grad_(False)
+        for weight in copied.parameters():
+            weight.data = weight.data.to(precision)
+        kept = _COPIES[module] = ((precision, state), copied)
+    return kept[1]
+
+
+_COPIES: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], nn.Module]] = WeakKeyDictionary()
+"""Of modules, in another precision."""

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.model_helpers import law, normal, seeds, start_probs
+from zonkey_core.model import attention
 from zonkey_core.model.attention import (
     PLAIN_LENGTH,
     attend,
@@ -20,7 +21,18 @@ from zonkey_core.model.attention import (
 from zonkey_core.model.existence import cumulative_log_continue
 from zonkey_core.model.transformer import rotary_phases, rotate
 
-BOTH_BRANCHES = pytest.mark.parametrize("length", [9, PLAIN_LENGTH + 8], ids=["plain", "fused"])
+LONG = PLAIN_LENGTH + 8
+ALL_PATHS = pytest.mark.parametrize(
+    "length", [(9, 0), (LONG, LONG), (LONG, 0)], ids=["plain", "rows", "fused"], indirect=True
+)
+
+
+@pytest.fixture
+def length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Keys, where so many as the second number says are at most attended to row by row."""
+    keys, most = request.param
+    monkeypatch.setattr(attention, "ROWS_LENGTH", most)
+    return int(keys)
 
 
 def heads(length: int, seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,7 +55,26 @@ def masked_softmax(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) 
     return torch.einsum("bhqk,bhkd->bhqd", weights / weights.sum(-1, keepdim=True), values)
 
 
-@BOTH_BRANCHES
+@ALL_PATHS
+@pytest.mark.parametrize("asking", [1, 7])
+def test_every_path_has_the_gradients_of_plain_attention(length: int, asking: int) -> None:
+    queries, keys, values = (part.requires_grad_() for part in heads(length, seed=4))
+    mask = normal(2, 1, asking, length, seed=5) > -0.5
+    mask[..., 0] = True
+    bias = torch.where(mask, 0.0, -torch.inf).double()
+    some = queries[:, :, :asking]
+    found, expected = attend(some, keys, values, bias), masked_softmax(some, keys, values, mask)
+    weights = normal(*found.shape, seed=6).double()
+    torch.testing.assert_close(found, expected)
+    for one, other in zip(
+        torch.autograd.grad((found * weights).sum(), (queries, keys, values)),
+        torch.autograd.grad((expected * weights).sum(), (queries, keys, values)),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@ALL_PATHS
 @pytest.mark.parametrize("existing", [1, 5, 9])
 def test_existence_of_one_or_zero_is_a_hard_mask(length: int, existing: int) -> None:
     inputs = heads(length, seed=existing)
@@ -58,7 +89,7 @@ def test_existence_of_one_or_zero_is_a_hard_mask(length: int, existing: int) -> 
     torch.testing.assert_close(reference, expected)
 
 
-@BOTH_BRANCHES
+@ALL_PATHS
 def test_certain_starts_are_a_hard_mask_between_segments(length: int) -> None:
     inputs = heads(length, seed=1)
     starts = (torch.arange(length) % 4 == 0).double().expand(2, length)
@@ -88,7 +119,7 @@ def test_positions_that_do_not_exist_have_no_influence_at_all(existing: int, see
     torch.testing.assert_close(after, before, atol=1e-12, rtol=0)
 
 
-@BOTH_BRANCHES
+@ALL_PATHS
 def test_full_existence_is_plain_attention(length: int) -> None:
     inputs = heads(length, seed=2)
     everywhere = masked_softmax(*inputs, torch.tensor(True))
@@ -155,7 +186,7 @@ def test_reference_gradients_are_right() -> None:
     assert torch.autograd.gradcheck(document, (probs, *inputs))
 
 
-@BOTH_BRANCHES
+@ALL_PATHS
 @pytest.mark.parametrize("form", ["window", "document"])
 def test_fast_path_equals_reference(length: int, form: str) -> None:
     inputs = heads(length, seed=4)
@@ -182,7 +213,7 @@ def test_fast_path_equals_reference_where_existence_is_zero() -> None:
     )
 
 
-@BOTH_BRANCHES
+@ALL_PATHS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_no_nan_at_zero_existence_forward_or_backward(length: int, dtype: torch.dtype) -> None:
     queries, keys, values = inputs = [part.requires_grad_() for part in heads(length, seed=7, dtype=dtype)]
@@ -224,6 +255,7 @@ def test_rotary_attention_depends_on_distances_alone() -> None:
     torch.testing.assert_close(
         rotate(queries, near) @ rotate(keys, near).transpose(2, 3),
         rotate(queries, far) @ rotate(keys, far).transpose(2, 3),
-        atol=1e-5, rtol=1e-5,
+        atol=1e-5,
+        rtol=1e-5,
     )
     assert not torch.allclose(rotate(queries, near), rotate(queries, far))
