@@ -111,7 +111,7 @@ class _ByRows(torch.autograd.Function):
     """Attention with the weights of a row at a time, which stay in the cache and are computed anew on the way back."""
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
         scaled = queries * queries.shape[-1] ** -0.5
         mixed = torch.empty_like(queries)
         for row, each in enumerate(values):
@@ -120,7 +120,7 @@ class _ByRows(torch.autograd.Function):
         return mixed
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         scaled, keys, values, bias = ctx.saved_tensors
         of_queries, of_keys, of_values = map(torch.empty_like, (scaled, keys, values))
         for row, each in enumerate(gradient):
