@@ -23,6 +23,7 @@ from zonkey_core.diffusion.decoding_order import (
     lay_out,
 )
 from zonkey_core.inference import block_decoding, block_generation
+from zonkey_core.inference import shapes as shapes_module
 from zonkey_core.inference.block_decoding import EMPTY, TOGETHER, read_whole
 from zonkey_core.inference.block_generation import (
     KNOWN_STEP,
@@ -122,8 +123,9 @@ def test_a_text_is_written_alike_alone_and_beside_others(texts: list[OpenText], 
         assert torch.equal(alone.get_state(), beside[index].get_state()), "what is drawn next is the same as well"
 
 
-def test_products_have_the_same_shapes_whatever_stands_beside() -> None:
-    """Since others round otherwise."""
+def test_products_have_the_same_shapes_whatever_stands_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where others round otherwise."""
+    monkeypatch.setattr(shapes_module, "_rounds_alike", lambda device, threads: False)
     text = opened(3, 9)
     shapes = []
     for others in ([], [opened(1, 9)], [opened(20, 9, begins=False), *[opened(3, 9)] * 3]):

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.devices import choose_precision, in_precision
 from zonkey_core.diffusion.decoding_order import Order, OrderedRows, in_streams, lay_out
+from zonkey_core.inference.shapes import padded_count
 from zonkey_core.model.denoiser import DenoisedSlots
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.level import Level
@@ -31,7 +32,7 @@ LEAST_PLANNED_SHARE = 0.03
 SMALLEST = 1e-9
 """Stands for a chance of 0, which would draw what has no weight."""
 TOGETHER = 16
-"""Texts that are formed side by side; fewer are padded to so many."""
+"""Texts that are formed side by side."""
 EMPTY = -1
 """Stands for the entry of a slot that is still open."""
 
@@ -136,9 +137,10 @@ class Board:
         drawn = []
         for first in range(0, len(places), DRAWN_TOGETHER):
             part = slice(first, first + DRAWN_TOGETHER)
-            padding = max(0, first + DRAWN_TOGETHER - len(places))
+            count = min(DRAWN_TOGETHER, len(places) - first)
+            padding = padded_count(count, DRAWN_TOGETHER, self.device) - count
             queries = functional.pad(estimate[part], (0, 0, 0, padding))
-            logits = self.vocabulary.logits(queries, torch.ones(DRAWN_TOGETHER, device=self.device), self.choices)
+            logits = self.vocabulary.logits(queries, queries.new_ones(len(queries)), self.choices)
             shares, rest = (field[row[part], column[part]] for field in copies)
             shares = functional.pad(shares, (0, 0, 0, padding), value=NEVER)
             held_there = functional.pad(held[row[part]], (0, 0, 0, padding), value=EMPTY)

@@ -20,7 +20,7 @@ from torch import Tensor
 from zonkey_core.diffusion.decoding_order import Order, in_blocks, in_streams, lay_out
 from zonkey_core.inference.block_decoding import EMPTY, TOGETHER, Board, Row, read_whole
 from zonkey_core.inference.planning import BlockPlan
-from zonkey_core.inference.shapes import groups_of_one_shape
+from zonkey_core.inference.shapes import groups_of_one_shape, padded_count
 from zonkey_core.model.length_model import EDGES, draw_counts
 from zonkey_core.model.level import Level
 
@@ -122,7 +122,8 @@ def _write_alike(
         )
         for text, generator in zip(texts, generators, strict=True)
     ]
-    board = Board(level, rows, batch=TOGETHER, length=known + room + openings + 2, temperature=temperature)
+    batch, length = _batch(level, len(rows)), known + room + openings + 2
+    board = Board(level, rows, batch=batch, length=length, temperature=temperature)
     board.lay_out([each.order for each in laid], [each.before for each in laid])
     spans = [slice(before, before + each.more) for before, each in zip(befores, laid, strict=True)]
 
@@ -151,8 +152,8 @@ def _without_plans(
     """Texts of which the denoiser says itself how long they become."""
     assert level.vocabulary is not None
     orders = [in_streams(len(text.known), [0], [0], begins=text.begins, end_order=None) for text in texts]
-    blank = [in_streams(0, [0], [0], begins=True, end_order=None)] * (TOGETHER - len(orders))
-    entries = torch.zeros(TOGETHER, known, dtype=torch.long)
+    blank = [in_streams(0, [0], [0], begins=True, end_order=None)] * (_batch(level, len(orders)) - len(orders))
+    entries = torch.zeros(len(orders) + len(blank), known, dtype=torch.long)
     for row, text in zip(entries, texts, strict=False):
         row[: len(text.known)] = text.known
     table = level.vocabulary.latents()
@@ -167,6 +168,11 @@ def _without_plans(
         count = min(count, text.room)
         laid.append(_Laid(_streams(text, count, ended=ended, steps=steps), count, ended, len(text.known)))
     return laid
+
+
+def _batch(level: Level, count: int) -> int:
+    """Rows that so many texts are padded to."""
+    return padded_count(count, TOGETHER, level.device)
 
 
 class Streams(NamedTuple):

@@ -22,7 +22,7 @@ from zonkey_core.diffusion.decoding_order import GAP_WIDTH, Order, in_streams, l
 from zonkey_core.inference.block_decoding import EMPTY, Board, Row
 from zonkey_core.inference.planning import BlockPlan
 from zonkey_core.inference.scoring import Likelihood, log_probs
-from zonkey_core.inference.shapes import groups_of_one_shape
+from zonkey_core.inference.shapes import groups_of_one_shape, padded_count
 from zonkey_core.inference.shared_context import Context, Pieces, Placed, padded, read_contexts, take_up
 from zonkey_core.model.length_model import draw_counts
 from zonkey_core.model.level import Level
@@ -30,7 +30,7 @@ from zonkey_core.model.slot_batches import at_places, gather_entries, slot_batch
 from zonkey_core.slots import SlotKind
 
 ROWS_TOGETHER = 32
-"""Rows that are told side by side; fewer are padded to so many."""
+"""Rows that are told side by side."""
 READ_STEP = 8
 """Slots of a row that are scored at once are padded to a multiple of so many."""
 FOLLOWING = 4
@@ -96,11 +96,12 @@ def fill_gaps(
     laid = [_lay_out_open(row, steps, generator) for row, generator in zip(rows, generators, strict=True)]
 
     def tell(group: Sequence[_OpenRow], length: int, width: int) -> list[list[Tensor]]:
+        batch = padded_count(len(group), ROWS_TOGETHER, level.device)
         board = Board(
-            level, [each.row for each in group], batch=ROWS_TOGETHER, length=length, temperature=temperature
+            level, [each.row for each in group], batch=batch, length=length, temperature=temperature
         )
         orders = [each.placed.order for each in group]
-        blank = lay_out([*orders, *[_NOTHING] * (ROWS_TOGETHER - len(group))], length, level.device).layout
+        blank = lay_out([*orders, *[_NOTHING] * (batch - len(group))], length, level.device).layout
         board.take_up(orders, take_up([each.placed for each in group], blank, level.denoiser.head_width))
         board.run(width, width, lambda: None)
         return [[board.entries[row, slice(*gap)].cpu() for gap in each.gaps] for row, each in enumerate(group)]
@@ -156,11 +157,12 @@ def score_fills(level: Level, rows: Sequence[FilledRow]) -> list[list[GapScore]]
     denoiser = in_precision(level.denoiser, choose_precision("auto", level.device))
 
     def score(group: Sequence[_AskedRow], length: int, width: int) -> list[list[GapScore]]:
+        batch = padded_count(len(group), ROWS_TOGETHER, level.device)
         orders = [each.placed.order for each in group]
-        rows = lay_out([*orders, *[_NOTHING] * (ROWS_TOGETHER - len(group))], length, level.device)
+        rows = lay_out([*orders, *[_NOTHING] * (batch - len(group))], length, level.device)
         cache = take_up([each.placed for each in group], rows.layout, level.denoiser.head_width)
-        table_of_places = np.full((ROWS_TOGETHER, width), length - 1)
-        entries = torch.zeros(ROWS_TOGETHER, length, dtype=torch.long)
+        table_of_places = np.full((batch, width), length - 1)
+        entries = torch.zeros(batch, length, dtype=torch.long)
         for row, each in enumerate(group):
             due = _due(each.placed.order)
             table_of_places[row, : len(due)] = due
@@ -169,12 +171,12 @@ def score_fills(level: Level, rows: Sequence[FilledRow]) -> list[list[GapScore]]
         some = at_places(rows, cache.places)
         entries = entries.to(level.device)
         held = table[entries.gather(1, some.source.clamp(min=0))]
-        own = torch.arange(width, device=level.device).expand(ROWS_TOGETHER, width).where(some.source >= 0, -1)
+        own = torch.arange(width, device=level.device).expand(batch, width).where(some.source >= 0, -1)
         found = denoiser(slot_batch(held, some._replace(source=own)), cache)
         told, asked = gather_entries(entries, some.told), some.told >= 0
         log_prob = log_probs(level, table, found, asked, told, gather_entries(entries, rows.source))
         which = asked.nonzero()[:, 0].cpu(), some.told[asked].cpu()
-        values = torch.zeros(ROWS_TOGETHER, length).index_put(which, log_prob.cpu())
+        values = torch.zeros(batch, length).index_put(which, log_prob.cpu())
         return [_gap_scores(each, values[row]) for row, each in enumerate(group)]
 
     lengths = _common(

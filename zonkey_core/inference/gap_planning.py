@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from zonkey_core.inference.latent_sampler import Formed, OpenText, form_slots
 from zonkey_core.inference.planning import MOST_STEPS, BlockPlan
-from zonkey_core.inference.shapes import groups_of_one_shape
+from zonkey_core.inference.shapes import groups_of_one_shape, padded_count
 from zonkey_core.inference.text_reading import ReadText
 from zonkey_core.inference.windows import read_windows
 from zonkey_core.model.existence import LOG_FLOOR
@@ -28,8 +28,7 @@ from zonkey_core.model.stitcher import stitch
 LENGTH_STEP = 4
 """Rows of slots are padded to a multiple of so many."""
 PLANNED_TOGETHER = 32
-"""Candidates that are planned side by side; fewer are padded to so many, since products of other shapes round
-otherwise."""
+"""Candidates that are planned side by side."""
 
 
 class GappedBlocks(NamedTuple):
@@ -80,7 +79,7 @@ def plan_gaps(
     shapes = [tuple(-(-len(each.sizes) // LENGTH_STEP) * LENGTH_STEP for each in one.blocks) for one in candidates]
     plans: list[BlockPlan | None] = [None] * len(candidates)
     for shape, group in groups_of_one_shape(shapes, PLANNED_TOGETHER):
-        lacking = PLANNED_TOGETHER - len(group)
+        lacking = padded_count(len(group), PLANNED_TOGETHER, model.device) - len(group)
         found = _plan_alike(
             model, [*(candidates[index] for index in group), *[candidates[group[0]]] * lacking],
             [*(generators[index] for index in group), *[torch.Generator()] * lacking], shape,
@@ -100,7 +99,7 @@ def _plan_alike(
     steps: int,
     temperature: float,
 ) -> list[BlockPlan]:
-    """Plans for `PLANNED_TOGETHER` candidates, whose blocks fit into rows of the lengths `shape`, lowest first."""
+    """Plans for candidates whose blocks fit into rows of the lengths `shape`, lowest first."""
     upper: Plans | None = None
     planned: list[BlockPlan] = []
     for number in range(len(shape), 0, -1):

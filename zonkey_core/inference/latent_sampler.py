@@ -16,6 +16,7 @@ from torch.nn import functional
 from zonkey_core.devices import choose_precision, in_precision
 from zonkey_core.diffusion.decoding_order import at_once, lay_out, with_blocks
 from zonkey_core.inference.block_decoding import TOGETHER, read_whole
+from zonkey_core.inference.shapes import padded_count
 from zonkey_core.inference.windows import rebuild_latents
 from zonkey_core.model.level import Level
 from zonkey_core.model.slot_batches import Plans, at_slots, gather_slots, slot_batch
@@ -52,7 +53,7 @@ def ending_logits(level: Level, known: Sequence[Tensor], begins: Sequence[bool])
         for latents, begin in zip(known, begins, strict=True)
     ]
     longest = -(-max(map(len, known)) // KNOWN_STEP) * KNOWN_STEP
-    orders += [at_once(0, begins=True, ends=False)] * (-len(orders) % TOGETHER)
+    orders += [at_once(0, begins=True, ends=False)] * _padding(level, len(orders))
     rows = lay_out(orders, longest + 1, level.device)
     table = torch.zeros(len(orders), longest, level.channels, device=level.device)
     for row, latents in zip(table, known, strict=False):
@@ -60,6 +61,12 @@ def ending_logits(level: Level, known: Sequence[Tensor], begins: Sequence[bool])
     found = read_whole(level, rows, table)
     last = torch.tensor([len(latents) for latents in known], device=level.device)
     return found.ending_logits[torch.arange(len(known), device=level.device), last]
+
+
+def _padding(level: Level, count: int) -> int:
+    """Rows that are added to so many texts."""
+    whole, rest = divmod(count, TOGETHER)
+    return 0 if whole and not rest else padded_count(rest, TOGETHER, level.device) - rest
 
 
 class Formed(NamedTuple):
@@ -88,13 +95,13 @@ def form_slots(
     that it is one of real windows, and the last one refines it (the paper's dirty pass). Part of the noise is drawn
     anew at every step: from signal and noise (a, s) to (a', s') the next latent is
     `a' x^ + sqrt(s'^2 - v) e^ + sqrt(v) noise` with the noise e^ that the estimate x^ implies and the ancestral
-    variance `v = (s'/s)^2 (1 - (a/a')^2)`. Rows are padded to `TOGETHER`, since products of other shapes round
-    otherwise.
+    variance `v = (s'/s)^2 (1 - (a/a')^2)`. Rows are padded to multiples of `TOGETHER` where products of other shapes
+    round otherwise.
     """
     orders = [at_once(len(text.latents), begins=text.begins, ends=text.ends, known=text.known_mask.cpu().numpy())
               for text in texts]  # fmt: skip
     orders = [with_blocks(order, text.blocks, sized=True) for order, text in zip(orders, texts, strict=True)]
-    padding = -len(texts) % TOGETHER
+    padding = _padding(level, len(texts))
     orders += [at_once(0, begins=True, ends=False)] * padding
     rows = lay_out(orders, length + 2, level.device)
     clean = torch.zeros(len(orders), length, level.channels, device=level.device)

@@ -1,9 +1,23 @@
-"""Rows of one shape are read together: products of other shapes round otherwise, and none may depend on the others."""
+"""Rows of one shape are read together: products of other shapes may round otherwise, and no row may depend on others.
+
+On many processors a row's products are the same bits however many rows there are. There a batch is as large as its
+rows need; elsewhere it is padded to a fixed size.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
+
+import torch
+from torch.nn import functional
+
+WIDTHS = (24, 64, 288, 1152, 4096)
+"""Widths at which products are compared."""
+MANY, HEADS, WIDE = 160, 6, 96
+"""Rows of which the first few are compared, heads of attention, and what products give."""
+FEW = (1, 2, 3, 5, 8, 13, 16, 31, 32, 40, 100)
 
 Shape = TypeVar("Shape", bound=tuple[object, ...])
 
@@ -16,3 +30,36 @@ def groups_of_one_shape(shapes: Sequence[Shape], most: int | None = None) -> Ite
     for shape, alike in sorted(groups.items()):
         for first in range(0, len(alike), most or len(alike)):
             yield shape, alike[first : first + (most or len(alike))]
+
+
+def padded_count(count: int, together: int, device: torch.device) -> int:
+    """Rows that a batch of `count` is padded to, of which there are at most `together`."""
+    return max(1, count) if _rounds_alike(device, torch.get_num_threads()) else together
+
+
+@functools.cache
+def _rounds_alike(device: torch.device, threads: int) -> bool:
+    """Whether bfloat16 products of few rows are to the bit those of many, computed by so many threads.
+
+    This is tried, in some milliseconds, since it hangs on the processor and on the library that multiplies.
+    """
+    if device.type != "cpu":
+        return False
+    chance = torch.Generator().manual_seed(threads)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=chance).bfloat16()
+
+    for width in WIDTHS:
+        rows, weights, bias = drawn(MANY, width), drawn(WIDE, width), drawn(WIDE)
+        whole = functional.linear(rows, weights, bias)
+        if not all(torch.equal(functional.linear(rows[:few], weights, bias), whole[:few]) for few in FEW):
+            return False
+    queries, keys = drawn(MANY, HEADS, 3, WIDTHS[0]), drawn(MANY, HEADS, WIDE, WIDTHS[0])
+    logits = queries @ keys.mT
+    mixed = logits.softmax(-1) @ keys
+    return all(
+        torch.equal(queries[:few] @ keys[:few].mT, logits[:few])
+        and torch.equal(logits[:few].softmax(-1) @ keys[:few], mixed[:few])
+        for few in FEW
+    )

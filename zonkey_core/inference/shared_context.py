@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from zonkey_core.devices import choose_precision, in_precision
 from zonkey_core.diffusion.decoding_order import Order, in_streams, lay_out, with_gaps
-from zonkey_core.inference.shapes import groups_of_one_shape
+from zonkey_core.inference.shapes import groups_of_one_shape, padded_count
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.level import Level
 from zonkey_core.model.slot_batches import slot_batch
@@ -29,7 +29,7 @@ from zonkey_core.model.transformer import rotary_phases, rotate
 from zonkey_core.slots import Layout, SlotKind
 
 CONTEXTS_TOGETHER = 8
-"""Contexts that are read side by side; fewer are padded to so many, since products of other shapes round otherwise."""
+"""Contexts that are read side by side."""
 LENGTH_STEP = 32
 """Contexts and rows are padded to a multiple of so many readings."""
 
@@ -71,15 +71,15 @@ def read_contexts(level: Level, pieces: Sequence[Pieces]) -> list[Context]:
     contexts: dict[int, Context] = {}
     lengths = [(padded(len(order.source) + 1),) for order in orders]
     for (length,), group in groups_of_one_shape(lengths, CONTEXTS_TOGETHER):
-        some = [orders[index] for index in group]
-        blank = [in_streams(0, [0], [0], begins=True, end_order=None)] * (CONTEXTS_TOGETHER - len(group))
+        some, batch = [orders[index] for index in group], padded_count(len(group), CONTEXTS_TOGETHER, level.device)
+        blank = [in_streams(0, [0], [0], begins=True, end_order=None)] * (batch - len(group))
         rows = lay_out([*some, *blank], length, level.device)
-        entries = torch.zeros(CONTEXTS_TOGETHER, length, dtype=torch.long)
+        entries = torch.zeros(batch, length, dtype=torch.long)
         for row, index in zip(entries, group, strict=False):
             each = _with_blanks(pieces[index].known)
             row[: len(each)] = each
         cache = KVCache(rows.layout)
-        cache.places = torch.arange(length, device=level.device).expand(CONTEXTS_TOGETHER, length)
+        cache.places = torch.arange(length, device=level.device).expand(batch, length)
         found = denoiser(slot_batch(table[entries.to(level.device)], rows), cache)
         gates = rows.layout.kinds == SlotKind.GAP
         for row, (index, order) in enumerate(zip(group, some, strict=True)):

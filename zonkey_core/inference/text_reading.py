@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from zonkey_core.inference.cutting_levels import cutting_levels
 from zonkey_core.inference.planning import LevelContext
 from zonkey_core.inference.segmentation import CuttingLevel
+from zonkey_core.inference.shapes import padded_count
 from zonkey_core.inference.windows import WINDOWS_TOGETHER
 from zonkey_core.model.existence import LOG_FLOOR
 from zonkey_core.model.level import Level
@@ -124,7 +125,7 @@ def compress_windows(level: Level, sequence: PositionSequence, segmentation: Seg
         for first in range(0, len(windows.segments), WINDOWS_TOGETHER):
             part = slice(first, first + WINDOWS_TOGETHER)
             which = windows.segments[part]
-            lacking = WINDOWS_TOGETHER - len(which)
+            lacking = padded_count(len(which), WINDOWS_TOGETHER, level.device) - len(which)
             values = windows.values[part]
             values = functional.pad(values, (0, 0) * (values.dim() - 1) + (0, lacking))
             log_existence = functional.pad(windows.log_existence[part], (0, 0, 0, lacking), value=LOG_FLOOR)

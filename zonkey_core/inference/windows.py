@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from zonkey_core.devices import autocast, choose_precision
+from zonkey_core.inference.shapes import padded_count
 from zonkey_core.model.level import Level
 
 WINDOWS_TOGETHER = 32
@@ -47,9 +48,10 @@ def rebuild_latents(level: Level, latents: Tensor) -> Tensor:
 
 
 def _in_groups(latents: Tensor, function: Callable[[Tensor], T]) -> Iterator[T]:
-    """What a function makes of latents, one group after the other, at least one; the last is padded."""
-    count = max(1, -(-len(latents) // WINDOWS_TOGETHER)) * WINDOWS_TOGETHER
-    padded = functional.pad(latents, (0, 0, 0, count - len(latents)))
+    """What a function makes of latents, one group after the other, at least one; the last may be padded."""
+    rest = len(latents) % WINDOWS_TOGETHER
+    padding = padded_count(rest, WINDOWS_TOGETHER, latents.device) - rest if rest or not len(latents) else 0
+    padded = functional.pad(latents, (0, 0, 0, padding))
     with autocast(latents.device, choose_precision("auto", latents.device)):
         for part in torch.split(padded, WINDOWS_TOGETHER):
             yield function(part)
