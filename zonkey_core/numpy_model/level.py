@@ -53,9 +53,19 @@ class NumpyLevel:
             self.compressor = Compressor(weights.part("compressor"), config, table)
             self._latents = np.empty((KEPT_LATENTS if self.reads_bytes else 0, self.compressor.channels), np.float32)
 
-    def start_probs(self, values: NDArray[Any], begin: int = 0, end: int | None = None) -> Floats:
-        """The probability of a start at each of the positions [n] or [n, C], or at those from `begin` to `end`."""
-        return self.splitter(values, begin, len(values) if end is None else end, self._executor)
+    def start_probs(
+        self,
+        values: NDArray[Any],
+        begin: int = 0,
+        end: int | None = None,
+        fresh: NDArray[np.int64] | None = None,
+    ) -> Floats:
+        """The probability of a start at each of the positions [n] or [n, C], or at those from `begin` to `end`.
+
+        Documents begin at `fresh` [D], ascending, and at the first position in any case.
+        """
+        fresh = np.zeros(0, dtype=np.int64) if fresh is None else fresh
+        return self.splitter(values, begin, len(values) if end is None else end, fresh, self._executor)
 
     def compress(self, values: NDArray[Any], bounds: NDArray[np.int64]) -> Floats:
         """The latents of the segments between consecutive `bounds` [M + 1] in positions [n] or [n, C]."""

@@ -1,7 +1,8 @@
-"""Segment Splitter in numpy: `zonkey_core.model.segment_splitter` without gradients, for one text at a time.
+"""Segment Splitter in numpy: `zonkey_core.model.segment_splitter` without gradients, for documents in a row.
 
-Shapes: n positions, those of a whole text or of so much of it that no probability asked for hangs on the rest; at
-level 0 K units of n bytes.
+Shapes: n positions, those of whole documents or of so much of them that no probability asked for hangs on the rest; at
+level 0 K units of n bytes; D of them begin a document. Between documents lie blank places, which every layer leaves at
+zero, as what stands around a text that is alone.
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ from zonkey_core.numpy_model.weights import Floats, Weights
 UNITS_TOGETHER, LATENTS_TOGETHER = 8192, 1024
 """Positions that one thread reads at once: what is computed of them stays in the cache of a core."""
 
+BLANK = -1
+"""What stands in a blank place: the key of no n-gram."""
 LEAST_PROB = np.float32(1e-9)
 """The least probability where a segment may begin; 0 says that none may."""
+
+Places = NDArray[np.int64]
 
 
 class Network:
@@ -42,6 +47,8 @@ class Network:
         width = config.splitter_width
         self.together = together
         self.embed = embed
+        self.gap = max(embed_reach, config.splitter_kernel // 2)
+        """Blank places between documents, so many that no layer sees across them."""
         self.convolutions = [
             Convolution(weights.part(f"convolutions.{index}"), width, width, config.splitter_kernel, scale=0.5)
             for index in range(config.splitter_layers)
@@ -53,27 +60,48 @@ class Network:
         self.reach = embed_reach + config.splitter_layers * (config.splitter_kernel // 2)
         """Symbols on either side that a probability depends on."""
 
-    def __call__(self, symbols: NDArray[Any], begin: int, end: int, executor: Executor | None) -> Floats:
-        """[end - begin] probabilities of those symbols among [n] or [n, C]."""
+    def __call__(
+        self, symbols: NDArray[Any], begin: int, end: int, fresh: Places, executor: Executor | None
+    ) -> Floats:
+        """[end - begin] probabilities of those symbols among [n] or [n, C], of which `fresh` [D] begin documents."""
         if begin == end:
             return np.zeros(0, dtype=np.float32)
         begins = range(begin, end, self.together)
-        read = partial(self._read, symbols, end)
+        read = partial(self._read, symbols, fresh, end)
         return np.concatenate([*(map(read, begins) if executor is None else executor.map(read, begins))])
 
-    def _read(self, symbols: NDArray[Any], end: int, begin: int) -> Floats:
+    def _read(self, symbols: NDArray[Any], fresh: Places, end: int, begin: int) -> Floats:
         """The probabilities of `together` symbols from `begin` on, before `end`."""
         first = max(0, begin - self.reach)
         end = min(end, begin + self.together)
-        states = self.embed(symbols[first : end + self.reach])
+        line = symbols[first : end + self.reach]
+        places: slice | Places = slice(begin - first, end - first)
+        blank: slice | Places = slice(0, 0)
+        inner = fresh[np.searchsorted(fresh, first, side="right") : np.searchsorted(fresh, first + len(line))] - first
+        if len(inner):
+            of_symbols, blank = spaced_apart(len(line), inner, self.gap)
+            spaced = np.full((len(line) + len(blank), *line.shape[1:]), BLANK, dtype=line.dtype)
+            spaced[of_symbols] = line
+            line, places = spaced, of_symbols[places]
+        states = self.embed(line)
+        states[blank] = 0
         for index, convolution in enumerate(self.convolutions):
             update = half_silu(convolution(states))
+            update[blank] = 0
             if index:
                 update += states
             states = update
-        logits = self.logit(states[begin - first : end - first])
+        logits = self.logit(states[places])
         probs: Floats = np.tanh(logits * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
         return np.maximum(probs, LEAST_PROB)
+
+
+def spaced_apart(count: int, fresh: Places, gap: int) -> tuple[Places, Places]:
+    """Where `count` symbols stand in a line with `gap` blank places before those at `fresh` [D], and [gap D] these."""
+    before = gap * np.arange(len(fresh) + 1)
+    places = np.arange(count) + np.repeat(before, np.diff(fresh, prepend=0, append=count))
+    blank = (fresh + before[:-1])[:, None] + np.arange(gap)
+    return places, blank.ravel()
 
 
 class ByteSplitter:
@@ -87,14 +115,18 @@ class ByteSplitter:
         self.network.convolutions[0].project(ngrams.take("linear.weight", config.splitter_width, TABLE_WIDTH))
         self.reach = byte_reach(self.network.reach)
 
-    def __call__(self, values: NDArray[np.uint8], begin: int, end: int, executor: Executor | None = None) -> Floats:
-        """[end - begin] probabilities of those bytes: 0 where no unit begins."""
-        fresh = np.zeros(len(values), dtype=np.bool_)
-        fresh[:1] = True
-        units = read_units(values, fresh)
+    def __call__(
+        self, values: NDArray[np.uint8], begin: int, end: int, fresh: Places, executor: Executor | None = None
+    ) -> Floats:
+        """[end - begin] probabilities of those bytes, of which `fresh` begin documents: 0 where no unit begins."""
+        fresh_mask = np.zeros(len(values), dtype=np.bool_)
+        fresh_mask[:1] = True
+        fresh_mask[fresh] = True
+        units = read_units(values, fresh_mask)
         first, last = np.searchsorted(units.offsets, (begin, end)).tolist()
         probs = np.zeros(end - begin, dtype=np.float32)
-        probs[units.offsets[first:last] - begin] = self.network(units.keys, first, last, executor)
+        documents = np.searchsorted(units.offsets, fresh)
+        probs[units.offsets[first:last] - begin] = self.network(units.keys, first, last, documents, executor)
         return probs
 
 
@@ -106,6 +138,8 @@ class LatentSplitter:
         self.network = Network(weights, config, embed, 0, LATENTS_TOGETHER)
         self.reach = self.network.reach
 
-    def __call__(self, values: Floats, begin: int, end: int, executor: Executor | None = None) -> Floats:
-        """[end - begin] probabilities of those latents among [n, C]."""
-        return self.network(values, begin, end, executor)
+    def __call__(
+        self, values: Floats, begin: int, end: int, fresh: Places, executor: Executor | None = None
+    ) -> Floats:
+        """[end - begin] probabilities of those latents among [n, C], of which `fresh` begin documents."""
+        return self.network(values, begin, end, fresh, executor)
