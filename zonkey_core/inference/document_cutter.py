@@ -6,6 +6,7 @@ with those that they consist of.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -38,13 +39,14 @@ class DocumentCutter:
         self._gathered = _Gathered(level)
         self.documents = 0
         """How many have begun."""
-        self._fresh = False
-        """Whether the next byte is the first of a document."""
+        self._fresh: list[int] = []
+        """Where in the stream documents begin that no level has seen yet."""
 
     @property
     def full(self) -> bool:
         """Whether so much waits that nothing is gained by waiting for more before `advance`."""
-        return self._cutters[0].full
+        cutter = self._cutters[0]
+        return self._gathered.end - cutter.done >= cutter.largest + cutter.ahead
 
     @property
     def holds_text(self) -> bool:
@@ -59,27 +61,39 @@ class DocumentCutter:
 
     def begin(self, start: int = 0) -> None:
         """A document begins, and the one before it has ended. `start` is the offset by which its first byte goes."""
-        self._gathered.begin(start)
+        self._gathered.begins.append((self._gathered.end, start))
+        self._fresh.append(self._gathered.end)
         self.documents += 1
-        self._fresh = True
 
     def take(self, text: bytes) -> None:
         """Further bytes of the document that has begun."""
-        if text:
-            self._gathered.text += text
-            fresh = np.zeros(int(self._fresh), dtype=np.int64)
-            self._cutters[0].take(Positions(np.frombuffer(text, dtype=np.uint8), _NONE, fresh))
-            self._fresh = False
+        self._gathered.text += text
 
     def advance(self) -> Iterator[Segments]:
         """Yields the segments that are known by now, in runs of one document each."""
-        yield from self._gathered.add(self._climb(0, self._cutters[0].advance()))
+        while self._pass_on():
+            yield from self._gathered.add(self._climb(0, self._cutters[0].advance()))
 
     def settle(self) -> Iterator[Segments]:
         """The document that has begun has ended, and no other is awaited; yields the segments that are left."""
+        while self._pass_on():
+            if self._cutters[0].full:
+                yield from self._gathered.add(self._climb(0, self._cutters[0].advance()))
         for index, cutter in enumerate(self._cutters):
             yield from self._gathered.add(self._climb(index, cutter.settle()))
         yield from self._gathered.rest()
+
+    def _pass_on(self) -> bool:
+        """Pass on text that level 0 has not seen, up to a block of it; false where there is none."""
+        cutter = self._cutters[0]
+        text = self._gathered.after(cutter.taken, cutter.largest)
+        if not text:
+            return False
+        begun = bisect.bisect_left(self._fresh, cutter.taken + len(text))
+        places = np.array(self._fresh[:begun], dtype=np.int64) - cutter.taken
+        del self._fresh[:begun]
+        cutter.take(Positions(np.frombuffer(text, dtype=np.uint8), _NONE, np.unique(places)))
+        return True
 
     def _climb(self, index: int, cuts: Iterator[Cuts]) -> Iterator[tuple[int, Cuts]]:
         """Pass the cuts of a level up through the levels above; yields every level's, with its index."""
@@ -107,9 +121,14 @@ class _Gathered:
         self.document = 0
         """Which the first of these is."""
 
-    def begin(self, start: int) -> None:
-        """A document begins behind the text."""
-        self.begins.append((self.start + len(self.text), start))
+    @property
+    def end(self) -> int:
+        """The end of the stream by now."""
+        return self.start + len(self.text)
+
+    def after(self, place: int, size: int) -> bytes:
+        """Text from this byte of the stream on, at most so much of it."""
+        return bytes(self.text[place - self.start : place - self.start + size])
 
     def add(self, found: Iterable[tuple[int, Cuts]]) -> Iterator[Segments]:
         """Take further cuts, each with its level; yields the segments that they complete."""
@@ -122,7 +141,7 @@ class _Gathered:
     def rest(self) -> Iterator[Segments]:
         """The last segments, where there are some."""
         if self.text:
-            yield from self._take(self.start + len(self.text))
+            yield from self._take(self.end)
 
     def _take(self, end: int) -> Iterator[Segments]:
         """Everything before byte offset `end`, a start of the highest level or the end of the stream."""

@@ -47,6 +47,7 @@ class Network:
         width = config.splitter_width
         self.together = together
         self.embed = embed
+        self.embed_reach = embed_reach
         self.gap = max(embed_reach, config.splitter_kernel // 2)
         """Blank places between documents, so many that no layer sees across them."""
         self.convolutions = [
@@ -75,6 +76,8 @@ class Network:
         first = max(0, begin - self.reach)
         end = min(end, begin + self.together)
         line = symbols[first : end + self.reach]
+        if not self.embed_reach:
+            line = self.embed(line)
         places: slice | Places = slice(begin - first, end - first)
         blank: slice | Places = slice(0, 0)
         inner = fresh[np.searchsorted(fresh, first, side="right") : np.searchsorted(fresh, first + len(line))] - first
@@ -83,7 +86,7 @@ class Network:
             spaced = np.full((len(line) + len(blank), *line.shape[1:]), BLANK, dtype=line.dtype)
             spaced[of_symbols] = line
             line, places = spaced, of_symbols[places]
-        states = self.embed(line)
+        states: Floats = self.embed(line) if self.embed_reach else line
         states[blank] = 0
         for index, convolution in enumerate(self.convolutions):
             update = half_silu(convolution(states))
