@@ -73,9 +73,9 @@ class NumpyLevel:
             return self._compress(self.linear(values), bounds[:-1], np.diff(bounds))
         text = values.tobytes()
         edges = bounds.tolist()
-        segments = [text[begin:end] for begin, end in itertools.pairwise(edges)]
+        segments = [*map(text.__getitem__, map(slice, edges, edges[1:]))]
         kept = self._kept
-        new = [segment for segment in dict.fromkeys(segments) if segment not in kept]
+        new = [*dict.fromkeys(itertools.filterfalse(kept.__contains__, segments))]
         if len(kept) + len(new) > len(self._latents):
             kept.clear()
             new = [*dict.fromkeys(segments)]
@@ -83,7 +83,7 @@ class NumpyLevel:
             self._latents = np.empty((len(new), self.compressor.channels), dtype=np.float32)
         if new:
             self._keep(new)
-        return self._latents[[kept[segment] for segment in segments]]
+        return self._latents[np.fromiter(map(kept.__getitem__, segments), np.int64, len(segments))]
 
     def _keep(self, segments: Sequence[bytes]) -> None:
         """Compress distinct strings and keep what comes of them."""

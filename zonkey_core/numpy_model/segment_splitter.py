@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from zonkey_core.config import LevelConfig
 from zonkey_core.model.ngram_tables import NGRAM_ORDERS, TABLE_WIDTH
 from zonkey_core.model.units import byte_reach, read_units
-from zonkey_core.numpy_model.layers import Convolution, Linear, NormedLogit, half_silu
+from zonkey_core.numpy_model.layers import Convolution, Linear, NormedLogit, half_silu, room
 from zonkey_core.numpy_model.ngrams import ngram_vectors
 from zonkey_core.numpy_model.weights import Floats, Weights
 
@@ -40,25 +40,27 @@ class Network:
         self,
         weights: Weights,
         config: LevelConfig,
-        embed: Callable[[NDArray[Any]], Floats],
+        embed: Callable[[NDArray[Any], slice | Places, Floats], None],
+        embed_width: int,
         embed_reach: int,
         together: int,
     ) -> None:
-        width = config.splitter_width
+        width, kernel = config.splitter_width, config.splitter_kernel
+        self.width, self.kernel, self.embed_width = width, kernel, embed_width
         self.together = together
         self.embed = embed
-        self.embed_reach = embed_reach
-        self.gap = max(embed_reach, config.splitter_kernel // 2)
+        """Writes what symbols are to places of a line."""
+        self.gap = max(embed_reach, kernel // 2)
         """Blank places between documents, so many that no layer sees across them."""
         self.convolutions = [
-            Convolution(weights.part(f"convolutions.{index}"), width, width, config.splitter_kernel, scale=0.5)
+            Convolution(weights.part(f"convolutions.{index}"), width, width, kernel, scale=0.5)
             for index in range(config.splitter_layers)
         ]
         head = weights.part("head")
         self.logit = NormedLogit(
             weights.take("norm.weight", width), head.take("weight", 1, width)[0], head.take("bias", 1)[0]
         )
-        self.reach = embed_reach + config.splitter_layers * (config.splitter_kernel // 2)
+        self.reach = embed_reach + config.splitter_layers * (kernel // 2)
         """Symbols on either side that a probability depends on."""
 
     def __call__(
@@ -75,26 +77,28 @@ class Network:
         """The probabilities of `together` symbols from `begin` on, before `end`."""
         first = max(0, begin - self.reach)
         end = min(end, begin + self.together)
-        line = symbols[first : end + self.reach]
-        if not self.embed_reach:
-            line = self.embed(line)
-        places: slice | Places = slice(begin - first, end - first)
-        blank: slice | Places = slice(0, 0)
-        inner = fresh[np.searchsorted(fresh, first, side="right") : np.searchsorted(fresh, first + len(line))] - first
+        some = symbols[first : end + self.reach]
+        count = len(some)
+        places: slice | Places = slice(count)
+        asked: slice | Places = slice(begin - first, end - first)
+        blank = fresh[:0]
+        inner = fresh[np.searchsorted(fresh, first, side="right") : np.searchsorted(fresh, first + count)] - first
         if len(inner):
-            of_symbols, blank = spaced_apart(len(line), inner, self.gap)
-            spaced = np.full((len(line) + len(blank), *line.shape[1:]), BLANK, dtype=line.dtype)
-            spaced[of_symbols] = line
-            line, places = spaced, of_symbols[places]
-        states: Floats = self.embed(line) if self.embed_reach else line
+            places, blank = spaced_apart(count, inner, self.gap)
+            asked = places[asked]
+            count += len(blank)
+        padded, states = room(count, self.embed_width, self.kernel)
+        self.embed(some, places, states)
         states[blank] = 0
         for index, convolution in enumerate(self.convolutions):
-            update = half_silu(convolution(states))
+            halves = convolution(padded)[:count]
+            padded, update = room(count, self.width, self.kernel)
+            half_silu(halves, out=update)
             update[blank] = 0
             if index:
                 update += states
             states = update
-        logits = self.logit(states[places])
+        logits = self.logit(states[asked])
         probs: Floats = np.tanh(logits * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
         return np.maximum(probs, LEAST_PROB)
 
@@ -112,9 +116,8 @@ class ByteSplitter:
 
     def __init__(self, weights: Weights, config: LevelConfig) -> None:
         ngrams = weights.part("ngrams")
-        table = ngrams.take("table", 1, config.splitter_ngrams, TABLE_WIDTH)[0]
-        embed = partial(ngram_vectors, table=table, orders=NGRAM_ORDERS)
-        self.network = Network(weights, config, embed, max(NGRAM_ORDERS) - 1, UNITS_TOGETHER)
+        self.table = ngrams.take("table", 1, config.splitter_ngrams, TABLE_WIDTH)[0]
+        self.network = Network(weights, config, self._embed, TABLE_WIDTH, max(NGRAM_ORDERS) - 1, UNITS_TOGETHER)
         self.network.convolutions[0].project(ngrams.take("linear.weight", config.splitter_width, TABLE_WIDTH))
         self.reach = byte_reach(self.network.reach)
 
@@ -132,13 +135,18 @@ class ByteSplitter:
         probs[units.offsets[first:last] - begin] = self.network(units.keys, first, last, documents, executor)
         return probs
 
+    def _embed(self, keys: NDArray[np.int64], places: slice | Places, line: Floats) -> None:
+        spaced = np.full(len(line), BLANK, dtype=np.int64)
+        spaced[places] = keys
+        ngram_vectors(spaced, self.table, NGRAM_ORDERS, out=line)
+
 
 class LatentSplitter:
     """The splitter of a level above, which reads latents of `channels` numbers."""
 
     def __init__(self, weights: Weights, config: LevelConfig, channels: int) -> None:
-        embed = Linear(weights.part("embedding.linear"), channels, config.splitter_width)
-        self.network = Network(weights, config, embed, 0, LATENTS_TOGETHER)
+        self.linear = Linear(weights.part("embedding.linear"), channels, config.splitter_width)
+        self.network = Network(weights, config, self._embed, config.splitter_width, 0, LATENTS_TOGETHER)
         self.reach = self.network.reach
 
     def __call__(
@@ -146,3 +154,9 @@ class LatentSplitter:
     ) -> Floats:
         """[end - begin] probabilities of those latents among [n, C], of which `fresh` begin documents."""
         return self.network(values, begin, end, fresh, executor)
+
+    def _embed(self, latents: Floats, places: slice | Places, line: Floats) -> None:
+        if isinstance(places, slice):
+            self.linear(latents, out=line)
+        else:
+            line[places] = self.linear(latents)
