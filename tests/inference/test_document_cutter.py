@@ -176,6 +176,7 @@ def test_blocks_grow_with_what_was_read_since_a_pause(blocks_cut: list[int]) -> 
                 cutter.take(text[place : place + 1])
                 for _ in cutter.advance():
                     pass
+                assert len(cutter._cutters[0].waiting) <= 2, "bytes that arrive one by one are not kept as objects"
             assert blocks_cut[:6] == [16, 32, 64, 128, 256, 256] and max(blocks_cut) == 256
             assert sum(blocks_cut) < 2500 and len([*cutter.settle()]) > 0 and sum(blocks_cut) == 2500
             blocks_cut.clear()

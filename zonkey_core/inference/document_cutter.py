@@ -45,8 +45,7 @@ class DocumentCutter:
     @property
     def full(self) -> bool:
         """Whether so much waits that nothing is gained by waiting for more before `advance`."""
-        cutter = self._cutters[0]
-        return self._gathered.end - cutter.done >= cutter.largest + cutter.ahead
+        return self._cutters[0].full(self._gathered.end)
 
     @property
     def holds_text(self) -> bool:
@@ -71,13 +70,13 @@ class DocumentCutter:
 
     def advance(self) -> Iterator[Segments]:
         """Yields the segments that are known by now, in runs of one document each."""
-        while self._pass_on():
+        while self._cutters[0].enough(self._gathered.end) and self._pass_on():
             yield from self._gathered.add(self._climb(0, self._cutters[0].advance()))
 
     def settle(self) -> Iterator[Segments]:
         """The document that has begun has ended, and no other is awaited; yields the segments that are left."""
         while self._pass_on():
-            if self._cutters[0].full:
+            if self._cutters[0].full(self._cutters[0].taken):
                 yield from self._gathered.add(self._climb(0, self._cutters[0].advance()))
         for index, cutter in enumerate(self._cutters):
             yield from self._gathered.add(self._climb(index, cutter.settle()))

@@ -98,10 +98,13 @@ class LevelCutter:
         """The one at which the stream began or went on after it was settled."""
         self.last_start = 0
 
-    @property
-    def full(self) -> bool:
-        """Whether there is enough for the largest block."""
-        return self.taken - self.done >= self.largest + self.ahead
+    def full(self, taken: int) -> bool:
+        """Whether so many positions of the stream are enough for the largest block."""
+        return taken - self.done - self.ahead >= self.largest
+
+    def enough(self, taken: int) -> bool:
+        """Whether so many positions of the stream are enough for a block."""
+        return taken - self.done - self.ahead >= min(self.largest, self.least + self.done - self.paused)
 
     def take(self, positions: Positions) -> None:
         """Further positions."""
@@ -110,8 +113,8 @@ class LevelCutter:
 
     def advance(self) -> Iterator[Cuts]:
         """Yields the blocks of which enough is known."""
-        while (ready := self.taken - self.done - self.ahead) >= min(self.largest, self.least + self.done - self.paused):
-            yield self._cut(min(ready, self.largest))
+        while self.enough(self.taken):
+            yield self._cut(min(self.taken - self.done - self.ahead, self.largest))
 
     def settle(self) -> Iterator[Cuts]:
         """All documents so far have ended; yields what is left of them."""

@@ -136,6 +136,7 @@ class ByteSplitter:
         return probs
 
     def _embed(self, keys: NDArray[np.int64], places: slice | Places, line: Floats) -> None:
+        """Write the vectors of the n-grams that end at units [n]; none has units from across a blank place."""
         spaced = np.full(len(line), BLANK, dtype=np.int64)
         spaced[places] = keys
         ngram_vectors(spaced, self.table, NGRAM_ORDERS, out=line)
@@ -156,6 +157,7 @@ class LatentSplitter:
         return self.network(values, begin, end, fresh, executor)
 
     def _embed(self, latents: Floats, places: slice | Places, line: Floats) -> None:
+        """Write embedded latents [n, C]."""
         if isinstance(places, slice):
             self.linear(latents, out=line)
         else:
