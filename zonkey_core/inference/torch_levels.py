@@ -11,8 +11,8 @@ from torch import Tensor
 
 from zonkey_core.model.level import Level
 from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.segment_splitter import Splits
 from zonkey_core.model.segmentation import Segmentation
-from zonkey_core.model.unit_rows import unit_rows
 
 
 class TorchLevel:
@@ -40,11 +40,9 @@ class TorchLevel:
         return found
 
     def _unit_probs(self, sequence: PositionSequence) -> Tensor:
-        """[n] probabilities of bytes: 0 where no unit begins. Documents are as far apart as rows."""
-        units = unit_rows(sequence)
-        apart = units._replace(rows=units.fresh_mask.long().cumsum(0))
-        probs = torch.zeros(sequence.values.shape[1], device=self.level.device)
-        return probs.index_copy(0, units.offsets, self.level.splitter.unit_logits(apart).float().sigmoid())
+        """[n] probabilities of bytes: 0 where no unit begins."""
+        splits: Splits = self.level.splitter(sequence, apart=True)
+        return (splits.start_logits.sigmoid() * sequence.cut_allowed())[0]
 
     def _latent_probs(self, sequence: PositionSequence) -> Tensor:
         """[n] probabilities of latents, between whose documents lie places that do not exist."""
