@@ -98,7 +98,7 @@ class Network:
             if index:
                 update += states
             states = update
-        logits = self.logit(states[asked])
+        logits = self.logit(states)[asked]
         probs: Floats = np.tanh(logits * np.float32(0.5)) * np.float32(0.5) + np.float32(0.5)
         return np.maximum(probs, LEAST_PROB)
 
