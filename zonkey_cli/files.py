@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
 from zonkey_cli.streams import Streams
@@ -26,10 +26,12 @@ class Inputs:
         self.streams = streams
         self.names = tuple(names) or ("-",)
         self.failed = False
+        self._next = 0
 
     def __iter__(self) -> Iterator[tuple[str, BinaryIO]]:
         """Yield each file's name and its open stream."""
-        for name in self.names:
+        for number, name in enumerate(self.names, 1):
+            self._next = number
             try:
                 if name != "-":
                     with open(name, "rb") as file:
@@ -55,6 +57,14 @@ class Inputs:
         except OSError as error:
             self.fail(name, error)
 
+    def at_hand(self, name: str) -> bool:
+        """Whether a file can be opened and read without waiting for anybody."""
+        return name != "-" and os.path.isfile(name) and os.access(name, os.R_OK)
+
+    def next_at_hand(self) -> bool:
+        """Whether the one behind the file that is read now can."""
+        return self._next < len(self.names) and self.at_hand(self.names[self._next])
+
     def status(self, name: str) -> os.stat_result:
         """What the system knows of a file; raises `OSError`, or `ValueError` where standard input is closed."""
         if name != "-":
@@ -67,25 +77,6 @@ class Inputs:
         if self.streams.stdin_is_terminal:
             self.streams.note("reading from the terminal; Ctrl-D ends the text")
         return stdin
-
-
-def lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, Iterator[bytes]]]:
-    """The lines of a stream as they arrive: the byte offset of each, and its pieces, which add up to it.
-
-    The pieces have to be taken before the next line is; the last line may lack its newline.
-    """
-    pieces = (piece for chunk in chunks for piece in io.BytesIO(chunk))
-    end = 0
-
-    def line(piece: bytes) -> Iterator[bytes]:
-        nonlocal end
-        while piece:
-            end += len(piece)
-            yield piece
-            piece = b"" if piece.endswith(b"\n") else next(pieces, b"")
-
-    for first in pieces:
-        yield end, line(first)
 
 
 def describe(error: OSError) -> str:

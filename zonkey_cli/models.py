@@ -14,7 +14,7 @@ from zonkey_cli.streams import Streams
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from zonkey_core.inference.segmentation import CuttingLevel
+    from zonkey_core.inference.level_cutter import CuttingLevel
     from zonkey_core.model.model import Zonkey
 
 BUNDLED = "bundled"

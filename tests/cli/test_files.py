@@ -8,10 +8,8 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from zonkey_cli.files import Inputs, edit_in_place, lines, replace_file, written_whole
+from zonkey_cli.files import Inputs, edit_in_place, replace_file, written_whole
 from zonkey_cli.streams import Streams
 
 
@@ -37,6 +35,19 @@ def test_no_name_is_standard_input() -> None:
     inputs = Inputs(own, [])
     assert [(name, b"".join(inputs.chunks(name, file))) for name, file in inputs] == [("-", b"text")]
     assert not inputs.failed
+
+
+def test_what_can_be_read_without_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a").touch()
+    Path("b").touch()
+    os.mkfifo("pipe")
+    own, _ = streams(b"text")
+    inputs = Inputs(own, ["a", "none", "b", "a", "-", "b"])
+    assert [(name, inputs.next_at_hand()) for name, _ in inputs] == [
+        ("a", False), ("b", True), ("a", False), ("-", True), ("b", False),
+    ]
+    assert [inputs.at_hand(name) for name in ("a", "-", "pipe", ".", "none")] == [True, False, False, False, False]
 
 
 def test_read_error_is_soft() -> None:
@@ -85,21 +96,6 @@ def test_failure_before_the_end_keeps_the_old_file(
         replace_file(str(path), b"new", mode=0o600)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["text"]
-
-
-@given(st.lists(st.text(st.sampled_from("a\n\r\0")).map(str.encode), max_size=8))
-def test_lines_add_up_and_end_at_newlines_alone(chunks: list[bytes]) -> None:
-    data = b"".join(chunks)
-    found = [(start, b"".join(pieces)) for start, pieces in lines(chunks)]
-    assert [line for _, line in found] == io.BytesIO(data).readlines()
-    assert all(data[start : start + len(line)] == line for start, line in found)
-
-
-def test_a_line_is_there_as_soon_as_its_end_is() -> None:
-    source = iter([b"o", b"ne\ntw", b"o"])
-    found = lines(source)
-    assert b"".join(next(found)[1]) == b"one\n"
-    assert next(source) == b"o"
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

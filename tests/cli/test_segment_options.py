@@ -8,6 +8,8 @@ import itertools
 import json
 import os
 import re
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from zonkey_cli.streams import Streams
 from zonkey_core.checkpoint import CONFIG, MODEL, describe, pack_tensors
 from zonkey_core.committed_files import write_files
 from zonkey_core.config import Config
+from zonkey_core.inference.level_cutter import LevelCutter
 
 DATA = b"The town.\r\nIt has a caf\xc3\xa9,\ta mill \\ and\n\nbytes \xff\xfe\x80 and \0.\n" + TEXT.encode() + b"\nend"
 
@@ -253,6 +256,91 @@ def test_lines_are_for_typed_input_unless_it_is_refused(run: Run) -> None:
     assert run("--json", "file", stdin_is_terminal=True).out == whole.out.replace(b'"-"', b'"file"')
     rated = run("--json", "--bytes-per-segment", "3", stdin=b"one\ntwo\n")
     assert run("--json", "--bytes-per-segment", "3", stdin=b"one\ntwo\n", stdin_is_terminal=True).out == rated.out
+
+
+def many_files() -> list[str]:
+    """Files of all lengths, most of them short, among which some cannot be read."""
+    Path("folder").mkdir()
+    names = []
+    for number, size in enumerate([30, 0, 500, 1, 0, 200, 3000, 40, 90_000, 7, 12, 0]):
+        names.append(f"file{number}")
+        Path(names[-1]).write_bytes((DATA * (1 + size // len(DATA)))[:size])
+    return [*names[:3], "none", *names[3:6], "folder", "none", *names[6:], "gone"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--json"], ["--prob"], ["--join", "|"], ["--tree"], ["-0"], ["--level", "1", "--json"], ["--line-buffered"],
+        ["--bytes-per-segment", "4", "-q"], ["--line-buffered", "--join", "|"],
+    ],
+)  # fmt: skip
+def test_files_together_are_cut_as_each_alone(run: Run, arguments: list[str]) -> None:
+    names = many_files()
+    found = run(*arguments, *names)
+    each = [run(*arguments, name) for name in names]
+    assert found.out == b"".join(one.out for one in each)
+    assert (found.code, found.errors) == (1, [line for one in each for line in one.errors])
+    assert len(found.errors) == 4
+
+
+def test_a_page_and_statistics_of_many_files(run: Run) -> None:
+    names = many_files()
+    page = run("--html", "-", *names).out.decode()
+    assert re.findall("<h2>(.+?)</h2>", page) == [name for name in names if name.startswith("file")]
+    cut = [json.loads(line) for line in run("--json", *names).out.splitlines()]
+    assert json.loads(run("--stats", "--json", *names).out)["segments"] == len(cut)
+
+
+def test_short_files_are_cut_together(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = []
+    cut = LevelCutter._cut
+    monkeypatch.setattr(LevelCutter, "_cut", lambda self, count: blocks.append(count) or cut(self, count))
+    for number in range(50):
+        Path(f"file{number}").write_bytes(DATA[number:])
+    assert run(*(f"file{number}" for number in range(50))).code == 0
+    assert len(blocks) == 1
+
+
+def test_nothing_is_held_back_while_input_is_awaited_or_an_error_is_shown(run: Run) -> None:
+    out = io.BytesIO()
+    seen: list[bytes] = []
+
+    class Watched(Trickle):
+        def read(self, size: int | None = -1) -> bytes:
+            seen.append(out.getvalue())
+            return super().read(size)
+
+    class Told(io.StringIO):
+        def write(self, text: str) -> int:
+            seen.append(out.getvalue())
+            return super().write(text)
+
+    for name in "abc":
+        Path(name).write_bytes(name.encode() * 5)
+    arguments = ["--join", "", "a", "b", "-", "c", "none", "a"]
+    assert run(*arguments, stdin=Watched(b"in"), stdout=out, stderr=Told()).code == 1
+    assert {*seen} == {b"aaaaabbbbb", b"aaaaabbbbbinccccc"} and seen == sorted(seen)
+    assert out.getvalue() == b"aaaaabbbbbincccccaaaaa"
+
+
+def test_a_pipe_is_not_opened_before_what_is_known_is_shown(run: Run) -> None:
+    out = io.BytesIO()
+    Path("file").write_bytes(b"before")
+    os.mkfifo("pipe")
+    seen: list[bytes] = []
+
+    def feed() -> None:
+        while out.getvalue() != b"before":
+            time.sleep(0.01)
+        seen.append(out.getvalue())
+        Path("pipe").write_bytes(b"after")
+
+    feeder = threading.Thread(target=feed, daemon=True)
+    feeder.start()
+    assert run("--join", "", "file", "pipe", stdout=out).code == 0
+    feeder.join(60)
+    assert (seen, out.getvalue()) == ([b"before"], b"beforeafter")
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\0"])

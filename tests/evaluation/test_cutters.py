@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.model_helpers import TEXT, few, law, small_model
 from zonkey_core.data import SourceSpec, open_stream
+from zonkey_core.evaluation.baselines import cutters
 from zonkey_core.evaluation.baselines.cutters import (
     ModelCutter,
     RandomCutter,
@@ -20,6 +21,7 @@ from zonkey_core.evaluation.baselines.cutters import (
     StartProbs,
     TokenizerCutter,
     TokenizerFailure,
+    cut_texts,
     fit_tokenizer,
     fit_tokenizers,
 )
@@ -150,8 +152,20 @@ def test_the_rule_cuts_behind_full_stops() -> None:
     assert RuleCutter().cut(b"").tolist() == []
 
 
+@pytest.mark.parametrize("level", [0, 1])
+def test_texts_are_cut_together_as_each_alone(level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cutters, "TEXTS_TOGETHER", 3)
+    texts = [LONG[:first] for first in (0, 1, 50, 0, 200, 333, len(LONG))]
+    shares: list[float] = []
+    for cutter in (ModelCutter(small_model(seed=3), level=level, threshold=0.2), RandomCutter(0.5, seed=1)):
+        shares.clear()
+        found = cut_texts(cutter, texts, shares.append)
+        assert [each.tolist() for each in found] == [cutter.cut(text).tolist() for text in texts]
+        assert shares[0] == 0 and shares == sorted(shares) and shares[-1] < 1
+
+
 def test_probabilities_are_read_without_gradients_and_within_bounds() -> None:
-    found = ModelCutter(small_model(seed=3)).start_probs(LONG)
+    (found,) = ModelCutter(small_model(seed=3)).start_probs([LONG])
     assert found.offsets.tolist() == list(range(len(LONG)))
     assert found.probs[0] == 1 and ((found.probs >= 0) & (found.probs <= 1)).all()
     assert found.probs[LONG.index("ï".encode()) + 1] == 0

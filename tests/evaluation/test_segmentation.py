@@ -128,7 +128,11 @@ def test_the_rule_for_sentences_by_hand(outcomes: dict[str, Outcome]) -> None:
 
 
 def words_split(
-    _level: NumpyLevel, values: NDArray[np.uint8], begin: int = 0, end: int | None = None
+    _level: NumpyLevel,
+    values: NDArray[np.uint8],
+    begin: int = 0,
+    end: int | None = None,
+    fresh: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float32]:
     """A splitter that is certain of the first byte after a space or line end, and of nothing else."""
     white = (values == 32) | (values == 10)

@@ -23,11 +23,10 @@ from zonkey_core.checkpoint import CONFIG, MODEL, describe, load_model, pack_ten
 from zonkey_core.committed_files import write_files
 from zonkey_core.config import Config
 from zonkey_core.errors import ConfigError
-from zonkey_core.inference import segmentation
+from zonkey_core.inference import level_cutter
 from zonkey_core.inference.cutting_levels import cutting_levels, load_cutting_levels
+from zonkey_core.inference.level_cutter import CuttingLevel, LevelCutter
 from zonkey_core.inference.segmentation import (
-    CuttingLevel,
-    LevelCutter,
     RateThreshold,
     segment_levels,
     segment_stream,
@@ -67,9 +66,9 @@ models = st.builds(model_with, st.integers(0, 5), biases)
 def reading(blocks: tuple[tuple[int, int], tuple[int, int]]) -> Iterator[None]:
     """With blocks of these sizes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segmentation, "BYTE_BLOCK", blocks[0])
-        patch.setattr(segmentation, "COMPRESSED_BLOCK", blocks[0])
-        patch.setattr(segmentation, "LATENT_BLOCK", blocks[1])
+        patch.setattr(level_cutter, "BYTE_BLOCK", blocks[0])
+        patch.setattr(level_cutter, "COMPRESSED_BLOCK", blocks[0])
+        patch.setattr(level_cutter, "LATENT_BLOCK", blocks[1])
         yield
 
 
@@ -240,14 +239,13 @@ def test_memory_is_bounded_and_segments_come_early(level: int, monkeypatch: pyte
     data, piece = (TEXT * 200).encode(), 100
     blocks = (64, 128), (16, 16)
     held: dict[bool, list[int]] = {True: [], False: []}
-    push = LevelCutter.push
+    advance = LevelCutter.advance
 
-    def watched(self: LevelCutter, *given: Any) -> Iterator[Any]:
-        yield from push(self, *given)
-        assert len(self.values) == len(self.offsets)
-        held[self.level.reads_bytes].append(len(self.values))
+    def watched(self: LevelCutter) -> Iterator[Any]:
+        yield from advance(self)
+        held[self.level.reads_bytes].append(self.taken - self.base)
 
-    monkeypatch.setattr(LevelCutter, "push", watched)
+    monkeypatch.setattr(LevelCutter, "advance", watched)
     taken = 0
 
     def source() -> Iterator[bytes]:

@@ -88,6 +88,22 @@ def test_different_units_have_different_keys_and_the_same_have_the_same() -> Non
     assert keys[:half] == keys[half:] and len(set(keys)) == half and keys[4] == ord("中")
 
 
+@law
+@given(st.lists(st.sampled_from(["👨", "\u200d👩", "क", "\u094dष", "🇩", "🇪🇫", "e", "\u0301", "\r", "\n"]), min_size=1))
+@example(["👨", "\u200d👩"])
+@example(["क", "\u094dष"])
+def test_a_document_has_the_units_that_it_has_alone(texts: list[str]) -> None:
+    parts = [text.encode() for text in texts]
+    sizes = np.cumsum([0, *map(len, parts)])
+    values = np.frombuffer(b"".join(parts), np.uint8)
+    found = read_units(values, np.isin(np.arange(len(values)), sizes[:-1]))
+    alone = [read_units(np.frombuffer(part, np.uint8), np.arange(len(part)) == 0) for part in parts]
+    assert found.keys.tolist() == [key for each in alone for key in each.keys.tolist()]
+    assert found.offsets.tolist() == [
+        offset for each, size in zip(alone, sizes, strict=False) for offset in (each.offsets + size).tolist()
+    ]
+
+
 def test_nothing_joins_across_the_beginning_of_a_row_or_a_document() -> None:
     text = "e\u0301中".encode()
     rows = byte_rows(text, text)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tests.model_helpers import TEXT, small_model
 from zonkey_core.checkpoint import load_model
 from zonkey_core.inference.cutting_levels import cutting_levels
-from zonkey_core.inference.segmentation import CuttingLevel, position_probs, segment_levels
+from zonkey_core.inference.level_cutter import CuttingLevel
+from zonkey_core.inference.segmentation import position_probs, segment_levels
 from zonkey_core.inference.torch_levels import TorchLevel
 from zonkey_core.numpy_model import compressor, segment_splitter
 from zonkey_core.numpy_model.level import NumpyLevel, numpy_levels
@@ -79,7 +80,7 @@ def test_probabilities_and_latents_are_those_of_torch(seed: int, bias: float, te
 def test_cuts_are_those_of_torch(seed: int, bias: float, text: bytes, level: int) -> None:
     ours, theirs = both(seed, bias)
     for lower in range(level + 1):
-        probs = position_probs(ours, text, level=lower).probs
+        probs = position_probs(ours, [text], level=lower)[0].probs
         assume(not len(probs) or np.abs(probs - 0.5).min() > NEAR)
     assert starts_of(ours, text, level) == starts_of(theirs, text, level)
 
@@ -114,6 +115,22 @@ def test_a_part_of_the_positions_has_the_probabilities_of_the_whole() -> None:
         count = len(positions)
         for begin, end in ((0, 1), (0, count), (7, 8), (7, 7), (count // 3, count // 2), (count - 1, count)):
             assert level.start_probs(positions, begin, end).tolist() == whole[begin:end]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(any_text, min_size=1, max_size=8), st.sampled_from([3, 50, 8192]))
+def test_a_document_has_the_probabilities_that_it_has_alone(texts: list[bytes], together: int) -> None:
+    bytes_level, upper, _ = both(1, -0.7)[0]
+    parts = [np.frombuffer(text, dtype=np.uint8) for text in texts if text] or [np.zeros(1, dtype=np.uint8)]
+    bounds = [np.r_[0 : len(part) : 5, len(part)] for part in parts]
+    latents = [bytes_level.compress(part, bound) for part, bound in zip(parts, bounds, strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        for level, documents in ((bytes_level, parts), (upper, latents)):
+            assert isinstance(level, NumpyLevel)
+            patch.setattr(level.splitter.network, "together", together)
+            fresh = np.cumsum([0, *map(len, documents[:-1])])
+            found = level.start_probs(np.concatenate(documents), fresh=fresh)
+            assert found.tolist() == np.concatenate([level.start_probs(part) for part in documents]).tolist()
 
 
 @pytest.mark.parametrize("rows", [8, 50, 1 << 20])

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 import click
 
 from zonkey_cli.escaping import BadEscapeError, undo
 from zonkey_cli.exit_codes import ExitCode
-from zonkey_cli.files import Inputs, lines, written_whole
+from zonkey_cli.files import Inputs, written_whole
 from zonkey_cli.models import check_level, highest_level, load_cutting_levels, load_estimator
 from zonkey_cli.options import (
     FILE,
@@ -29,6 +28,7 @@ from zonkey_cli.options import (
     null_option,
     require_with,
 )
+from zonkey_cli.segment_runs import Cutting, Shown, runs
 from zonkey_cli.streams import Streams
 from zonkey_cli.threads import shared_executor
 
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from zonkey_cli.segment_formats import Format
-    from zonkey_core.inference.segmentation import CuttingLevel
-    from zonkey_core.inference.segments import Segments
 
 MANUAL = Manual(
     examples=(
@@ -57,22 +55,8 @@ MANUAL = Manual(
 
 _CUTTING = ("threshold", "bytes_per_segment", "bits_per_segment", "line_buffered")
 _FORMATS = ("as_json", "null", "join", "prob", "tree", "stats", "html")
-LEAST_BITS = 1e-3
-"""Bits of a byte that is as good as known."""
 _TOGETHER = ({"as_json", "tree"}, {"as_json", "stats"}, {"null", "prob"})
 """The formats that can be had together."""
-
-
-@dataclass(frozen=True)
-class Cutting:
-    """How text is cut."""
-
-    level: int
-    threshold: float | None
-    bytes_per_segment: float | None
-    bits_per_segment: float | None
-    line_buffered: bool | None
-    """Whether each line is a text of its own; None stands for input from a terminal alone."""
 
 
 @click.command("segment", cls=Verb, manual=MANUAL, short_help="Cut text into the segments that the model learned.")
@@ -251,11 +235,10 @@ def _segment(
     estimate = None if cutting.bits_per_segment is None else load_estimator(streams, model, device=device)
     form = make_format()
     with _output(streams, page, form) as write:
-        for name, file in itertools.chain([first], files):
-            write(form.begin(name))
-            for text in _texts(streams, levels, estimate, cutting, name, inputs.chunks(name, file)):
-                for index, segments in enumerate(text):
-                    write(form.show(segments, first=index == 0))
+        shown = Shown(form, write)
+        for found in runs(streams, inputs, itertools.chain([first], files), levels, estimate, cutting, shown):
+            shown.show(found)
+        shown.begin_files()
         write(form.end())
 
 
@@ -273,41 +256,6 @@ def _output(streams: Streams, page: str | None, form: Format) -> Iterator[Callab
             streams.flush()
 
     yield write
-
-
-def _texts(
-    streams: Streams,
-    levels: Sequence[CuttingLevel],
-    estimate: Callable[[bytes], float] | None,
-    cutting: Cutting,
-    name: str,
-    chunks: Iterable[bytes],
-) -> Iterator[Iterator[Segments]]:
-    """The segments of each text of a file, whose bits a byte `estimate` tells: of the whole, or of every line."""
-    from zonkey_core.inference.segmentation import THRESHOLD, segment_levels, take_head, threshold_for_rate
-
-    threshold = THRESHOLD if cutting.threshold is None else cutting.threshold
-    wanted = cutting.bytes_per_segment
-    if wanted is not None or estimate is not None:
-        head, chunks = take_head(chunks)
-        if cutting.bits_per_segment is not None and estimate is not None:
-            wanted = cutting.bits_per_segment / max(estimate(head), LEAST_BITS)
-            streams.detail(f"{name}: {cutting.bits_per_segment:g} bits are {wanted:.4g} bytes")
-        assert wanted is not None
-        found = threshold_for_rate(levels, head, level=cutting.level, bytes_per_segment=wanted)
-        threshold = found.threshold
-        streams.detail(f"{name}: threshold {threshold:.6g}, {found.bytes_per_segment:.4g} bytes a segment")
-        if not found.within_reach:
-            streams.note(
-                f"{name}: {wanted:.6g} bytes a segment cannot be reached at level {cutting.level}; "
-                f"the nearest is {found.bytes_per_segment:.4g}"
-            )
-    typed = name == "-" and streams.stdin_is_terminal
-    if cutting.line_buffered or (cutting.line_buffered is None and typed):
-        for start, line in lines(chunks):
-            yield segment_levels(levels, line, level=cutting.level, threshold=threshold, start=start)
-    else:
-        yield segment_levels(levels, chunks, level=cutting.level, threshold=threshold)
 
 
 def _undo(streams: Streams, inputs: Inputs, *, end: bytes) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from zonkey_core.checkpoint import MODEL, check_weights, read_model_card, reading
 from zonkey_core.committed_files import file_path
-from zonkey_core.inference.segmentation import CuttingLevel
+from zonkey_core.inference.level_cutter import CuttingLevel
 from zonkey_core.numpy_model.level import numpy_levels
 from zonkey_core.weights_file import read_arrays
 

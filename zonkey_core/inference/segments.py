@@ -19,7 +19,7 @@ class Segment(msgspec.Struct, frozen=True):
     end: int
     """Byte offset after its last."""
     prob: float
-    """The splitter's probability of a cut at `start`; 1 at the beginning of the stream."""
+    """The splitter's probability of a cut at `start`; 1 at the beginning of a document."""
     text: bytes
     segments: tuple[Segment, ...] = ()
     """Those of the level below that it consists of, where they were asked for."""
@@ -29,9 +29,9 @@ class Starts(NamedTuple):
     """Segment starts of one level."""
 
     offsets: NDArray[np.int64]
-    """[M] byte offset of each in the stream."""
+    """[M] byte offset of each in the document."""
     probs: NDArray[np.float32]
-    """[M] the splitter's probability of a cut there; 1 at the beginning of the stream."""
+    """[M] the splitter's probability of a cut there; 1 at the beginning of a document."""
 
     def split(self, offset: int) -> tuple[Starts, Starts]:
         """Those before byte `offset`, and the others."""
@@ -40,7 +40,7 @@ class Starts(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """Consecutive whole segments of one level, with those of every level below that they consist of."""
+    """Consecutive whole segments of one level in a document, with those of every level below that they consist of."""
 
     start: int
     """Byte offset of the first."""
@@ -48,6 +48,8 @@ class Segments(NamedTuple):
     """Their text."""
     starts: tuple[Starts, ...]
     """Of each level, lowest first; those of the highest are the segments."""
+    document: int = 0
+    """Which of the documents of a stream, from 0 on."""
 
     @property
     def begins(self) -> NDArray[np.int64]:

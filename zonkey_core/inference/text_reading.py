@@ -16,8 +16,8 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.inference.cutting_levels import cutting_levels
+from zonkey_core.inference.level_cutter import CuttingLevel
 from zonkey_core.inference.planning import LevelContext
-from zonkey_core.inference.segmentation import CuttingLevel
 from zonkey_core.inference.shapes import padded_count
 from zonkey_core.inference.windows import WINDOWS_TOGETHER
 from zonkey_core.model.existence import LOG_FLOOR

@@ -82,8 +82,11 @@ class SegmentSplitter(nn.Module):
         """Units on either side that the probability of one depends on."""
         return self.spread + max(NGRAM_ORDERS) - 1
 
-    def forward(self, sequence: PositionSequence) -> Splits:
-        """Probabilities and logits; padding counts as certain starts, so that it belongs to no segment."""
+    def forward(self, sequence: PositionSequence, *, apart: bool = False) -> Splits:
+        """Probabilities and logits; padding counts as certain starts, so that it belongs to no segment.
+
+        Where documents of bytes are read `apart`, none sees another, as if they were rows of their own.
+        """
         exists = sequence.exists_mask
         forced = sequence.document_mask | ~exists
         forced[:, 0] = True
@@ -91,6 +94,8 @@ class SegmentSplitter(nn.Module):
             logits = self._convolved(self.embedding(sequence.values), exists)
             return Splits(logits.sigmoid().where(~forced, 1.0), logits)
         units = unit_rows(sequence)
+        if apart:
+            units = units._replace(rows=units.fresh_mask.long().cumsum(0))
         found = self.unit_logits(units)
         logits = found.new_full(exists.shape, NEVER).flatten().index_copy(0, units.offsets, found).view(exists.shape)
         allowed = torch.zeros_like(exists).flatten().index_fill(0, units.offsets, 1).view(exists.shape)

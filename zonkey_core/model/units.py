@@ -181,7 +181,7 @@ def _joined(codes: Offsets, starts: Offsets, length: int, fresh: Mask) -> Mask |
     kind: NDArray[np.uint8] = kinds & np.uint8(0x0F)
     before = np.concatenate([[np.uint8(BreakKind.CONTROL)], kind[:-1]])
     joined: Mask = _pairs()[(before << 4) | kind]
-    joined |= _pictographs(kinds, starts) | _conjuncts(kinds, starts) | _flags(kind, fresh)
+    joined |= _pictographs(kinds, starts, fresh) | _conjuncts(kinds, starts, fresh) | _flags(kind, fresh)
     joined &= ~fresh
     if not joined.any():
         return None
@@ -202,13 +202,13 @@ def _shifted(values: Offsets, by: int) -> Offsets:
     return np.concatenate([np.full(min(by, len(values)), -1, dtype=np.int64), values[:-by]])
 
 
-def _within(base: Offsets, starts: Offsets) -> Mask:
+def _within(base: Offsets, starts: Offsets, fresh: Mask) -> Mask:
     """[P] whether an earlier code point, by its index, is there and begins at most `LONGEST_UNIT` bytes before."""
-    near: Mask = (base >= 0) & (starts - starts[np.maximum(base, 0)] <= LONGEST_UNIT)
+    near: Mask = (base >= np.maximum(_last(fresh), 0)) & (starts - starts[np.maximum(base, 0)] <= LONGEST_UNIT)
     return near
 
 
-def _pictographs(kinds: NDArray[np.uint8], starts: Offsets) -> Mask:
+def _pictographs(kinds: NDArray[np.uint8], starts: Offsets, fresh: Mask) -> Mask:
     """Where a pictograph is joined to one before it (rule GB11)."""
     asked = (kinds & BreakKind.PICTOGRAPH) > 0
     if not asked.any():
@@ -217,11 +217,11 @@ def _pictographs(kinds: NDArray[np.uint8], starts: Offsets) -> Mask:
     asked[1:] &= kind[:-1] == BreakKind.JOINER
     asked[:1] = False
     base = _shifted(_last(kind != BreakKind.EXTEND), 2)
-    joined: Mask = asked & _within(base, starts) & ((kinds[base] & BreakKind.PICTOGRAPH) > 0)
+    joined: Mask = asked & _within(base, starts, fresh) & ((kinds[base] & BreakKind.PICTOGRAPH) > 0)
     return joined
 
 
-def _conjuncts(kinds: NDArray[np.uint8], starts: Offsets) -> Mask:
+def _conjuncts(kinds: NDArray[np.uint8], starts: Offsets, fresh: Mask) -> Mask:
     """Where a consonant is joined to one before it by a virama (rule GB9c)."""
     asked = (kinds & BreakKind.CONSONANT) > 0
     linkers = (kinds & BreakKind.LINKER) > 0
@@ -229,7 +229,7 @@ def _conjuncts(kinds: NDArray[np.uint8], starts: Offsets) -> Mask:
         return np.zeros(len(kinds), dtype=np.bool_)
     base = _shifted(_last((kinds & (BreakKind.LINKER | BreakKind.CONJOINED)) == 0), 1)
     linked = _shifted(_last(linkers), 1) > base
-    joined: Mask = asked & linked & _within(base, starts) & ((kinds[base] & BreakKind.CONSONANT) > 0)
+    joined: Mask = asked & linked & _within(base, starts, fresh) & ((kinds[base] & BreakKind.CONSONANT) > 0)
     return joined
 
 

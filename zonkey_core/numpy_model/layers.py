@@ -14,9 +14,9 @@ NORM_EPSILON = 1e-5
 LEAST_NORM = 1e-6
 
 
-def half_silu(halves: Floats) -> Floats:
+def half_silu(halves: Floats, out: Floats | None = None) -> Floats:
     """`silu(2 h)` of halves `h`, which is `h + h tanh h`: cheaper than an exponential and a division."""
-    gate = np.tanh(halves)
+    gate = np.tanh(halves, out=out)
     gate += 1
     gate *= halves
     return gate
@@ -65,9 +65,9 @@ class Linear:
         self.weight = np.ascontiguousarray(weights.take("weight", outer, inner).T) * np.float32(scale)
         self.bias = weights.take("bias", outer) * np.float32(scale) if bias else None
 
-    def __call__(self, rows: Floats) -> Floats:
+    def __call__(self, rows: Floats, out: Floats | None = None) -> Floats:
         """[n, inner] to [n, outer]."""
-        out: Floats = rows @ self.weight
+        out = np.matmul(rows, self.weight, out=out)
         if self.bias is not None:
             out += self.bias
         return out
@@ -78,6 +78,14 @@ class Linear:
         return self
 
 
+def room(count: int, width: int, kernel: int) -> tuple[Floats, Floats]:
+    """What a convolution reads, `count` positions with zeros around, and the part [count, width] that these are."""
+    padded = np.empty((max(2, -(-count // kernel)) * kernel + kernel - 1, width), dtype=np.float32)
+    padded[: kernel // 2] = 0
+    padded[kernel // 2 + count :] = 0
+    return padded, padded[kernel // 2 : kernel // 2 + count]
+
+
 class Convolution:
     """A convolution along positions that are all there are: zeros stand around them. `scale` multiplies its output."""
 
@@ -85,7 +93,8 @@ class Convolution:
         taps = weights.take("weight", outer, inner, kernel)
         self.kernel = kernel
         self.weight = np.ascontiguousarray(taps.transpose(2, 1, 0)).reshape(kernel * inner, outer) * np.float32(scale)
-        self.bias = weights.take("bias", outer) * np.float32(scale)
+        self.bias = np.tile(weights.take("bias", outer) * np.float32(scale), kernel)
+        """Once for each of `kernel` positions, which are added to together."""
 
     def project(self, weight: Floats) -> None:
         """Take rows [n, narrow] from now on, which a weight [inner, narrow] made wider before: once, and not of all."""
@@ -93,22 +102,18 @@ class Convolution:
         taps = self.weight.reshape(self.kernel, inner, -1)
         self.weight = np.ascontiguousarray(weight.T @ taps).reshape(self.kernel * narrow, -1)
 
-    def __call__(self, states: Floats) -> Floats:
-        """[n, inner] to [n, outer].
+    def __call__(self, padded: Floats) -> Floats:
+        """[n, outer] of positions in their `room`, and of some behind them.
 
         Every `kernel`-th window of positions, from any one on, lies in memory as a row of a matrix, so nothing has to
         be copied for the products.
         """
-        count, inner = states.shape
         kernel = self.kernel
-        rows = max(2, -(-count // kernel))
-        padded = np.empty((rows * kernel + kernel - 1, inner), dtype=np.float32)
-        padded[: kernel // 2] = 0
-        padded[kernel // 2 : kernel // 2 + count] = states
-        padded[kernel // 2 + count :] = 0
-        out = np.empty((rows * kernel, self.weight.shape[1]), dtype=np.float32)
+        rows = len(padded) // kernel
+        out = np.empty((rows, kernel, self.weight.shape[1]), dtype=np.float32)
         for shift in range(kernel):
-            windows = padded[shift : shift + rows * kernel].reshape(rows, kernel * inner)
-            np.matmul(windows, self.weight, out=out[shift::kernel])
-        out += self.bias
-        return out[:count]
+            windows = padded[shift : shift + rows * kernel].reshape(rows, -1)
+            np.matmul(windows, self.weight, out=out[:, shift])
+        joined = out.reshape(rows, -1)
+        joined += self.bias
+        return out.reshape(rows * kernel, -1)

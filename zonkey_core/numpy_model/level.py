@@ -53,9 +53,19 @@ class NumpyLevel:
             self.compressor = Compressor(weights.part("compressor"), config, table)
             self._latents = np.empty((KEPT_LATENTS if self.reads_bytes else 0, self.compressor.channels), np.float32)
 
-    def start_probs(self, values: NDArray[Any], begin: int = 0, end: int | None = None) -> Floats:
-        """The probability of a start at each of the positions [n] or [n, C], or at those from `begin` to `end`."""
-        return self.splitter(values, begin, len(values) if end is None else end, self._executor)
+    def start_probs(
+        self,
+        values: NDArray[Any],
+        begin: int = 0,
+        end: int | None = None,
+        fresh: NDArray[np.int64] | None = None,
+    ) -> Floats:
+        """The probability of a start at each of the positions [n] or [n, C], or at those from `begin` to `end`.
+
+        Documents begin at `fresh` [D], ascending, and at the first position in any case.
+        """
+        fresh = np.zeros(0, dtype=np.int64) if fresh is None else fresh
+        return self.splitter(values, begin, len(values) if end is None else end, fresh, self._executor)
 
     def compress(self, values: NDArray[Any], bounds: NDArray[np.int64]) -> Floats:
         """The latents of the segments between consecutive `bounds` [M + 1] in positions [n] or [n, C]."""
@@ -63,9 +73,9 @@ class NumpyLevel:
             return self._compress(self.linear(values), bounds[:-1], np.diff(bounds))
         text = values.tobytes()
         edges = bounds.tolist()
-        segments = [text[begin:end] for begin, end in itertools.pairwise(edges)]
+        segments = [*map(text.__getitem__, map(slice, edges, edges[1:]))]
         kept = self._kept
-        new = [segment for segment in dict.fromkeys(segments) if segment not in kept]
+        new = [*dict.fromkeys(itertools.filterfalse(kept.__contains__, segments))]
         if len(kept) + len(new) > len(self._latents):
             kept.clear()
             new = [*dict.fromkeys(segments)]
@@ -73,7 +83,7 @@ class NumpyLevel:
             self._latents = np.empty((len(new), self.compressor.channels), dtype=np.float32)
         if new:
             self._keep(new)
-        return self._latents[[kept[segment] for segment in segments]]
+        return self._latents[np.fromiter(map(kept.__getitem__, segments), np.int64, len(segments))]
 
     def _keep(self, segments: Sequence[bytes]) -> None:
         """Compress distinct strings and keep what comes of them."""

@@ -9,7 +9,9 @@ from zonkey_core.model.ngram_tables import SPREAD
 from zonkey_core.numpy_model.weights import Floats
 
 
-def ngram_vectors(keys: NDArray[np.int64], table: Floats, orders: tuple[int, ...]) -> Floats:
+def ngram_vectors(
+    keys: NDArray[np.int64], table: Floats, orders: tuple[int, ...], out: Floats | None = None
+) -> Floats:
     """[n, D] the sum of the vectors, in a table [rows, D], of the n-grams of these orders that end at each symbol [n].
 
     What stands before the first symbol counts as a key of -1.
@@ -17,7 +19,8 @@ def ngram_vectors(keys: NDArray[np.int64], table: Floats, orders: tuple[int, ...
     longest = max(orders)
     padded = np.zeros(len(keys) + longest - 1, dtype=np.int64)
     np.add(keys, 1, out=padded[longest - 1 :])
-    summed = np.zeros((len(keys), table.shape[1]), dtype=np.float32)
+    summed = np.empty((len(keys), table.shape[1]), dtype=np.float32) if out is None else out
+    summed[:] = 0
     vectors = np.empty_like(summed)
     hashes = np.zeros(len(keys), dtype=np.int64)
     for order in range(1, longest + 1):

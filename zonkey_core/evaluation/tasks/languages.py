@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.errors import DataError
-from zonkey_core.evaluation.baselines.cutters import Cutter, ModelCutter, fit_tokenizers
+from zonkey_core.evaluation.baselines.cutters import Cutter, ModelCutter, cut_texts, fit_tokenizers
 from zonkey_core.evaluation.context import EvaluationContext, Language
 from zonkey_core.evaluation.metrics.bootstrap import bootstrap_sums
 from zonkey_core.evaluation.metrics.boundaries import (
@@ -112,10 +113,8 @@ def _measure_language(context: EvaluationContext, language: Language) -> Iterato
     words = [_spans(line) for line in language.lines]
     cuts: dict[str, list[Offsets]] = {}
     for cutter in cutters:
-        cuts[cutter.name] = []
-        for index, text in enumerate(texts):
-            context.report(f"cutting {language.name}: {cutter.name}", index / len(texts))
-            cuts[cutter.name].append(cutter.cut(text))
+        report = partial(context.report, f"cutting {language.name}: {cutter.name}")
+        cuts[cutter.name] = cut_texts(cutter, texts, report)
     for suffix, forced in (("", False), ("_forced", True)):
         borders = [_punctuation_borders(text) if forced else np.zeros(0, np.int64) for text in texts]
         counts = {

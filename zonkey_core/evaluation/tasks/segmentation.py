@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from zonkey_core.evaluation.baselines.cutters import (
     RandomCutter,
     RuleCutter,
     TokenizerCutter,
+    cut_texts,
     fit_tokenizers,
 )
 from zonkey_core.evaluation.baselines.entropy_cutter import SHAPE, EntropyCutter, entropy_cutters
@@ -117,10 +119,8 @@ class _Ordinary:
     def _calibration(self) -> Measure:
         """How far the probabilities of cuts are from the share of word starts among the places that they lead to."""
         context, contest = self.context, self.contest
-        found = []
-        for index, text in enumerate(contest.texts):
-            context.report("probabilities of cuts", index / len(contest.texts))
-            found.append(self.own.start_probs(text))
+        context.report("probabilities of cuts", 0)
+        found = self.own.start_probs(contest.texts)
         cuts = sum(len(self.own.cut_at(each, self.own.threshold)) for each in found)
         floor = RandomCutter(cuts / sum(map(len, contest.texts)), context.options.seed)
         forecasts = {
@@ -226,11 +226,7 @@ def bytes_per_segment(texts: Sequence[bytes], cuts: Sequence[Offsets]) -> float:
 
 def _cuts(context: EvaluationContext, cutter: Cutter, texts: Sequence[bytes]) -> list[Offsets]:
     """A cutter's cuts of every text, with progress."""
-    found = []
-    for index, text in enumerate(texts):
-        context.report(f"cutting: {cutter.name}", index / len(texts))
-        found.append(cutter.cut(text))
-    return found
+    return cut_texts(cutter, texts, partial(context.report, f"cutting: {cutter.name}"))
 
 
 def _certain(cuts: Offsets, length: int) -> NDArray[np.float64]:
