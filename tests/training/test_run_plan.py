@@ -34,13 +34,13 @@ def test_parts_and_memory_are_those_of_the_model() -> None:
 
 
 def test_the_length_of_a_run_may_be_given_in_text_time_or_steps() -> None:
-    plan = planned(text_bytes=1e9, gpus=2, teraflops=100.0, utilisation=0.5)
+    plan = planned(text_bytes=1e9, gpus=2, teraflops=100.0, utilisation=0.5, stage="splitter")
     assert plan.days == pytest.approx(1e9 * plan.flops_per_byte / (2 * 100e12 * 0.5) / 86400)
     assert plan.steps == pytest.approx(1e9 / (2 * 256))
-    steps = planned(steps=1000)
+    steps = planned(steps=1000, stage="splitter")
     assert steps.text_bytes == 1000 * 2 * 256
     assert steps.days is not None
-    assert planned(seconds=86400 * steps.days).text_bytes == pytest.approx(steps.text_bytes)
+    assert planned(seconds=86400 * steps.days, stage="splitter").text_bytes == pytest.approx(steps.text_bytes)
 
 
 def test_gpus_share_rows_and_with_shard_the_denoisers() -> None:
