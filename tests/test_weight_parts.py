@@ -72,9 +72,17 @@ def test_places_that_cannot_be_read_are_refused(tmp_path: Path, said: str) -> No
     save_file({"matrix": WHOLE["matrix"]}, tmp_path / "1", {OFFSETS: said})
     with pytest.raises(ValueError, match="does not say where its parts begin"):
         whole_entries([tmp_path / "1"])
-    save_file({"matrix": WHOLE["matrix"]}, tmp_path / "1")
-    with pytest.raises(ValueError, match="which rows of matrix"):
-        whole_entries([tmp_path / "1"])
+
+
+def test_files_that_say_nothing_of_parts_have_whole_tensors(tmp_path: Path) -> None:
+    paths = [tmp_path / "1", tmp_path / "2"]
+    for path, names in zip(paths, (("matrix", "scalar"), ("vector", "none")), strict=True):
+        save_file({name: WHOLE[name] for name in names}, path)
+    assert_same_tensors(join_parts(paths, ("",)), {name: each for name, each in WHOLE.items() if name != "alone"})
+    save_file({"matrix": WHOLE["matrix"]}, paths[1])
+    for action in (whole_entries, lambda paths: join_parts(paths, ("",))):
+        with pytest.raises(ValueError, match="the parts of matrix do not make a whole"):
+            action(paths)
 
 
 def in_parts(run: Run, *, rows_first: int) -> None:

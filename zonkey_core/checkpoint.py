@@ -11,7 +11,8 @@ A folder may come from a stranger: every file is looked at before it is opened, 
 each other and with the machine before anything is made for them. A folder without checksums is read, too.
 
 Where processes share out their state, optimizer.safetensors is in parts, optimizer-00001-of-00002.safetensors and so on
-(`zonkey_core.weight_parts`). How files are replaced as one is in `zonkey_core.committed_files`. Nothing is pickled.
+(`zonkey_core.weight_parts`). So is model.safetensors beyond `SHARD_BYTES`, with the index that other programs expect,
+model.safetensors.index.json. How files are replaced as one is in `zonkey_core.committed_files`. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from zonkey_core.committed_files import ReadyFile, complete_files, file_path
+from zonkey_core.committed_files import INDEX, ReadyFile, complete_files, file_path, file_paths, present_files
 from zonkey_core.config import Config, check_model_config, check_training_config
 from zonkey_core.errors import CheckpointError, ConfigError
 from zonkey_core.safe_files import decode_json, read_bounded
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 FORMAT = 4
 CONFIG, MODEL, TRAINING, OPTIMIZER = "config.json", "model.safetensors", "training.json", "optimizer.safetensors"
 CHECKSUMS = "checksums.json"
+SHARD_BYTES = 4_000_000_000
+"""The most bytes of weights in a file of a released model."""
 KEPT = "checkpoints"
 """The folder of the earlier checkpoints."""
 JSON_BYTES = 16 * 1024 * 1024
@@ -163,8 +166,9 @@ def _way_out(directory: Path) -> str:
     """What to do about a damaged checkpoint: go back to the one before, where one is kept."""
     for step in reversed(kept_steps(directory)):
         before = directory / KEPT / str(step)
+        weights = present_files(directory, MODEL)[0]
         with contextlib.suppress(OSError):
-            if os.path.samefile(before / MODEL, directory / MODEL):  # a crash came just before it was replaced
+            if os.path.samefile(before / weights, directory / weights):  # a crash came just before it was replaced
                 continue
         return (
             f"the checkpoint before is {before}, and "
@@ -203,14 +207,37 @@ def _compare(found: int, expected: int | None) -> None:
 
 
 def check_weights(directory: Path, name: str = MODEL) -> None:
-    """Read a file of weights once and raise `CheckpointError` where it is damaged or holds no numbers."""
+    """Read a file of weights, or its parts, once; raises `CheckpointError` where it is damaged or holds no numbers."""
+    from zonkey_core.weight_parts import check_index, whole_entries
     from zonkey_core.weights_file import scan_weights
 
-    expected = _checksum(directory, name)
+    paths = _weight_paths(directory, name)
+    for path in paths:
+        each = path.name.removesuffix(".next")
+        expected = _checksum(directory, each)
+        with reading(directory, each):
+            found = scan_weights(path, with_checksum=expected is not None, finite=name == MODEL)
+            if found is not None:
+                _compare(found, expected)
+    if len(paths) > 1:
+        with reading(directory, name):
+            whole_entries(paths)
+    if len(paths) > 1 and os.path.lexists(file_path(directory, name + INDEX)):
+        index = _read_json(directory, name + INDEX)
+        with reading(directory, name + INDEX):
+            check_index(index, paths)
+
+
+def _weight_paths(directory: Path, name: str) -> list[Path]:
+    """The file of weights, or its parts, each with a header that fits it; raises `CheckpointError`."""
+    from zonkey_core.weights_file import read_weights_header
+
     with reading(directory, name):
-        found = scan_weights(file_path(directory, name), with_checksum=expected is not None, finite=name == MODEL)
-        if found is not None:
-            _compare(found, expected)
+        names = complete_files(directory, name)
+    for each in names:
+        with reading(directory, each):
+            read_weights_header(file_path(directory, each))
+    return [file_path(directory, each) for each in names]
 
 
 def describe(config: Config, parameters: int) -> bytes:
@@ -227,21 +254,25 @@ def pack_tensors(tensors: Mapping[str, Tensor], *, half: bool = False) -> bytes:
     return save({name: tensor.contiguous() for name, tensor in (round_weights(ready) if half else ready).items()})
 
 
+def pack_model(tensors: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """The files of a model's weights as they are released: one, or beyond `SHARD_BYTES` several and their index."""
+    from zonkey_core.weight_parts import in_shards, shard_index, tensor_bytes
+
+    if tensor_bytes(tensors) <= SHARD_BYTES:
+        return {MODEL: pack_tensors(tensors, half=True)}
+    rounded = round_weights({name: tensor.detach().cpu() for name, tensor in tensors.items()})
+    shards = in_shards(rounded, SHARD_BYTES, MODEL)
+    files = {name: pack_tensors(shard) for name, shard in shards.items()}
+    return {**files, MODEL + INDEX: shard_index(shards)} if len(shards) > 1 else files
+
+
 def read_tensors(directory: Path, name: str, prefixes: tuple[str, ...] = ("",)) -> dict[str, Tensor]:
     """Read the tensors of a file, whole or in parts, whose keys begin with one of `prefixes`.
 
     Raises `CheckpointError`.
     """
-    with reading(directory, name):
-        names = complete_files(directory, name)
-    for each in names:
-        check_weights(directory, each)
-    if names == [name]:
-        return _tensors(directory, name, prefixes)
-    from zonkey_core.weight_parts import join_parts
-
-    with reading(directory, name):
-        return join_parts([file_path(directory, each) for each in names], prefixes)
+    check_weights(directory, name)
+    return _tensors(directory, name, prefixes)
 
 
 def require_fit(config: Config, directory: Path, name: str = MODEL, *, prefix: str = "") -> None:
@@ -251,18 +282,23 @@ def require_fit(config: Config, directory: Path, name: str = MODEL, *, prefix: s
     """
     from zonkey_core.model_building import fitting_model
 
+    paths = _weight_paths(directory, name)
     with reading(directory, name):
-        paths = [file_path(directory, each) for each in complete_files(directory, name)]
         fitting_model(config, *paths, prefix=prefix)
 
 
 def _tensors(directory: Path, name: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    """The tensors of a file that was found to be whole."""
+    """The tensors of a file, or of its parts, that was found to be whole."""
     from safetensors import SafetensorError, safe_open
 
+    from zonkey_core.weight_parts import join_parts
+
     with reading(directory, name):
+        path, *others = file_paths(directory, name)
+        if others:
+            return restore_weights(join_parts([path, *others], prefixes))
         try:
-            with safe_open(file_path(directory, name), framework="pt") as file:
+            with safe_open(path, framework="pt") as file:
                 keys: list[str] = file.keys()
                 # Copies are aligned. Products round by where numbers lie, and a run that goes on has the same bits.
                 return restore_weights({key: file.get_tensor(key).clone() for key in keys if key.startswith(prefixes)})
@@ -279,11 +315,12 @@ def load_model(
     """
     import torch
 
-    from zonkey_core.model_building import fitting_model
+    from zonkey_core.model_building import check_strings, fitting_model
 
     card = read_model_card(directory)
+    paths = _weight_paths(directory, MODEL)
     with reading(directory, MODEL):
-        model = fitting_model(card.config, file_path(directory, MODEL))
+        model = fitting_model(card.config, *paths)
     check_weights(directory)
     tensors: dict[str, Tensor] = {
         name: torch.empty_like(tensor, device="meta")
@@ -291,24 +328,13 @@ def load_model(
     }
     found = _tensors(directory, MODEL, prefixes)
     with reading(directory, MODEL):
-        _check_strings(found)
+        check_strings(found)
     for name, tensor in found.items():
         tensors[name] = tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype)
     fill_model(model, tensors, origin=directory / MODEL)
     for buffer in model.unsaved().values():
         buffer.zero_()
     return model.eval().requires_grad_(False)
-
-
-def _check_strings(tensors: Mapping[str, Tensor]) -> None:
-    """Raise `ValueError` where a table of strings [K, S] says that one is longer than S, or shorter than nothing."""
-    for name, strings in tensors.items():
-        owner, _, field = name.rpartition(".")
-        lengths = tensors.get(f"{owner}.lengths")
-        if field != "strings" or lengths is None:
-            continue
-        if len(lengths) and (int(lengths.min()) < 0 or int(lengths.max()) > strings.shape[1]):
-            raise ValueError(f"{owner}.lengths holds lengths that are no lengths of its strings")
 
 
 def fill_model(model: Zonkey, tensors: dict[str, Tensor], *, origin: Path) -> None:

@@ -3,8 +3,8 @@
 New files are first written beside the old ones as `NAME.next`; a marker file that names them then commits them, and the
 renames that follow can be repeated. A reader that finds the marker takes the `.next` files.
 
-A file may be there in parts instead, `STEM-00001-of-00002.EXT` and so on. Whole or in parts, what is new replaces all
-that was there of it before.
+A file may be there in parts instead, `STEM-00001-of-00002.EXT` and so on, beside them an index, `STEM.EXT.index.json`,
+which is for other programs. Whole or in parts, what is new replaces all that was there of it before.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import NamedTuple
 from zonkey_core.safe_files import read_bounded
 
 MARKER_BYTES = 16 * 1024 * 1024
+INDEX = ".index.json"
+"""What the name of a file that is there in parts has added to it in that of their index."""
 _COMMITTED = ".committed"
 _NEXT = ".next"
 _PART = re.compile(r"([a-z]+)-[0-9]{5}-of-[0-9]{5}(\.[a-z]+)")
@@ -48,7 +50,7 @@ def part_name(name: str, number: int, parts: int) -> str:
 def present_files(directory: Path, name: str) -> list[str]:
     """The names that a file has in a folder now: its own, also where it is missing, or those of its parts in order."""
     for names in (_marked(directory), _names_in(directory)):
-        found = sorted(each for each in names if _whole_name(each) == name)
+        found = sorted(each for each in names if _whole_name(each) == name and not each.endswith(INDEX))
         if found:
             return [name] if name in found else found
     return [name]
@@ -60,6 +62,11 @@ def complete_files(directory: Path, name: str) -> list[str]:
     if found != [name] and found != [part_name(name, number, len(found)) for number in range(1, len(found) + 1)]:
         raise ValueError(f"not all of its parts are there, only {', '.join(found[:4])}")
     return found
+
+
+def file_paths(directory: Path, name: str) -> list[Path]:
+    """Where the current version of a file is, or where its parts are; raises `ValueError` where some are missing."""
+    return [file_path(directory, each) for each in complete_files(directory, name)]
 
 
 def write_files(directory: Path, files: Mapping[str, bytes | ReadyFile]) -> None:
@@ -86,9 +93,9 @@ def sync_directory(directory: Path) -> None:
 
 
 def _whole_name(name: str) -> str:
-    """The name of the file that a part is of; of another file its own."""
+    """The name of the file that a part or an index is of; of another file its own."""
     found = _PART.fullmatch(name)
-    return found[1] + found[2] if found else name
+    return found[1] + found[2] if found else name.removesuffix(INDEX)
 
 
 def _marked(directory: Path) -> list[str]:

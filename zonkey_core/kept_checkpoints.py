@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from zonkey_core.checkpoint import CHECKSUMS, CONFIG, KEPT, MODEL, OPTIMIZER, TRAINING, kept_steps, with_checksums
-from zonkey_core.committed_files import ReadyFile, file_path, present_files, sync_directory, write_files
+from zonkey_core.committed_files import INDEX, ReadyFile, file_path, present_files, sync_directory, write_files
 from zonkey_core.errors import CheckpointError
 
 PARTS = ".parts"
@@ -51,7 +51,8 @@ def keep_present(directory: Path, steps: int) -> None:
     partial = directory / KEPT / f".{steps}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name in (CONFIG, MODEL, TRAINING, *present_files(directory, OPTIMIZER), CHECKSUMS):
+    weights = (*present_files(directory, MODEL), MODEL + INDEX, *present_files(directory, OPTIMIZER))
+    for name in (CONFIG, *weights, TRAINING, CHECKSUMS):
         if (path := file_path(directory, name)).is_file():
             _link_or_copy(path, partial / name)
     os.rename(partial, kept)

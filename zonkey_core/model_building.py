@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,17 @@ def fitting_model(config: Config, *paths: Path, prefix: str = "") -> Zonkey:
         raise ValueError("its weights do not fit the configuration, which asks for more of them")
     _compare_shapes(model.state_dict(), entries)
     return model
+
+
+def check_strings(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise `ValueError` where a table of strings [K, S] says that one is longer than S, or shorter than nothing."""
+    for name, strings in tensors.items():
+        owner, _, field = name.rpartition(".")
+        lengths = tensors.get(f"{owner}.lengths")
+        if field != "strings" or lengths is None:
+            continue
+        if len(lengths) and (int(lengths.min()) < 0 or int(lengths.max()) > strings.shape[1]):
+            raise ValueError(f"{owner}.lengths holds lengths that are no lengths of its strings")
 
 
 def _compare_shapes(expected: dict[str, torch.Tensor], entries: dict[str, TensorEntry]) -> None:

@@ -5,7 +5,8 @@ The header of each file says in its metadata where every tensor of it begins in 
     {"__metadata__": {"DCP_SHARDING_INFO": JSON}, "NAME": {"shape": [4, 3], ...}}
     JSON = {"NAME": {"saved_offsets": [4, 0]}}
 
-A tensor is divided along its first dimension. Its parts must lie behind one another, without gaps or overlaps.
+A tensor is divided along its first dimension. Its parts must lie behind one another, without gaps or overlaps. A file
+without that entry has its tensors whole, as those of a released model have theirs (`in_shards`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from zonkey_core.committed_files import part_name
 from zonkey_core.weights_file import ITEM_BYTES, LARGEST_TENSOR, TensorEntry, read_metadata, read_weights_header
 
 if TYPE_CHECKING:
@@ -69,10 +71,55 @@ def join_parts(paths: Sequence[Path], prefixes: tuple[str, ...]) -> dict[str, Te
     return tensors
 
 
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """The bytes of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+
+def in_shards(tensors: Mapping[str, Tensor], limit: int, name: str) -> dict[str, dict[str, Tensor]]:
+    """Tensors by the files to write, of at most `limit` bytes each: those of `name`'s parts, or where one will do, it.
+
+    They stay in their order; one that is larger is alone.
+    """
+    shards: list[dict[str, Tensor]] = [{}]
+    left = limit
+    for key, tensor in tensors.items():
+        size = tensor_bytes({key: tensor})
+        if size > left and shards[-1]:
+            shards.append({})
+            left = limit
+        shards[-1][key] = tensor
+        left -= size
+    if len(shards) == 1:
+        return {name: shards[0]}
+    return {part_name(name, number, len(shards)): shard for number, shard in enumerate(shards, 1)}
+
+
+def shard_index(shards: Mapping[str, Mapping[str, Tensor]]) -> bytes:
+    """The index of files, as other programs read it: JSON with the bytes of all tensors and the file of each."""
+    places = {tensor: name for name, shard in shards.items() for tensor in shard}
+    index = {"metadata": {"total_size": sum(map(tensor_bytes, shards.values()))}, "weight_map": places}
+    return msgspec.json.format(msgspec.json.encode(index), indent=2) + b"\n"
+
+
+def check_index(content: object, paths: Sequence[Path]) -> None:
+    """Raise `ValueError` unless an index says of every tensor in these files in which it is, and of no other.
+
+    Nothing is opened because an index names it.
+    """
+    said = content.get("weight_map") if isinstance(content, dict) else None
+    held = {name: path.name.removesuffix(".next") for path in paths for name in read_weights_header(path)}
+    if said != held:
+        raise ValueError("it does not say in which of the files the weights are")
+
+
 def _offsets(path: Path) -> dict[str, tuple[int, ...]]:
     """Where the parts in a file begin."""
+    said = read_metadata(path).get(OFFSETS)
+    if said is None:
+        return {name: (0,) * len(entry.shape) for name, entry in read_weights_header(path).items()}
     try:
-        places = msgspec.json.decode(read_metadata(path).get(OFFSETS, "{}"), type=dict[str, _Place])
+        places = msgspec.json.decode(said, type=dict[str, _Place])
     except (msgspec.DecodeError, RecursionError) as error:
         raise ValueError(f"{path.name} does not say where its parts begin ({error})") from error
     return {name: place.saved_offsets for name, place in places.items()}

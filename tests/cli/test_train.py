@@ -257,7 +257,7 @@ def test_a_plan_trains_nothing(zonkey: Zonkey) -> None:
     plan = json.loads(done.stdout)
     assert plan["text_bytes"] == 1e9 and plan["days"] > 0 and plan["batch_rows"] == 2
     assert plan["memory_bytes"] == sum(plan["memory"].values())
-    shown = zonkey.run("train", "--plan", "--minutes", "3", *sizes).stdout.decode()
+    shown = zonkey.run("train", "--plan", "--minutes", "3", "--stage", "splitter", *sizes).stdout.decode()
     assert all(title in shown for title in ("Parameters\n", "Memory of a GPU\n", "Stages\n", "Run\n"))
     assert "tokens, which are bytes" in shown and "\x1b" not in shown
 

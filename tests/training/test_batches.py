@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from zonkey_core.data.rows import RowBatch
-from zonkey_core.training.batches import SHORTEST_ROW, shortened
+from zonkey_core.training.batches import SHORTEST_ROW, row_lengths, shortened
 from zonkey_core.training.curriculum import Stage
 
 
@@ -34,3 +34,13 @@ def test_other_stages_and_short_or_odd_rows_stay_as_they_are() -> None:
     for name, row_bytes in (("splitter", 1024), ("plan", SHORTEST_ROW), ("plan", 2 * SHORTEST_ROW + 1)):
         for _ in range(9):
             assert shortened(batch_of(1, row_bytes), Stage(name, 0, 1.0), generator).bytes.shape == (1, row_bytes)
+
+
+def test_lengths_are_drawn_as_often_as_is_told() -> None:
+    batch, generator, stage = batch_of(1, 4 * SHORTEST_ROW), torch.Generator().manual_seed(0), Stage("plan", 0, 1.0)
+    drawn = [shortened(batch, stage, generator).bytes.shape[1] for _ in range(2000)]
+    shares = row_lengths(4 * SHORTEST_ROW, stage)
+    assert sum(shares.values()) == pytest.approx(1.0) and list(shares) == sorted(shares, reverse=True)
+    for length, share in shares.items():
+        assert drawn.count(length) / len(drawn) == pytest.approx(share, abs=0.04)
+    assert row_lengths(1024, Stage("splitter", 0, 1.0)) == {1024: 1.0}

@@ -68,12 +68,27 @@ def shortened(batch: RowBatch, stage: Stage, generator: torch.Generator) -> RowB
     A text with a gap may be a single sentence, so a denoiser has to know such, too; how much of a text is said again,
     for one, it cannot tell from long rows alone.
     """
-    row_bytes = batch.bytes.shape[1]
-    if stage.name not in ("denoiser", "plan"):
-        return batch
-    while row_bytes % 2 == 0 and row_bytes >= 2 * SHORTEST_ROW and torch.rand((), generator=generator) < HALVED:
-        row_bytes //= 2
+    row_bytes, *halves = _halves(batch.bytes.shape[1], stage)
+    for half in halves:
+        if torch.rand((), generator=generator) >= HALVED:
+            break
+        row_bytes = half
     return batch.in_rows_of(row_bytes)
+
+
+def row_lengths(row_bytes: int, stage: Stage) -> dict[int, float]:
+    """The lengths that rows of `row_bytes` have in a stage, and the share of the batches in which they do."""
+    lengths = _halves(row_bytes, stage)
+    shares = {length: (1 - HALVED) * HALVED**times for times, length in enumerate(lengths)}
+    return {**shares, lengths[-1]: HALVED ** (len(lengths) - 1)}
+
+
+def _halves(row_bytes: int, stage: Stage) -> list[int]:
+    """The lengths that rows may have in a stage, the longest first."""
+    lengths = [row_bytes]
+    while stage.name in ("denoiser", "plan") and lengths[-1] % 2 == 0 and lengths[-1] >= 2 * SHORTEST_ROW:
+        lengths.append(lengths[-1] // 2)
+    return lengths
 
 
 @contextlib.contextmanager

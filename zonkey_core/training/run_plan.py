@@ -1,8 +1,9 @@
 """What a training run will need, before it is begun: memory of a GPU by part, operations, and time.
 
-Parameters are counted and steps walked through (`zonkey_core.training.step_cost`). Tokens are bytes here. Not counted
-are what libraries hold for themselves, what a step needs for a moment, and the time that processes wait for each other:
-that is in the utilisation, which is a guess until it has been measured on the machine.
+Parameters are counted and steps walked through (`zonkey_core.training.step_cost`). Tokens are bytes here. Memory is
+that of tensors at the moment of a step at which they hold most. Not counted are what libraries hold for themselves,
+what Muon needs for a moment, and the time that processes wait for each other: that is in the utilisation, which is a
+guess until it has been measured on the machine.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from zonkey_core.model.transformer import forget_activations
 from zonkey_core.training.curriculum import plan_stages
 from zonkey_core.training.stages import stage_optimizers
 from zonkey_core.training.step_cost import StepCost, StepWalker
+from zonkey_core.training.step_memory import mean_peak
 
 FLOAT_BYTES = 4
 WALKED_BYTES = 4096
@@ -44,6 +46,8 @@ class PlanRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Peak of a GPU in the precision of the run."""
     utilisation: float = 0.3
     """Share of that peak that the run will reach."""
+    draws: int = 4
+    """Steps of a stage to walk through, as what they ask of a text is drawn by chance; 2 where its rows are long."""
 
 
 class StagePlan(msgspec.Struct, frozen=True):
@@ -61,11 +65,12 @@ class StagePlan(msgspec.Struct, frozen=True):
 
 
 class MemoryPlan(msgspec.Struct, frozen=True):
-    """Bytes of a GPU's memory in the stage that needs most."""
+    """Bytes of a GPU's memory in the stage that needs most, at the moment at which it does."""
 
     weights: float
     averaged_weights: float
     gradients: float
+    """Those that are there at that moment, while activations of the way there are kept."""
     optimizer_state: float
     converted_weights: float
     """The weights in the precision of the computation."""
@@ -104,7 +109,9 @@ def plan_run(config: Config, request: PlanRequest) -> RunPlan:
     batch_rows = -(-config.training.batch_rows // pieces) * pieces
     rows = batch_rows // pieces
     row_bytes = config.training.row_bytes
-    walker = StepWalker(config, rows=min(rows, max(1, WALKED_BYTES // row_bytes)), precision=request.precision)
+    walked_rows = min(rows, max(1, WALKED_BYTES // row_bytes))
+    draws = request.draws if walked_rows * row_bytes <= WALKED_BYTES else 2
+    walker = StepWalker(config, rows=walked_rows, draws=draws, precision=request.precision)
     if request.checkpoint_activations:
         forget_activations(walker.model)
     whole = _kept_by_each(walker, request)
@@ -112,8 +119,7 @@ def plan_run(config: Config, request: PlanRequest) -> RunPlan:
     for stage in plan_stages(config.model, config.training.shares, request.stage):
         cost = walker.cost(stage)
         states = _optimizer_bytes(stage_optimizers(walker.model, stage, config.training), whole)
-        trained = {parameter for parameter in walker.model.parameters() if parameter.requires_grad}
-        memories.append(_memory(cost, whole, trained, states, rows * row_bytes))
+        memories.append(_memory(cost, whole, states, rows * row_bytes, goes_on=request.accumulate > 1))
         flops = cost.flops / cost.bytes + request.gpus * cost.update_flops / (batch_rows * row_bytes)
         stages.append(
             StagePlan(stage.name, stage.level, stage.share, cost.trained, flops, memories[-1].total())
@@ -169,18 +175,23 @@ def _optimizer_bytes(optimizers: Iterable[torch.optim.Optimizer], shares: dict[n
 
 
 def _memory(
-    cost: StepCost, shares: dict[nn.Parameter, float], trained: set[nn.Parameter],
-    states: float, piece_bytes: int,
-) -> MemoryPlan:  # fmt: skip
-    """The memory of a GPU in one stage, in which each takes pieces of so many bytes of text at a time."""
+    cost: StepCost, shares: dict[nn.Parameter, float], states: float, piece_bytes: int, *, goes_on: bool
+) -> MemoryPlan:
+    """The memory of a GPU in one stage, in which each takes pieces of so many bytes of text at a time.
+
+    Where a step `goes_on` with further pieces, the gradients of those before are there all the time.
+    """
     weights = FLOAT_BYTES * sum(parameter.numel() * share for parameter, share in shares.items())
+    trained = sum(parameter.numel() * share for parameter, share in shares.items() if parameter.requires_grad)
+    text = piece_bytes / cost.bytes
+    peak = mean_peak(cost.courses, text=text, divided=0.0 if goes_on else trained / cost.trained)
     return MemoryPlan(
         weights=weights,
         averaged_weights=weights,
-        gradients=FLOAT_BYTES * sum(parameter.numel() * shares[parameter] for parameter in trained),
+        gradients=FLOAT_BYTES * trained if goes_on else peak.gradients,
         optimizer_state=states,
-        converted_weights=cost.converted_bytes,
-        activations=cost.kept_bytes / cost.bytes * piece_bytes,
+        converted_weights=peak.converted_weights,
+        activations=peak.activations,
     )
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from zonkey_core.checkpoint import (
     CONFIG,
-    MODEL,
     OPTIMIZER,
     TRAINING,
     describe,
     fill_model,
+    pack_model,
     pack_tensors,
     read_tensors,
 )
@@ -124,7 +124,7 @@ class CheckpointWriter:
                 return
             self._write(
                 record.steps,
-                lambda: {MODEL: pack_tensors(averaged, half=True), OPTIMIZER: pack_tensors(tensors), **described},
+                lambda: {**pack_model(averaged), OPTIMIZER: pack_tensors(tensors), **described},
             )
         on_event(CheckpointEvent(str(trainer.out), record.steps))
 
@@ -139,12 +139,12 @@ class CheckpointWriter:
         on_event(CheckpointEvent(str(self._trainer.out), steps))
 
     def _begin_parts(self, tensors: dict[str, Tensor], averaged: dict[str, Tensor], described: Files) -> None:
-        """Copy what is to be written, and let all processes write their parts; the released model is whole."""
+        """Copy what is to be written, and let all processes write their parts; the first has the released model."""
         if self._parts is None:
             self._parts = StateWriter(self._trainer.out / PARTS)
         whole = ((name, gathered(tensor)) for name, tensor in averaged.items())
         kept = {name: tensor.to("cpu", copy=True) for name, tensor in whole if process_number() == 0}
-        self._parts.begin(tensors, lambda: {MODEL: pack_tensors(kept, half=True), **described})
+        self._parts.begin(tensors, lambda: {**pack_model(kept), **described})
 
     def _write(self, steps: int, files: Callable[[], Files]) -> None:
         """Put the files of a checkpoint into their places."""

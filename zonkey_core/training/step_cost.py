@@ -2,8 +2,8 @@
 
 The step of a stage is taken as the trainer takes it, on sample text, with a model of the true size, but products of
 matrices, convolutions and fused attention are not computed: their floating-point operations are counted by torch's own
-formulas (`torch.utils.flop_counter`), forward and backward, and zeros stand for what they give. What the step keeps in
-memory for its way back is counted, too. So both follow the code of the model and of its losses, whatever these become.
+formulas (`torch.utils.flop_counter`), forward and backward, and zeros stand for what they give. What its tensors hold
+is followed, too (`step_memory`). So both follow the code of the model and of its losses, whatever these become.
 
 Cuts are not the model's, which has learned nothing, but drawn with the mean length that is configured.
 """
@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch import Tensor
 from torch.optim import Muon
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
@@ -34,16 +33,16 @@ from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segment_splitter import SegmentSplitter, Splits
 from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.model_building import unfilled_model
+from zonkey_core.training.batches import row_lengths
 from zonkey_core.training.curriculum import Stage
 from zonkey_core.training.stages import stage_losses, stage_optimizers, stage_parameters
+from zonkey_core.training.step_memory import Held, MemoryCourse, TensorMemory
 
 CPU = torch.device("cpu")
 FRACTION = 0.9
 """How far stages are: late enough that nothing of what they minimise is left out."""
 WEIGHT_NUMBERS = 1 << 20
 """Tensors of more numbers are not converted, but zeros stand for them: those are weights and their gradients."""
-
-
 FORGOTTEN_NUMBERS = 1 << 16
 """Tensors of more numbers are not held between the way there and back."""
 
@@ -53,14 +52,12 @@ class StepCost(NamedTuple):
 
     bytes: int
     """Bytes of text in the step."""
-    flops: int
+    flops: float
     """Floating-point operations on the way there and back, which grow with the text."""
     update_flops: int
     """Those of the optimisers, whatever the text."""
-    kept_bytes: int
-    """Memory of what is kept for the way back, which grows with the text."""
-    converted_bytes: int
-    """Memory of the weights in the precision of the computation, where that is another than theirs."""
+    courses: tuple[MemoryCourse, ...]
+    """What its tensors hold beside weights and optimisers, as drawn in different ways."""
     trained: int
     """Parameters that the stage moves."""
 
@@ -68,38 +65,23 @@ class StepCost(NamedTuple):
 class _Uncomputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the operations of products and gives zeros for them."""
 
-    def __init__(self, model: nn.Module, kept: KeptMemory) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
-        self.converted_bytes = 0
-        self._kept = kept
-        self._weights = {parameter.data_ptr() for parameter in model.parameters()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Stand in for products and for conversions of weights; all else is computed."""
         named = kwargs or {}
         packet = func._overloadpacket
-        converts = func is torch.ops.aten._to_copy.default
-        converted = converts and args[0].numel() > WEIGHT_NUMBERS
+        converted = func is torch.ops.aten._to_copy.default and args[0].numel() > WEIGHT_NUMBERS
         if packet not in flop_registry and not converted:
-            result = func(*args, **named)
-            if converts:
-                self._note(args[0], result)
-            return result
+            return func(*args, **named)
         elsewhere = {**named, "device": "meta"} if converted else named
         unreal = func(*tree_map(_as_meta, args), **tree_map(_as_meta, elsewhere))
         made = tree_map(lambda each: _zeros_like(each) if isinstance(each, Tensor) else each, unreal)
-        if converted:
-            self._note(args[0], made)
-        else:
+        if not converted:
             self.flops += flop_registry[packet](*args, **named, out_val=made)
         return made
-
-    def _note(self, given: Tensor, converted: Tensor) -> None:
-        """Count a conversion of a weight."""
-        if given.data_ptr() in self._weights and given.dtype != converted.dtype:
-            self.converted_bytes += converted.numel() * converted.element_size()
-            self._kept.leave_out(converted)
 
 
 def _as_meta(value: Any) -> Any:
@@ -115,49 +97,79 @@ def _zeros_like(unreal: Tensor) -> Tensor:
 
 def unwritten_zeros(count: int, dtype: torch.dtype) -> Tensor:
     """[count] zeros that the system gives no memory until something is written to them, unlike those of torch."""
+    if not count:
+        return torch.empty(0, dtype=dtype)
     return torch.from_numpy(np.zeros(count * dtype.itemsize, dtype=np.uint8)).view(dtype)
 
 
 class StepWalker:
     """A model of a configuration that knows nothing, and rows of text for it."""
 
-    def __init__(self, config: Config, *, rows: int, seed: int = 0, precision: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self, config: Config, *, rows: int, draws: int = 1, seed: int = 0, precision: torch.dtype = torch.bfloat16
+    ) -> None:
+        """Text of `draws` steps, each of so many rows; `seed` draws it, its cuts and what is asked of it."""
         self.config = config
         self.precision = precision
         self.seed = seed
         self.model = _empty_model(config)
         documents = open_stream(SourceSpec(sources=("sample",)), seed=seed, shuffle_documents=1000)
-        batch = RowStream(documents, config.training.row_bytes, rows).next_batch()
-        self.sequence = byte_sequence(torch.from_numpy(batch.bytes), torch.from_numpy(batch.document_starts))
-        self.parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        stream = RowStream(documents, config.training.row_bytes, rows)
+        self._batches = [stream.next_batch() for _ in range(draws)]
         with drawn_cuts(self.model, seed):
-            _learn_strings(self.model.bottom, self.sequence)
+            _learn_strings(self.model.bottom, self.rows(0))
+
+    def rows(self, draw: int, row_bytes: int | None = None) -> PositionSequence:
+        """The text of a step, in rows as configured or of so many bytes, which divide those."""
+        batch = self._batches[draw].in_rows_of(row_bytes or self.config.training.row_bytes)
+        return byte_sequence(torch.from_numpy(batch.bytes), torch.from_numpy(batch.document_starts))
 
     def cost(self, stage: Stage) -> StepCost:
-        """Walk through a step of one stage."""
+        """Walk through steps of one stage; their mean is what one costs.
+
+        Where rows are shortened by chance, every other step has the shortest ones, and operations are those of the mean
+        length: what a byte takes grows with the length of its row along a straight line, as attention does. Memory is
+        that of the longest rows.
+        """
+        shares = row_lengths(self.config.training.row_bytes, stage)
+        longest, shortest = max(shares), min(shares)
+        found: dict[int, list[int]] = {longest: []}
+        courses = []
+        for draw in range(len(self._batches)):
+            length = shortest if draw % 2 else longest
+            flops, course = self.walk(stage, self.rows(draw, length), self.seed + draw)
+            found.setdefault(length, []).append(flops)
+            if length == longest:
+                courses.append(course)
+        means = {length: sum(some) / len(some) for length, some in found.items()}
+        mean = sum(length * share for length, share in shares.items())
+        slope = (means[longest] - means[min(means)]) / max(1, longest - min(means))
+        return StepCost(
+            bytes=self._batches[0].bytes.size,
+            flops=means[longest] - slope * (longest - mean),
+            update_flops=update_flops(self.model, stage, self.config.training),
+            courses=tuple(courses),
+            trained=sum(each.numel() for each in stage_parameters(self.model, stage)),
+        )
+
+    def walk(self, stage: Stage, sequence: PositionSequence, seed: int) -> tuple[int, MemoryCourse]:
+        """The operations of a step with these rows, and what its tensors hold; cuts and losses are drawn by `seed`."""
         parameters = stage_parameters(self.model, stage)
         self.model.requires_grad_(False)
         for parameter in parameters:
             parameter.requires_grad_(True)
-        kept = KeptMemory(self.model, forgets=True)
-        with drawn_cuts(self.model, self.seed), _Uncomputed(self.model, kept) as counter, kept.counted():
+        memory = TensorMemory(self.model)
+        with drawn_cuts(self.model, seed), _Uncomputed() as counter, memory, _forgetting(memory):
             with autocast(CPU, self.precision):
-                chance = torch.Generator().manual_seed(self.seed)
-                losses = stage_losses(self.model, stage, self.sequence, chance, FRACTION)
+                chance = torch.Generator().manual_seed(seed)
+                losses = stage_losses(self.model, stage, sequence, chance, FRACTION)
             torch.autograd.backward(torch.stack(list(losses.values())).sum())
         for parameter in parameters:
             parameter.grad = None
-        return StepCost(
-            bytes=self.sequence.values.numel(),
-            flops=counter.flops,
-            update_flops=_update_flops(self.model, stage, self.config.training),
-            kept_bytes=kept.bytes,
-            converted_bytes=counter.converted_bytes,
-            trained=sum(each.numel() for each in parameters),
-        )
+        return counter.flops, memory.course()
 
 
-def _update_flops(model: Zonkey, stage: Stage, training: TrainingConfig) -> int:
+def update_flops(model: Zonkey, stage: Stage, training: TrainingConfig) -> int:
     """Products of Muon, which makes each matrix orthogonal by Newton and Schulz's iteration; AdamW has none.
 
     A step of it for a matrix m x n, m the smaller, is `X <- a X + (b A + c A A) X` with `A = X X^T`.
@@ -170,49 +182,36 @@ def _update_flops(model: Zonkey, stage: Stage, training: TrainingConfig) -> int:
     return flops
 
 
-class KeptMemory:
-    """Counts the memory of what a graph keeps for its way back, but for the model's own parameters and buffers.
+class _Forgotten(NamedTuple):
+    """In place of a tensor that is kept for the way back: its shape, and its memory, which counts on."""
 
-    What `forgets` keeps of large floating-point tensors is their shapes, and zeros stand for them on the way back.
+    shape: Tensor
+    held: Held
+
+
+@contextmanager
+def _forgetting(memory: TensorMemory) -> Iterator[None]:
+    """In the body, of large floating-point tensors only the shapes are kept for the way back, where zeros replace them.
+
+    They count as if they were there.
     """
 
-    def __init__(self, model: nn.Module, *, forgets: bool = False) -> None:
-        self._own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-        self._seen: dict[int, StorageWeakRef] = {}
-        self._forgets = forgets
-        self.bytes = 0
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """What is kept in the body counts, once for every piece of memory."""
-        with torch.autograd.graph.saved_tensors_hooks(self._count, _recall):
-            yield
-        self._seen.clear()
-
-    def leave_out(self, tensor: Tensor) -> None:
-        """Do not count the memory of this tensor, now or later."""
-        self._is_new(tensor)
-
-    def _is_new(self, tensor: Tensor) -> bool:
-        """Whether its memory was not met before; from now on it was."""
-        # No other memory is known by the reference's number while it is held.
-        reference = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
-        return self._seen.setdefault(reference.cdata, reference) is reference
-
-    def _count(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() in self._own:
+    def keep(tensor: Tensor) -> Tensor | _Forgotten:
+        if not tensor.is_floating_point() or tensor.numel() <= FORGOTTEN_NUMBERS:
             return tensor
-        if self._is_new(tensor):
-            self.bytes += storage.nbytes()
-        if self._forgets and tensor.is_floating_point() and tensor.numel() > FORGOTTEN_NUMBERS:
-            return tensor.detach().to("meta")
-        return tensor
+        with _disable_current_modes():
+            return _Forgotten(tensor.detach().to("meta"), memory.held_by(tensor))
 
+    def recall(kept: Tensor | _Forgotten) -> Tensor:
+        if isinstance(kept, Tensor):
+            return kept
+        with _disable_current_modes():
+            zeros = _zeros_like(kept.shape)
+        memory.take_for(zeros, kept.held)
+        return zeros
 
-def _recall(kept: Tensor) -> Tensor:
-    """What was kept, or zeros in its place."""
-    return _zeros_like(kept) if kept.is_meta else kept
+    with torch.autograd.graph.saved_tensors_hooks(keep, recall):
+        yield
 
 
 @contextmanager
@@ -262,3 +261,5 @@ def _learn_strings(level: Level, sequence: PositionSequence) -> None:
     counter.add(sequence.values, starts)
     shares = counter.shares(len(level.vocabulary.lengths))
     level.vocabulary.fill(shares, torch.zeros(len(shares), level.channels))
+    # The strings are sorted now, which no later step does.
+    level.vocabulary.tokenize(sequence.values, starts, sequence.document_mask, sequence.exists_mask)

@@ -84,9 +84,10 @@ PARTS = tuple(MEASURES)
 def identify_model(directory: Path) -> str:
     """Hash of a model's configuration and weights; raises `OSError` where they cannot be read."""
     from zonkey_core.checkpoint import CONFIG, MODEL
-    from zonkey_core.committed_files import file_path
+    from zonkey_core.committed_files import file_path, present_files
 
-    return fingerprint(file_path(directory, CONFIG), file_path(directory, MODEL))
+    names = CONFIG, *present_files(directory, MODEL)
+    return fingerprint(*(file_path(directory, name) for name in names))
 
 
 def evaluate(
