@@ -138,6 +138,7 @@ def _row_weights(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias.expand(len(queries), -1, -1), queries, keys.mT).softmax(-1)
 
 
+@torch.compiler.disable  # a compiler would unroll the rows
 def _attend_by_rows(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     mixed: Tensor = _ByRows.apply(queries, keys, values, bias)  # type: ignore[no-untyped-call]
     return mixed
