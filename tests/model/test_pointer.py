@@ -59,7 +59,7 @@ def test_gradients_are_finite_where_nothing_is_seen() -> None:
     held = torch.zeros(1, 4, 4, dtype=torch.bool)
     held[0, 3, :2] = True
     copies = pointer(states.requires_grad_(), known, held, None)
-    entries = torch.tensor([[7, 7, 1, 1]])
+    entries = torch.tensor([[7, 1, 1, 1]])
     wanted = torch.tensor([[7, 7, 7, 7]])
     loss = torch.logaddexp(copies.log_copied(entries, wanted), copies.log_rest - 3).sum()
     for gradient in torch.autograd.grad(loss, [states, *pointer.parameters()]):

@@ -99,7 +99,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | Documen
     mask = None if bias is None else bias.to(queries.dtype)
     on_cpu, length = queries.device.type == "cpu", keys.shape[-2]
     if on_cpu and PLAIN_LENGTH < length <= ROWS_LENGTH and mask is not None and not mask.requires_grad:
-        return _attend_by_rows(queries, keys, values, mask)
+        return attend_by_rows(queries, keys, values, mask)
     if not on_cpu or length > PLAIN_LENGTH:
         return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
     logits = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
@@ -138,8 +138,8 @@ def _row_weights(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
     return torch.baddbmm(bias.expand(len(queries), -1, -1), queries, keys.mT).softmax(-1)
 
 
-_attend_by_rows: Callable[..., Tensor] = torch.compiler.disable(_ByRows.apply)  # type: ignore[no-untyped-call]
-"""Left alone by a compiler, which would unroll the rows."""
+attend_by_rows: Callable[..., Tensor] = _ByRows.apply
+"""As `attend`, with a dense bias; `training.compiling` keeps it from a compiler, which would unroll the rows."""
 
 
 def attend_reference(queries: Tensor, keys: Tensor, values: Tensor, existence_ratio: Tensor) -> Tensor:

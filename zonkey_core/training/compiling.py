@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from zonkey_core.errors import ConfigError
+from zonkey_core.model import attention
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.transformer import forget_activations
 from zonkey_core.training.run_options import TrainingOptions
@@ -33,6 +34,7 @@ def compile_denoisers(model: Zonkey, device: torch.device) -> None:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise ConfigError(f"--compile: torch cannot compile here ({reason}); install g++, or leave it out") from error
+    attention.attend_by_rows = torch.compiler.disable(attention.attend_by_rows)  # type: ignore[no-untyped-call]
     torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
     for level in model.levels:
         level.denoiser.compile(dynamic=True)
