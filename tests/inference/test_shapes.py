@@ -19,12 +19,12 @@ def test_rows_are_grouped_by_their_shapes() -> None:
     assert list(groups_of_one_shape([(2,), (1,), (2,)])) == [((1,), [1]), ((2,), [0, 2])]
 
 
-@pytest.mark.parametrize(("alike", "expected"), [(True, [1, 1, 5, 16]), (False, [16] * 4)])
+@pytest.mark.parametrize(("alike", "expected"), [(True, [1, 1, 8, 20, 20]), (False, [20] * 5)])
 def test_batches_are_padded_where_other_shapes_round_otherwise(
     alike: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shapes, "_rounds_alike", lambda device, threads: alike)
-    assert [padded_count(count, 16, CPU) for count in (0, 1, 5, 16)] == expected
+    assert [padded_count(count, 20, CPU) for count in (0, 1, 5, 12, 19)] == expected
 
 
 def test_what_is_tried_is_what_products_do(monkeypatch: pytest.MonkeyPatch) -> None:

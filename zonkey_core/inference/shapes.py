@@ -1,7 +1,7 @@
 """Rows of one shape are read together: products of other shapes may round otherwise, and no row may depend on others.
 
-On many processors a row's products are the same bits however many rows there are. There a batch is as large as its
-rows need; elsewhere it is padded to a fixed size.
+On many processors a row's products are the same bits however many rows there are. There a batch is about as large as
+its rows need; elsewhere it is padded to a fixed size.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ FEW = (1, 2, 3, 5, 8, 13, 16, 31, 32, 40, 100)
 
 Shape = TypeVar("Shape", bound=tuple[object, ...])
 
+SMALL_SIZES = (1, 8)
+"""Rows of batches that are smaller than usual, where they need not be of one size."""
+
 
 def groups_of_one_shape(shapes: Sequence[Shape], most: int | None = None) -> Iterator[tuple[Shape, list[int]]]:
     """Each shape with the numbers of the rows that have it, the smallest first; at most `most` rows together."""
@@ -34,7 +37,10 @@ def groups_of_one_shape(shapes: Sequence[Shape], most: int | None = None) -> Ite
 
 def padded_count(count: int, together: int, device: torch.device) -> int:
     """Rows that a batch of `count` is padded to, of which there are at most `together`."""
-    return max(1, count) if _rounds_alike(device, torch.get_num_threads()) else together
+    if not _rounds_alike(device, torch.get_num_threads()):
+        return together
+    # Of few sizes, since a library keeps what it made for each.
+    return min(together, next((size for size in SMALL_SIZES if size >= count), together))
 
 
 @functools.cache
