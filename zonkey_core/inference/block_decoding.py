@@ -135,10 +135,10 @@ class Board:
         held = gather_entries(self.entries, self.rows.source)
         places = list(zip(row.tolist(), slot.tolist(), strict=True))
         drawn = []
-        for first in range(0, len(places), DRAWN_TOGETHER):
-            part = slice(first, first + DRAWN_TOGETHER)
-            count = min(DRAWN_TOGETHER, len(places) - first)
-            padding = padded_count(count, DRAWN_TOGETHER, self.device) - count
+        together = padded_count(len(places), DRAWN_TOGETHER, self.device)
+        for first in range(0, len(places), together):
+            part = slice(first, first + together)
+            padding = max(0, first + together - len(places))
             queries = functional.pad(estimate[part], (0, 0, 0, padding))
             logits = self.vocabulary.logits(queries, queries.new_ones(len(queries)), self.choices)
             shares, rest = (field[row[part], column[part]] for field in copies)

@@ -1,7 +1,7 @@
 """Rows of one shape are read together: products of other shapes may round otherwise, and no row may depend on others.
 
-On many processors a row's products are the same bits however many rows there are. There a batch is about as large as
-its rows need; elsewhere it is padded to a fixed size.
+On many processors a row's products are the same bits however many rows there are. There the batches of a
+few rows are small; elsewhere, and where there are more, they are padded to a fixed size.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FEW = (1, 2, 3, 5, 8, 13, 16, 31, 32, 40, 100)
 Shape = TypeVar("Shape", bound=tuple[object, ...])
 
 SMALL_SIZES = (1, 8)
-"""Rows of batches that are smaller than usual, where they need not be of one size."""
+"""Rows of batches where there are so few."""
 
 
 def groups_of_one_shape(shapes: Sequence[Shape], most: int | None = None) -> Iterator[tuple[Shape, list[int]]]:
@@ -36,11 +36,12 @@ def groups_of_one_shape(shapes: Sequence[Shape], most: int | None = None) -> Ite
 
 
 def padded_count(count: int, together: int, device: torch.device) -> int:
-    """Rows that a batch of `count` is padded to, of which there are at most `together`."""
-    if not _rounds_alike(device, torch.get_num_threads()):
-        return together
-    # Of few sizes, since a library keeps what it made for each.
-    return min(together, next((size for size in SMALL_SIZES if size >= count), together))
+    """Rows that each batch is padded to, where `count` rows are read in batches of at most `together`.
+
+    Sizes are few, since a library keeps what it made for each.
+    """
+    small = next((size for size in SMALL_SIZES if size >= count), together)
+    return min(small, together) if _rounds_alike(device, torch.get_num_threads()) else together
 
 
 @functools.cache

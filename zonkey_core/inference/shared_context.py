@@ -70,8 +70,9 @@ def read_contexts(level: Level, pieces: Sequence[Pieces]) -> list[Context]:
     orders = [_unmeasured(each) for each in pieces]
     contexts: dict[int, Context] = {}
     lengths = [(padded(len(order.source) + 1),) for order in orders]
+    batch = padded_count(len(pieces), CONTEXTS_TOGETHER, level.device)
     for (length,), group in groups_of_one_shape(lengths, CONTEXTS_TOGETHER):
-        some, batch = [orders[index] for index in group], padded_count(len(group), CONTEXTS_TOGETHER, level.device)
+        some = [orders[index] for index in group]
         blank = [in_streams(0, [0], [0], begins=True, end_order=None)] * (batch - len(group))
         rows = lay_out([*some, *blank], length, level.device)
         entries = torch.zeros(batch, length, dtype=torch.long)

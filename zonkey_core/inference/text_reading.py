@@ -125,7 +125,7 @@ def compress_windows(level: Level, sequence: PositionSequence, segmentation: Seg
         for first in range(0, len(windows.segments), WINDOWS_TOGETHER):
             part = slice(first, first + WINDOWS_TOGETHER)
             which = windows.segments[part]
-            lacking = padded_count(len(which), WINDOWS_TOGETHER, level.device) - len(which)
+            lacking = padded_count(len(windows.segments), WINDOWS_TOGETHER, level.device) - len(which)
             values = windows.values[part]
             values = functional.pad(values, (0, 0) * (values.dim() - 1) + (0, lacking))
             log_existence = functional.pad(windows.log_existence[part], (0, 0, 0, lacking), value=LOG_FLOOR)

@@ -48,10 +48,10 @@ def rebuild_latents(level: Level, latents: Tensor) -> Tensor:
 
 
 def _in_groups(latents: Tensor, function: Callable[[Tensor], T]) -> Iterator[T]:
-    """What a function makes of latents, one group after the other, at least one; the last may be padded."""
-    rest = len(latents) % WINDOWS_TOGETHER
-    padding = padded_count(rest, WINDOWS_TOGETHER, latents.device) - rest if rest or not len(latents) else 0
-    padded = functional.pad(latents, (0, 0, 0, padding))
+    """What a function makes of latents, one group after the other, at least one; the last is padded."""
+    together = padded_count(len(latents), WINDOWS_TOGETHER, latents.device)
+    count = max(1, -(-len(latents) // together)) * together
+    padded = functional.pad(latents, (0, 0, 0, count - len(latents)))
     with autocast(latents.device, choose_precision("auto", latents.device)):
-        for part in torch.split(padded, WINDOWS_TOGETHER):
+        for part in torch.split(padded, together):
             yield function(part)
