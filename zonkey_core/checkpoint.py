@@ -211,7 +211,8 @@ def check_weights(directory: Path, name: str = MODEL) -> None:
     from zonkey_core.weight_parts import check_index, whole_entries
     from zonkey_core.weights_file import scan_weights
 
-    paths = _weight_paths(directory, name)
+    with reading(directory, name):
+        paths = file_paths(directory, name)
     for path in paths:
         each = path.name.removesuffix(".next")
         expected = _checksum(directory, each)
@@ -219,22 +220,23 @@ def check_weights(directory: Path, name: str = MODEL) -> None:
             found = scan_weights(path, with_checksum=expected is not None, finite=name == MODEL)
             if found is not None:
                 _compare(found, expected)
-    if len(paths) > 1:
-        with reading(directory, name):
-            whole_entries(paths)
-    if len(paths) > 1 and os.path.lexists(file_path(directory, name + INDEX)):
+    if len(paths) == 1:
+        return
+    with reading(directory, name):
+        whole_entries(paths)
+    if os.path.lexists(file_path(directory, name + INDEX)):
         index = _read_json(directory, name + INDEX)
         with reading(directory, name + INDEX):
             check_index(index, paths)
 
 
 def _weight_paths(directory: Path, name: str) -> list[Path]:
-    """The file of weights, or its parts, each with a header that fits it; raises `CheckpointError`."""
+    """The file of weights, or its parts, in whose names a damaged header is told; raises `CheckpointError`."""
     from zonkey_core.weights_file import read_weights_header
 
     with reading(directory, name):
         names = complete_files(directory, name)
-    for each in names:
+    for each in names if len(names) > 1 else ():
         with reading(directory, each):
             read_weights_header(file_path(directory, each))
     return [file_path(directory, each) for each in names]

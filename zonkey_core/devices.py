@@ -14,6 +14,8 @@ from zonkey_core.errors import DeviceError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "bf16", "fp32")
+_COPIES: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], nn.Module]] = WeakKeyDictionary()
+"""Of modules, the copy in another precision that was asked for last, and of which weights it was made."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -62,7 +64,3 @@ def in_precision(module: nn.Module, precision: torch.dtype) -> Callable[..., Any
             weight.data = weight.data.to(precision)
         kept = _COPIES[module] = ((precision, state), copied)
     return kept[1]
-
-
-_COPIES: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], nn.Module]] = WeakKeyDictionary()
-"""Of modules, in another precision."""

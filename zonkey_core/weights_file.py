@@ -21,7 +21,6 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from zonkey_core.committed_files import file_paths
 from zonkey_core.safe_files import open_regular
 
 HEADER_BYTES = 16 * 1024 * 1024
@@ -119,19 +118,8 @@ def scan_weights(path: Path, *, with_checksum: bool, finite: bool) -> int | None
 def read_arrays(path: Path, prefixes: tuple[str, ...]) -> dict[str, NDArray[Any]]:
     """The tensors of a safetensors file whose names begin with one of `prefixes`; bfloat16 becomes float32.
 
-    The file may be there in parts, each tensor whole in one of them. Raises `OSError`, or `ValueError` where it is
-    damaged.
+    Raises `OSError`, or `ValueError` where the file is damaged.
     """
-    if os.path.lexists(path):
-        return _arrays_in(path, prefixes)
-    arrays: dict[str, NDArray[Any]] = {}
-    for each in file_paths(path.parent, path.name):
-        arrays |= _arrays_in(each, prefixes)
-    return arrays
-
-
-def _arrays_in(path: Path, prefixes: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-    """The same of one file."""
     entries = read_weights_header(path)
     arrays: dict[str, NDArray[Any]] = {}
     with open_regular(path) as file:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zonkey_core.checkpoint import MODEL, check_weights, read_model_card, reading
-from zonkey_core.committed_files import file_path
+from zonkey_core.committed_files import file_paths
 from zonkey_core.inference.level_cutter import CuttingLevel
 from zonkey_core.numpy_model.level import numpy_levels
 from zonkey_core.weights_file import read_arrays
@@ -29,7 +30,8 @@ def load_cutting_levels(
     configs = read_model_card(directory).config.model.levels[: level + 1]
     check_weights(directory)
     with reading(directory, MODEL):
-        return [*numpy_levels(read_arrays(file_path(directory, MODEL), prefixes), configs, executor)]
+        parts = [read_arrays(path, prefixes) for path in file_paths(directory, MODEL)]
+        return [*numpy_levels(ChainMap(*parts), configs, executor)]
 
 
 def cutting_levels(model: Zonkey, executor: Executor | None = None) -> list[CuttingLevel]:

@@ -65,8 +65,7 @@ def ending_logits(level: Level, known: Sequence[Tensor], begins: Sequence[bool])
 
 def _padding(level: Level, count: int) -> int:
     """Rows that are added to so many texts."""
-    whole, rest = divmod(count, TOGETHER)
-    return 0 if whole and not rest else padded_count(rest, TOGETHER, level.device) - rest
+    return -count % padded_count(count, TOGETHER, level.device)
 
 
 class Formed(NamedTuple):
@@ -95,8 +94,8 @@ def form_slots(
     that it is one of real windows, and the last one refines it (the paper's dirty pass). Part of the noise is drawn
     anew at every step: from signal and noise (a, s) to (a', s') the next latent is
     `a' x^ + sqrt(s'^2 - v) e^ + sqrt(v) noise` with the noise e^ that the estimate x^ implies and the ancestral
-    variance `v = (s'/s)^2 (1 - (a/a')^2)`. Rows are padded to multiples of `TOGETHER` where products of other shapes
-    round otherwise.
+    variance `v = (s'/s)^2 (1 - (a/a')^2)`. Rows are padded to multiples of `TOGETHER` where they are more than
+    a few, or products of other shapes round otherwise.
     """
     orders = [at_once(len(text.latents), begins=text.begins, ends=text.ends, known=text.known_mask.cpu().numpy())
               for text in texts]  # fmt: skip

@@ -1,7 +1,7 @@
 """Rows of one shape are read together: products of other shapes may round otherwise, and no row may depend on others.
 
-On many processors a row's products are the same bits however many rows there are. There the batches of a
-few rows are small; elsewhere, and where there are more, they are padded to a fixed size.
+On many processors a row's products are the same bits however many rows there are. There the batches of a few rows are
+small; elsewhere, and where there are more, they are padded to a fixed size.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ MANY, HEADS, WIDE = 160, 6, 96
 """Rows of which the first few are compared, heads of attention, and what products give."""
 FEW = (1, 2, 3, 5, 8, 13, 16, 31, 32, 40, 100)
 
-Shape = TypeVar("Shape", bound=tuple[object, ...])
-
 SMALL_SIZES = (1, 8)
 """Rows of batches where there are so few."""
+
+Shape = TypeVar("Shape", bound=tuple[object, ...])
 
 
 def groups_of_one_shape(shapes: Sequence[Shape], most: int | None = None) -> Iterator[tuple[Shape, list[int]]]:
@@ -40,29 +40,28 @@ def padded_count(count: int, together: int, device: torch.device) -> int:
 
     Sizes are few, since a library keeps what it made for each.
     """
-    small = next((size for size in SMALL_SIZES if size >= count), together)
-    return min(small, together) if _rounds_alike(device, torch.get_num_threads()) else together
+    small = next((size for size in SMALL_SIZES if count <= size < together), together)
+    return small if small == together or _rounds_alike(device, torch.get_num_threads()) else together
 
 
 @functools.cache
 def _rounds_alike(device: torch.device, threads: int) -> bool:
     """Whether bfloat16 products of few rows are to the bit those of many, computed by so many threads.
 
-    This is tried, in some milliseconds, since it hangs on the processor and on the library that multiplies.
+    This is tried, in less than a tenth of a second, since it hangs on the processor and on the library that multiplies.
     """
     if device.type != "cpu":
         return False
-    chance = torch.Generator().manual_seed(threads)
-
-    def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=chance).bfloat16()
-
+    numbers = torch.randn(MANY, max(WIDTHS), generator=torch.Generator().manual_seed(threads)).bfloat16()
     for width in WIDTHS:
-        rows, weights, bias = drawn(MANY, width), drawn(WIDE, width), drawn(WIDE)
+        rows = numbers[:, :width].contiguous()
+        weights, bias = rows[-WIDE:], rows[-WIDE:, 0].contiguous()
         whole = functional.linear(rows, weights, bias)
         if not all(torch.equal(functional.linear(rows[:few], weights, bias), whole[:few]) for few in FEW):
             return False
-    queries, keys = drawn(MANY, HEADS, 3, WIDTHS[0]), drawn(MANY, HEADS, WIDE, WIDTHS[0])
+    size = HEADS * WIDE * WIDTHS[0]
+    keys = numbers.repeat(1, -(-size // max(WIDTHS)))[:, :size].reshape(MANY, HEADS, WIDE, WIDTHS[0])
+    queries = keys[:, :, :3]
     logits = queries @ keys.mT
     mixed = logits.softmax(-1) @ keys
     return all(

@@ -122,10 +122,11 @@ def compress_windows(level: Level, sequence: PositionSequence, segmentation: Seg
     """Latents [K, C] of all segments of rows, in order, `WINDOWS_TOGETHER` windows of one length at a time."""
     latents = torch.zeros(int(segmentation.slot_mask.sum()), level.channels, device=level.device)
     for windows in level.windows(sequence, segmentation):
-        for first in range(0, len(windows.segments), WINDOWS_TOGETHER):
-            part = slice(first, first + WINDOWS_TOGETHER)
+        together = padded_count(len(windows.segments), WINDOWS_TOGETHER, level.device)
+        for first in range(0, len(windows.segments), together):
+            part = slice(first, first + together)
             which = windows.segments[part]
-            lacking = padded_count(len(windows.segments), WINDOWS_TOGETHER, level.device) - len(which)
+            lacking = together - len(which)
             values = windows.values[part]
             values = functional.pad(values, (0, 0) * (values.dim() - 1) + (0, lacking))
             log_existence = functional.pad(windows.log_existence[part], (0, 0, 0, lacking), value=LOG_FLOOR)

@@ -98,13 +98,13 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | Documen
         return attend_document(queries, keys, values, bias, compiled_flex_attention())
     mask = None if bias is None else bias.to(queries.dtype)
     on_cpu, length = queries.device.type == "cpu", keys.shape[-2]
-    if on_cpu and PLAIN_LENGTH < length <= ROWS_LENGTH and mask is not None and not mask.requires_grad:
+    if on_cpu and length <= PLAIN_LENGTH:
+        logits = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+        mixed: Tensor = (logits if mask is None else logits + mask).softmax(-1) @ values
+        return mixed
+    if on_cpu and length <= ROWS_LENGTH and mask is not None and not mask.requires_grad:
         return attend_by_rows(queries, keys, values, mask)
-    if not on_cpu or length > PLAIN_LENGTH:
-        return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-    logits = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
-    mixed: Tensor = (logits if mask is None else logits + mask).softmax(-1) @ values
-    return mixed
+    return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 
 class _ByRows(torch.autograd.Function):
