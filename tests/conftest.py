@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 
 from tests.fork_server import ForkServer
+from zonkey_cli.threads import bound_libraries
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side; torch reads this when it is imported
+bound_libraries()
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = (sys.executable, "-m", "zonkey_cli")

@@ -1,4 +1,4 @@
-"""How many cores a run uses, where numpy computes, and what becomes of threads that outlast it."""
+"""How many cores a run uses, what libraries keep meanwhile, and what becomes of threads that outlast it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,16 @@ MOST_THREADS = 8
 """More of them wait for the interpreter."""
 _LIMITS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 """What a numpy reads that is imported later: how many threads a single product of matrices may take."""
+_MEASURE = {"OPENBLAS_NUM_THREADS": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
+"""What a numpy or torch reads that is imported later. How many threads a product of numpy's takes, as they are small;
+and of how many shapes oneDNN, and torch above it, keep the product that they made for it. Of the 1,024 of each that
+they keep by themselves, a gigabyte fills up in minutes of training, and products are no faster
+(docs/experiments.md)."""
+_CORE_TYPES = {"avx512vl": "SKYLAKEX", "avx": "SANDYBRIDGE"}
+"""By what a processor knows, the kernels of OpenBLAS with which a row's products do not hang on its place among others,
+so that cuts do not hang on the pieces that a text comes in."""
+_BY_PLACE = ("HASWELL", "ZEN")
+"""Those with which they do."""
 
 
 def shared_executor() -> Executor | None:
@@ -31,6 +41,20 @@ def shared_executor() -> Executor | None:
     return ThreadPoolExecutor(threads)
 
 
+def bound_libraries() -> None:
+    """Tell numpy and torch, before they are imported, what to take, to keep and to multiply with.
+
+    What the environment says already stands, but for kernels with which cuts would hang on the pieces of a text.
+    """
+    for name, number in _MEASURE.items():
+        os.environ.setdefault(name, number)
+    known = _processor_flags()
+    for flag, kernels in _CORE_TYPES.items():
+        if flag in known and os.environ.get("OPENBLAS_CORETYPE", "").upper() in ("", *_BY_PLACE):
+            os.environ["OPENBLAS_CORETYPE"] = kernels
+
+
+
 def leave_with_threads(code: int) -> None:
     """Leave at once where a thread is left that nobody waits for, since what it reads or trains may take for ever.
 
@@ -42,6 +66,15 @@ def leave_with_threads(code: int) -> None:
             with contextlib.suppress(AttributeError, OSError, ValueError):
                 stream.flush()
         os._exit(code)
+
+
+def _processor_flags() -> set[str]:
+    """What this processor knows beyond the basics, as Linux tells it of x86; elsewhere nothing."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+        for line in file:
+            if line.startswith("flags"):
+                return set(line.split())
+    return set()
 
 
 def _cores() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import click
 import pytest
 
 from tests.conftest import Zonkey, clean_environment
+from zonkey_cli import threads
 from zonkey_cli.app import VERBS, cli
 
 HEAVY = ("torch", "datasets", "rich", "numpy", "safetensors", "huggingface_hub", "zonkey_core.model")
@@ -66,6 +68,39 @@ cli.main(sys.argv[1:])
         input="x", capture_output=True, text=True, check=True,
     )
     assert done.stdout == "x\n" and done.stderr == "False\n"
+
+
+def test_libraries_are_told_what_to_keep_unless_the_environment_says_it(tmp_path: Path) -> None:
+    ask = """\
+import contextlib, ctypes
+from zonkey_cli.app import main
+with contextlib.suppress(SystemExit):
+    main()
+get = ctypes.CDLL(None).getenv
+get.restype = ctypes.c_char_p
+names = ("OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+print(*(get(name.encode()).decode() for name in names))
+"""
+    environment = {**clean_environment(tmp_path), "OPENBLAS_CORETYPE": "NEHALEM", "LRU_CACHE_CAPACITY": "7"}
+    for name in ("OPENBLAS_NUM_THREADS", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-c", ask, "--version"], env=environment, cwd=tmp_path, capture_output=True, text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == "1 NEHALEM 32 7"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("fpu sse2 avx avx2", "SANDYBRIDGE"), ("fpu avx avx512f avx512vl", "SKYLAKEX"), ("fpu sse2", ""), ("", "")],
+)
+def test_products_of_a_row_hang_on_no_place(flags: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_processor_flags", lambda: set(flags.split()))
+    for given in ("", "Haswell", "Zen"):
+        monkeypatch.setenv("OPENBLAS_CORETYPE", given)
+        threads.bound_libraries()
+        assert os.environ["OPENBLAS_CORETYPE"] == (expected or given)
 
 
 def test_group_help_imports_no_verb(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from tests.model_helpers import fit_vocabulary, small_model
 from zonkey_core.inference import shapes
 from zonkey_core.inference.generation import SamplingOptions, generate
 from zonkey_core.inference.infilling import Gap, InfillingOptions, infill
-from zonkey_core.inference.shapes import groups_of_one_shape, padded_count
+from zonkey_core.inference.shapes import groups_of_one_shape, padded_count, padded_width
 
 CPU = torch.device("cpu")
 
@@ -19,12 +19,13 @@ def test_rows_are_grouped_by_their_shapes() -> None:
     assert list(groups_of_one_shape([(2,), (1,), (2,)])) == [((1,), [1]), ((2,), [0, 2])]
 
 
-@pytest.mark.parametrize(("alike", "expected"), [(True, [1, 1, 8, 20, 20]), (False, [20] * 5)])
+@pytest.mark.parametrize(("alike", "expected"), [(True, [1, 1, 8, 16, 20, 20]), (False, [20] * 6)])
 def test_batches_are_padded_where_other_shapes_round_otherwise(
     alike: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shapes, "_rounds_alike", lambda device, threads: alike)
-    assert [padded_count(count, 20, CPU) for count in (0, 1, 5, 12, 19)] == expected
+    assert [padded_count(count, 20, CPU) for count in (0, 1, 5, 12, 19, 40)] == expected
+    assert padded_width(1, 20, CPU) == (8 if alike else 20)
 
 
 def test_what_is_tried_is_what_products_do(monkeypatch: pytest.MonkeyPatch) -> None:

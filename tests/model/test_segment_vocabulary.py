@@ -20,6 +20,7 @@ from tests.training_helpers import small_config
 from zonkey_core.checkpoint import CONFIG, MODEL, describe, load_model, pack_tensors, read_tensors
 from zonkey_core.committed_files import write_files
 from zonkey_core.model import level as level_module
+from zonkey_core.model import segment_vocabulary
 from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.latents import to_sphere
 from zonkey_core.model.pointer import NEVER
@@ -525,7 +526,7 @@ def test_strings_are_looked_up_anew_once_they_are_others() -> None:
     values, start_mask, document_mask = rows_of([[b"the ", b"heron "]])
     before = taken_apart(vocabulary, values, start_mask, document_mask)
     assert strings_of(vocabulary, before, 0) == [b"the ", b"heron "]
-    with mock.patch.object(SegmentVocabulary, "_string_keys", side_effect=AssertionError):
+    with mock.patch.object(segment_vocabulary, "string_keys", side_effect=AssertionError):
         again = taken_apart(vocabulary, values, start_mask, document_mask)
     assert torch.equal(before.entries, again.entries)
     vocabulary.fill(dict.fromkeys([*SINGLE, b"heron ", b"the "], 1 / 258), torch.randn(258, CHANNELS))

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.devices import choose_precision, in_precision
 from zonkey_core.diffusion.decoding_order import Order, OrderedRows, in_streams, lay_out
-from zonkey_core.inference.shapes import padded_count
+from zonkey_core.inference.shapes import padded_count, padded_width
 from zonkey_core.model.denoiser import DenoisedSlots
 from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.level import Level
@@ -160,14 +160,15 @@ class Board:
         return kept if kept.any() else logits.masked_fill(~allowed, -torch.inf).softmax(-1)
 
     def run(self, first: int, later: int, on_step: Callable[[], None]) -> None:
-        """Tell all that is open: `first` readings of each row are made in the first evaluation, then `later` in each.
+        """Tell all that is open: at most `first` readings of each row in the first evaluation, then `later` in each.
 
         What is known last tells nothing and is not read.
         """
         told = self.rows.told.cpu().numpy()
         asked = [times[which[: len(times)] >= 0] for times, which in zip(self.times, told, strict=True)]
         for time in range(1 + max((int(times.max()) for times in asked if len(times)), default=0)):
-            self.tell(self.read(time, later if time else first))
+            due = max(int((times == time).sum()) for times in self.times)
+            self.tell(self.read(time, padded_width(due, later if time else first, self.device)))
             on_step()
 
 

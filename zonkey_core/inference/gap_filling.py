@@ -94,9 +94,9 @@ def fill_gaps(
 ) -> list[list[Tensor]]:
     """Fill the gaps of texts, each from its own generator: the entries [M] of each gap of each text."""
     laid = [_lay_out_open(row, steps, generator) for row, generator in zip(rows, generators, strict=True)]
-    batch = padded_count(len(rows), ROWS_TOGETHER, level.device)
 
     def tell(group: Sequence[_OpenRow], length: int, width: int) -> list[list[Tensor]]:
+        batch = padded_count(len(group), ROWS_TOGETHER, level.device)
         board = Board(level, [each.row for each in group], batch=batch, length=length, temperature=temperature)
         orders = [each.placed.order for each in group]
         blank = lay_out([*orders, *[_NOTHING] * (batch - len(group))], length, level.device).layout
@@ -153,9 +153,9 @@ def score_fills(level: Level, rows: Sequence[FilledRow]) -> list[list[GapScore]]
     assert level.vocabulary is not None
     table = level.vocabulary.latents()
     denoiser = in_precision(level.denoiser, choose_precision("auto", level.device))
-    batch = padded_count(len(rows), ROWS_TOGETHER, level.device)
 
     def score(group: Sequence[_AskedRow], length: int, width: int) -> list[list[GapScore]]:
+        batch = padded_count(len(group), ROWS_TOGETHER, level.device)
         orders = [each.placed.order for each in group]
         rows = lay_out([*orders, *[_NOTHING] * (batch - len(group))], length, level.device)
         cache = take_up([each.placed for each in group], rows.layout, level.denoiser.head_width)

@@ -79,7 +79,7 @@ def plan_gaps(
     shapes = [tuple(-(-len(each.sizes) // LENGTH_STEP) * LENGTH_STEP for each in one.blocks) for one in candidates]
     plans: list[BlockPlan | None] = [None] * len(candidates)
     for shape, group in groups_of_one_shape(shapes, PLANNED_TOGETHER):
-        lacking = padded_count(len(candidates), PLANNED_TOGETHER, model.device) - len(group)
+        lacking = padded_count(len(group), PLANNED_TOGETHER, model.device) - len(group)
         found = _plan_alike(
             model, [*(candidates[index] for index in group), *[candidates[group[0]]] * lacking],
             [*(generators[index] for index in group), *[torch.Generator()] * lacking], shape,

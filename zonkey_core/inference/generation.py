@@ -7,6 +7,7 @@ goes on from its own end.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -21,8 +22,10 @@ from zonkey_core.inference.block_decoding import EMPTY, TOGETHER
 from zonkey_core.inference.block_generation import OpenText, write_texts
 from zonkey_core.inference.planning import BlockPlan, plan_texts
 from zonkey_core.inference.scoring import Question, log_likelihoods
+from zonkey_core.inference.shapes import STEP
 from zonkey_core.inference.text_reading import TextReader
 from zonkey_core.inference.windows import read_windows
+from zonkey_core.inference.workers import shared_out, side_by_side
 from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.existence import LOG_FLOOR
 from zonkey_core.model.level import Level
@@ -96,17 +99,19 @@ def generate(
     check_options(model, options)
     reader = TextReader(model)
     draws = [(seed, seed + OTHER_DRAWS * which) for seed in seeds for which in range(options.best_of)]
-    waiting: list[Sample] = []
-    for first in range(0, len(draws), TOGETHER):
-        group = draws[first : first + TOGETHER]
+
+    def write(group: Sequence[tuple[int, int]]) -> list[Sample]:
         texts = _write(reader, [draw for _, draw in group], options, prompt, watch)
         if options.best_of == 1:
-            yield from (Sample(seed, text) for (seed, _), text in zip(group, texts, strict=True))
-            continue
-        waiting += _score(model, [seed for seed, _ in group], texts, len(prompt))
-        while len(waiting) >= options.best_of:
-            candidates, waiting = waiting[: options.best_of], waiting[options.best_of :]
-            yield max(candidates, key=lambda candidate: candidate.score or -math.inf)
+            return [Sample(seed, text) for (seed, _), text in zip(group, texts, strict=True)]
+        return _score(model, [seed for seed, _ in group], texts, len(prompt))
+
+    groups = shared_out(draws, TOGETHER, model.device, unit=STEP)
+    # Who watches sees one group after the other.
+    written = side_by_side(write, groups, model.device) if watch is None else map(write, groups)
+    candidates = itertools.chain.from_iterable(written)
+    for several in iter(lambda: list(itertools.islice(candidates, options.best_of)), []):
+        yield max(several, key=lambda candidate: candidate.score or -math.inf)
 
 
 def _score(model: Zonkey, seeds: Sequence[int], texts: Sequence[bytes], kept: int) -> list[Sample]:

@@ -30,6 +30,7 @@ from zonkey_core.inference.gap_planning import GappedBlocks, GapsToPlan, gapped_
 from zonkey_core.inference.generation import check_sampling, unfold_entries
 from zonkey_core.inference.shared_context import Context, Pieces, read_contexts
 from zonkey_core.inference.text_reading import TextReader
+from zonkey_core.inference.workers import shared_out, side_by_side
 from zonkey_core.model.model import Zonkey
 
 CONTEXT_BYTES = 256
@@ -151,18 +152,18 @@ def infill_documents(
     """Fill the gaps of many texts: the number of a text, and what goes into its next gaps; None where nothing does.
 
     Neighbouring gaps are filled together, and each group of neighbours is read in a window around it.
-    `WINDOWS_TOGETHER` windows are filled side by side, so memory does not grow with the text; none depends on the
-    others. Raises `ConfigError` for options out of range.
+    `WINDOWS_TOGETHER` windows are filled side by side by each worker, so memory does not grow with the text; none
+    depends on the others. Raises `ConfigError` for options out of range.
     """
     check_infilling(options)
     windows = [(number, window) for number, document in enumerate(documents) for window in _windows(document)]
     if not windows:
         return
     filler = _Filler(model, options)
-    for first in range(0, len(windows), WINDOWS_TOGETHER):
-        some = windows[first : first + WINDOWS_TOGETHER]
-        filled = filler.fill([window for _, window in some])
-        yield from ((number, fills) for (number, _), fills in zip(some, filled, strict=True))
+    groups = shared_out(windows, WINDOWS_TOGETHER, model.device)
+    found = side_by_side(lambda group: filler.fill([window for _, window in group]), groups, model.device)
+    for group, filled in zip(groups, found, strict=True):
+        yield from ((number, fills) for (number, _), fills in zip(group, filled, strict=True))
 
 
 def check_infilling(options: InfillingOptions) -> None:

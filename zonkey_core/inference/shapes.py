@@ -19,8 +19,8 @@ MANY, HEADS, WIDE = 160, 6, 96
 """Rows of which the first few are compared, heads of attention, and what products give."""
 FEW = (1, 2, 3, 5, 8, 13, 16, 31, 32, 40, 100)
 
-SMALL_SIZES = (1, 8)
-"""Rows of batches where there are so few."""
+STEP = 8
+"""More than one row, and readings of a row, are padded to a multiple of so many."""
 
 Shape = TypeVar("Shape", bound=tuple[object, ...])
 
@@ -36,12 +36,21 @@ def groups_of_one_shape(shapes: Sequence[Shape], most: int | None = None) -> Ite
 
 
 def padded_count(count: int, together: int, device: torch.device) -> int:
-    """Rows that each batch is padded to, where `count` rows are read in batches of at most `together`.
+    """Rows that a batch of `count`, and at most `together`, is padded to.
 
     Sizes are few, since a library keeps what it made for each.
     """
-    small = next((size for size in SMALL_SIZES if count <= size < together), together)
-    return small if small == together or _rounds_alike(device, torch.get_num_threads()) else together
+    return padded_width(count, together, device) if count > 1 else _fewest(1, together, device)
+
+
+def padded_width(count: int, most: int, device: torch.device) -> int:
+    """Readings that a row of `count` is padded to, where another of its shape could have `most`."""
+    return _fewest(-(-count // STEP) * STEP, most, device)
+
+
+def _fewest(count: int, most: int, device: torch.device) -> int:
+    """So many, and at most `most`; that many where products of fewer round otherwise."""
+    return count if count < most and _rounds_alike(device, torch.get_num_threads()) else most
 
 
 @functools.cache

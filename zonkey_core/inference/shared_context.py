@@ -10,6 +10,7 @@ Shapes: n readings of a context, L readings of a row, R rows side by side.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from zonkey_core.devices import choose_precision, in_precision
 from zonkey_core.diffusion.decoding_order import Order, in_streams, lay_out, with_gaps
@@ -55,6 +55,11 @@ class Context(NamedTuple):
     ending_logits: Tensor
     """[G, E] hazards of the length of each gap."""
 
+    @property
+    def length(self) -> int:
+        """Readings n, padding included."""
+        return next(iter(self.layers.values())).shape[1]
+
 
 def padded(length: int) -> int:
     """The length of the rows that so many readings lie in."""
@@ -70,9 +75,9 @@ def read_contexts(level: Level, pieces: Sequence[Pieces]) -> list[Context]:
     orders = [_unmeasured(each) for each in pieces]
     contexts: dict[int, Context] = {}
     lengths = [(padded(len(order.source) + 1),) for order in orders]
-    batch = padded_count(len(pieces), CONTEXTS_TOGETHER, level.device)
     for (length,), group in groups_of_one_shape(lengths, CONTEXTS_TOGETHER):
         some = [orders[index] for index in group]
+        batch = padded_count(len(group), CONTEXTS_TOGETHER, level.device)
         blank = [in_streams(0, [0], [0], begins=True, end_order=None)] * (batch - len(group))
         rows = lay_out([*some, *blank], length, level.device)
         entries = torch.zeros(batch, length, dtype=torch.long)
@@ -116,20 +121,23 @@ class Placed(NamedTuple):
 def take_up(rows: Sequence[Placed], layout: Layout, head_width: int) -> KVCache:
     """A cache for rows [R, L] with this layout, the first of which hold contexts, as if they had been read there."""
     count, length = layout.order.shape
+    distinct = {id(context): context for context, _ in rows}
+    sizes = [context.length for context in distinct.values()]
+    begins = dict(zip(distinct, itertools.accumulate(sizes, initial=0), strict=False))
     source = np.zeros((count, length), dtype=np.int64)
     shift = np.zeros((count, length), dtype=np.int64)
     for row, (context, order) in enumerate(rows):
         here, there = _held(order), _held(context.order)
-        source[row, here] = there
+        source[row, here] = begins[id(context)] + there
         shift[row, here] = order.positions[here] - context.order.positions[there]
     which = torch.from_numpy(source).to(layout.order.device)
     phases = rotary_phases(torch.from_numpy(shift).to(layout.order.device), head_width)
     cache = KVCache(layout)
     for name in rows[0].context.layers if rows else ():
-        kept = [
-            each.context.layers[name][:, index] for each, index in zip(rows, which, strict=False)
-        ]
-        layer = functional.pad(torch.stack(kept), (0, 0, 0, 0, 0, 0, 0, count - len(rows)))
+        kept = torch.cat([context.layers[name] for context in distinct.values()], 1)
+        heads = torch.arange(len(kept), device=which.device).unsqueeze(1) * kept.shape[1]
+        index = heads + which.unsqueeze(1)
+        layer = kept.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, -1)
         cache.layers[name] = rotate(layer, phases) if name.startswith("keys") else layer
     return cache
 

@@ -18,6 +18,8 @@ from zonkey_core.model.ngram_tables import SPREAD, TABLE_WIDTH
 
 NO_SYMBOL = -1
 """What stands before the first of symbols that are not bytes."""
+KEYS_TOGETHER = 512
+"""Strings that are hashed at once: of each, the hashes of all its substrings are made."""
 
 
 def lookup_table(rows: int, width: int) -> nn.Parameter:
@@ -44,6 +46,16 @@ def ngram_keys(symbols: Tensor, longest: int, before: int = NO_BYTE) -> list[Ten
         keys = (keys + padded[:, first : first + length]) * SPREAD
         each.append(keys)
     return each
+
+
+def string_keys(strings: Tensor, lengths: Tensor) -> Tensor:
+    """[K] hashes of strings of bytes [K, S], of these lengths [K], as those of n-grams; 0 of empty ones."""
+    sizes = (lengths.long() - 1).clamp(min=0)
+    keys = torch.zeros_like(sizes)
+    for which in torch.split(torch.arange(len(keys), device=keys.device), KEYS_TOGETHER):
+        some, ends = torch.stack(ngram_keys(strings[which].long(), strings.shape[1])), sizes[which]
+        keys[which] = some[ends, which - which[0], ends]
+    return keys.masked_fill(lengths == 0, 0)
 
 
 def table_rows(keys: Tensor, rows: int) -> Tensor:

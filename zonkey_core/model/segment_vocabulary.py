@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zonkey_core.model.bytes import BYTE_VALUES
-from zonkey_core.model.hash_embeddings import lookup_table, ngram_keys
+from zonkey_core.model.hash_embeddings import lookup_table, ngram_keys, string_keys
 from zonkey_core.model.latents import to_sphere
 
 ROUNDS = 3
@@ -191,15 +191,8 @@ class SegmentVocabulary(nn.Module):
         """The hashes of the strings, sorted, and their entries; made anew only when the strings are others."""
         state = (self.strings, self.strings._version, self.lengths, self.lengths._version)
         if self._sorted is None or any(a is not b for a, b in zip(self._sorted[0], state, strict=True)):
-            self._sorted = state, *self._string_keys().sort()
+            self._sorted = state, *string_keys(self.strings, self.lengths).sort()
         return self._sorted[1:]
-
-    def _string_keys(self) -> Tensor:
-        """[K] hashes of the strings; 0 for entries that hold none."""
-        order = torch.arange(len(self.lengths), device=self.lengths.device)
-        sizes = (self.lengths.long() - 1).clamp(min=0)
-        keys = torch.stack(ngram_keys(self.strings.long(), self.strings.shape[1]))[sizes, order, sizes]
-        return keys.masked_fill(self.lengths == 0, 0)
 
     def queries(self, estimate: Tensor, sigma: Tensor) -> Tensor:
         """[..., C] vectors whose products with the latents are logits, from estimates [..., C] at noise [...]."""

@@ -1,7 +1,8 @@
 """The layers that the networks here are made of. Rows are positions; a row's result hangs on no other row's place.
 
-BLAS multiplies a row in the same way beside any number of others, but for a single row and for products of a few
-columns; so both are avoided, and a text is cut in the same places in whatever pieces it is read.
+BLAS multiplies a row in the same way beside any number of others, but for products of few rows or few columns; so both
+are avoided, and a text is cut in the same places in whatever pieces it is read. OpenBLAS's kernels for Haswell and Zen
+do not, so `zonkey` asks for others of its (`zonkey_cli.threads`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import numpy as np
 
 from zonkey_core.numpy_model.weights import Floats, Weights
 
+SMALL_PRODUCT = 1_000_000
+"""Multiply-adds up to which OpenBLAS has kernels of their own for some processors."""
+INNER_BLOCK, COLUMN_BLOCK = 320, 32
+"""Those add up in another order where rows are longer than a block of the others, or columns are no multiple of one."""
 NORM_EPSILON = 1e-5
 LEAST_NORM = 1e-6
 
@@ -58,16 +63,30 @@ class NormedLogit:
         return logits + self.bias
 
 
+def least_rows(weight: Floats) -> int:
+    """The fewest rows that are multiplied by a weight [inner, outer] as any number of them are."""
+    inner, outer = weight.shape
+    alike = inner <= INNER_BLOCK and outer % COLUMN_BLOCK == 0
+    return 2 if alike else SMALL_PRODUCT // weight.size + 1
+
+
 class Linear:
     """`x W + b` of rows."""
 
     def __init__(self, weights: Weights, inner: int, outer: int, *, bias: bool = True, scale: float = 1.0) -> None:
         self.weight = np.ascontiguousarray(weights.take("weight", outer, inner).T) * np.float32(scale)
         self.bias = weights.take("bias", outer) * np.float32(scale) if bias else None
+        self.least = least_rows(self.weight)
 
     def __call__(self, rows: Floats, out: Floats | None = None) -> Floats:
         """[n, inner] to [n, outer]."""
-        out = np.matmul(rows, self.weight, out=out)
+        if out is None:
+            out = np.empty((len(rows), self.weight.shape[1]), dtype=np.float32)
+        lacking = self.least - len(rows)
+        if lacking > 0:
+            out[:] = (np.pad(rows, ((0, lacking), (0, 0))) @ self.weight)[: len(rows)]
+        else:
+            np.matmul(rows, self.weight, out=out)
         if self.bias is not None:
             out += self.bias
         return out
@@ -78,9 +97,12 @@ class Linear:
         return self
 
 
-def room(count: int, width: int, kernel: int) -> tuple[Floats, Floats]:
-    """What a convolution reads, `count` positions with zeros around, and the part [count, width] that these are."""
-    padded = np.empty((max(2, -(-count // kernel)) * kernel + kernel - 1, width), dtype=np.float32)
+def room(count: int, width: int, kernel: int, least: int) -> tuple[Floats, Floats]:
+    """What a convolution reads, `count` positions with zeros around, and the part [count, width] that these are.
+
+    It has room for `least` rows of windows.
+    """
+    padded = np.empty((max(least, -(-count // kernel)) * kernel + kernel - 1, width), dtype=np.float32)
     padded[: kernel // 2] = 0
     padded[kernel // 2 + count :] = 0
     return padded, padded[kernel // 2 : kernel // 2 + count]
@@ -95,12 +117,14 @@ class Convolution:
         self.weight = np.ascontiguousarray(taps.transpose(2, 1, 0)).reshape(kernel * inner, outer) * np.float32(scale)
         self.bias = np.tile(weights.take("bias", outer) * np.float32(scale), kernel)
         """Once for each of `kernel` positions, which are added to together."""
+        self.least = least_rows(self.weight)
 
     def project(self, weight: Floats) -> None:
         """Take rows [n, narrow] from now on, which a weight [inner, narrow] made wider before: once, and not of all."""
         inner, narrow = weight.shape
         taps = self.weight.reshape(self.kernel, inner, -1)
         self.weight = np.ascontiguousarray(weight.T @ taps).reshape(self.kernel * narrow, -1)
+        self.least = least_rows(self.weight)
 
     def __call__(self, padded: Floats) -> Floats:
         """[n, outer] of positions in their `room`, and of some behind them.

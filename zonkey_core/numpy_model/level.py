@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class NumpyLevel:
         self.reach = self.splitter.reach
         self._executor = executor
         self._kept: dict[bytes, int] = {}
+        self._keeping = Lock()
         if compresses:
             embedding, table = weights.part("embedding"), None
             if channels is None:
@@ -74,6 +76,11 @@ class NumpyLevel:
         text = values.tobytes()
         edges = bounds.tolist()
         segments = [*map(text.__getitem__, map(slice, edges, edges[1:]))]
+        with self._keeping:
+            return self._look_up(segments)
+
+    def _look_up(self, segments: Sequence[bytes]) -> Floats:
+        """The latents of strings, of which those that were compressed before are kept."""
         kept = self._kept
         new = [*dict.fromkeys(itertools.filterfalse(kept.__contains__, segments))]
         if len(kept) + len(new) > len(self._latents):

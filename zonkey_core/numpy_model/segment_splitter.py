@@ -87,12 +87,13 @@ class Network:
             places, blank = spaced_apart(count, inner, self.gap)
             asked = places[asked]
             count += len(blank)
-        padded, states = room(count, self.embed_width, self.kernel)
+        least = max(convolution.least for convolution in self.convolutions)
+        padded, states = room(count, self.embed_width, self.kernel, least)
         self.embed(some, places, states)
         states[blank] = 0
         for index, convolution in enumerate(self.convolutions):
             halves = convolution(padded)[:count]
-            padded, update = room(count, self.width, self.kernel)
+            padded, update = room(count, self.width, self.kernel, least)
             half_silu(halves, out=update)
             update[blank] = 0
             if index:

@@ -1,0 +1,97 @@
+"""Workers: groups are computed side by side, in their order, and what is made hangs neither on their number nor on who
+computes what."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.model_helpers import fit_vocabulary, small_model
+from zonkey_core.inference.generation import SamplingOptions, generate
+from zonkey_core.inference.infilling import Gap, GappedDocument, InfillingOptions, infill_documents
+from zonkey_core.inference.workers import MOST_WORKERS, shared_out, side_by_side, workers_for
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_results_come_in_order_and_threads_are_left_as_they_were(two_threads: None) -> None:
+    later = threading.Event()
+
+    def double(number: int) -> tuple[int, int]:
+        if number == 0:
+            assert later.wait(20), "the second group is computed beside the first"
+        later.set()
+        return 2 * number, torch.get_num_threads()
+
+    assert list(side_by_side(double, range(7), CPU)) == [(2 * number, 1) for number in range(7)]
+    assert torch.get_num_threads() == 2
+
+
+def test_no_more_is_begun_than_workers_wait_for(two_threads: None) -> None:
+    begun: list[int] = []
+    results = side_by_side(lambda number: begun.append(number) or number, range(20), CPU)
+    assert next(results) == 0
+    assert len(begun) <= 4
+    results.close()
+    assert torch.get_num_threads() == 2
+
+
+def test_a_fault_reaches_who_asked(two_threads: None) -> None:
+    def fail(number: int) -> int:
+        return 1 // (number - 3)
+
+    with pytest.raises(ZeroDivisionError):
+        list(side_by_side(fail, range(9), CPU))
+    assert torch.get_num_threads() == 2
+
+
+def test_one_thread_or_another_device_computes_one_group_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert workers_for(CPU) == MOST_WORKERS
+    assert workers_for(torch.device("cuda")) == 1
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    here = threading.get_ident()
+    assert set(side_by_side(lambda _: threading.get_ident(), range(3), CPU)) == {here}
+
+
+@pytest.mark.parametrize(
+    ("count", "unit", "sizes"),
+    [(0, 1, []), (1, 1, [1]), (3, 1, [2, 1]), (40, 1, [10, 10, 10, 10]), (33, 1, [9, 9, 9, 6]), (5, 8, [5]),
+     (16, 8, [8, 8]), (20, 8, [16, 4]), (64, 8, [16, 16, 16, 16])],
+)  # fmt: skip
+def test_rows_are_shared_out_evenly(count: int, unit: int, sizes: list[int], two_threads: None) -> None:
+    groups = shared_out(list(range(count)), 16, CPU, unit)
+    assert [len(group) for group in groups] == sizes
+    assert [row for group in groups for row in group] == list(range(count))
+
+
+def test_texts_and_fills_are_the_same_with_one_worker_and_with_two() -> None:
+    model = small_model().eval().requires_grad_(False)
+    fit_vocabulary(model)
+    documents = [
+        GappedDocument(b"What is it that ___ and so on, and number %d" % number, [Gap(16, 19)], number)
+        for number in range(5)
+    ]
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        options = SamplingOptions(steps=4, max_bytes=60)
+        texts = [each.text for each in generate(model, seeds=range(11), options=options)]
+        several = SamplingOptions(steps=4, max_bytes=60, best_of=3)
+        best = [each.score for each in generate(model, seeds=range(5), options=several)]
+        fills = list(infill_documents(model, documents, options=InfillingOptions(candidates=3)))
+        found.append((texts, best, fills))
+    torch.set_num_threads(before)
+    assert found[0] == found[1]
