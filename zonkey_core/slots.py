@@ -27,7 +27,7 @@ class SlotKind(IntEnum):
     DOCUMENT = 2
     """Opens a document."""
     GAP = 3
-    """Opens a gap."""
+    """Holds the slot before a gap, or opens one before which nothing is known."""
     END = 4
     """Stands behind the last slot of a document."""
     BLOCK = 5

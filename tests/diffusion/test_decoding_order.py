@@ -61,7 +61,8 @@ def assert_told_in_order(order: Order, count: int) -> None:
     assert slots_where(order.source) == list(range(count))
     assert (np.diff(order.positions) >= 0).all()
     text = order.source >= 0
-    assert np.array_equal(order.kinds == SlotKind.TEXT, text)
+    assert np.isin(order.kinds[text], (SlotKind.TEXT, SlotKind.GAP)).all()
+    assert not (order.kinds[~text] == SlotKind.TEXT).any()
     assert np.array_equal(order.positions[text], order.source[text])
     place = {slot: place for place, slot in enumerate(order.source.tolist()) if slot >= 0}
     for teller, slot in enumerate(order.told.tolist()):
@@ -136,12 +137,16 @@ def test_in_gaps_every_open_slot_is_told_once(
 
 @law
 @given(gapped(), st.booleans(), st.booleans(), st.booleans())
-def test_gaps_begin_with_openings_and_ends_are_marked(
+def test_what_stands_before_gaps_and_ends_are_marked(
     case: tuple[int, list[tuple[int, int]]], begins: bool, ends: bool, measured: bool
 ) -> None:
     count, gaps = case
     order = with_gaps(count, gaps, begins=begins, ends=ends, measured=measured)
-    assert (order.kinds == SlotKind.GAP).sum() == len(gaps) and not (order.kinds == SlotKind.STREAM).any()
+    asks = order.kinds == SlotKind.GAP
+    assert asks.sum() == len(gaps) and not (order.kinds == SlotKind.STREAM).any()
+    ends_of_gaps = {last for _, last in gaps}
+    expected = [-1 if not first or first in ends_of_gaps else first - 1 for first, _ in gaps]
+    assert order.source[asks].tolist() == expected, "the slot before, or an opening where none is known there"
     assert (order.kinds == SlotKind.DOCUMENT).tolist() == [begins and not place for place in range(len(order.kinds))]
     assert (order.kinds == SlotKind.END).sum() == ends and (order.kinds[-1] == SlotKind.END or not ends)
     if begins:

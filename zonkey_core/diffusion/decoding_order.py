@@ -88,7 +88,8 @@ def with_gaps(
 ) -> Order:
     """A text of `count` slots, all known but those in `gaps` (first slot, and the one after the last).
 
-    Where the gaps are not `measured`, they hold nothing but `BLANKS` and seem to be `GAP_WIDTH` wide.
+    The slot before a gap asks what its first one holds, or how long it is; a gap with nothing known before it has an
+    opening. Where the gaps are not `measured`, they hold nothing but `BLANKS` and seem to be `GAP_WIDTH` wide.
     """
     slots = np.arange(count)
     first, last = np.asarray(gaps, dtype=np.int64).reshape(-1, 2).T
@@ -97,26 +98,28 @@ def with_gaps(
     held = slots if measured else slots[slots >= end]
     widths = np.zeros_like(first) if measured else GAP_WIDTH - (last - first)
     shift = np.append(0, np.cumsum(widths))
-    places = int(begins) + np.arange(len(held)) + passed[held]
-    gates = int(begins) + np.searchsorted(held, first) + np.arange(len(first))
-    fields = _blank(int(begins) + len(held) + len(first) + int(ends))
+    opened = (first == 0) | np.isin(first, last)
+    openings = np.append(0, np.cumsum(opened))
+    places = int(begins) + np.arange(len(held)) + openings[passed[held]]
+    askers = int(begins) + np.searchsorted(held, first) + openings[:-1] - ~opened
+    fields = _blank(int(begins) + len(held) + openings[-1] + int(ends))
     fields.source[places] = held
-    fields.kinds[places], fields.kinds[gates] = SlotKind.TEXT, SlotKind.GAP
-    fields.positions[places], fields.positions[gates] = held + shift[passed[held]], first - 1 + shift[:-1]
+    fields.kinds[places], fields.kinds[askers] = SlotKind.TEXT, SlotKind.GAP
+    fields.positions[places], fields.positions[askers] = held + shift[passed[held]], first - 1 + shift[:-1]
     fields.order[:] = 0
     fields.order[places] = np.where(slots < end, slots - begin + 1, 0)[held]
     fields.told[places] = np.where(slots + 1 < end, slots + 1, -1)[held]
     if measured:
-        fields.told[gates] = first
+        fields.told[askers] = first
     else:
-        fields.remaining[gates] = last - first
+        fields.remaining[askers] = last - first
     if begins:
         fields.kinds[0] = SlotKind.DOCUMENT
     if ends:
         fields.kinds[-1], fields.positions[-1] = SlotKind.END, count + shift[-1]
     if measured:
         return fields
-    behind = np.repeat(gates + 1, BLANKS)
+    behind = np.repeat(askers + 1, BLANKS)
     blank = {"kinds": SlotKind.TEXT, "order": 1, "left": 0}
     return Order(*(np.insert(part, behind, blank.get(name, -1)) for name, part in fields._asdict().items()))
 

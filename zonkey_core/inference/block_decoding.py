@@ -102,7 +102,7 @@ class Board:
         self.cache.layout = self.rows.layout
 
     def take_up(self, orders: Sequence[Order], cache: KVCache) -> None:
-        """Take up the order of rows of which a cache holds what is known already, all but the openings of gaps."""
+        """Take up the order of rows of which a cache holds what is known already, all but what asks gaps."""
         self.cache = cache
         self.lay_out(orders, [0] * len(orders))
         for times, order in zip(self.times, orders, strict=False):

@@ -3,7 +3,7 @@
 While the context is read, each gap seems to be `GAP_WIDTH` slots wide and holds nothing, as where its length is asked.
 What was kept of it (keys, values and states) then moves to the places that it has around gaps of other lengths:
 attention sees distances through rotary phases, so a key that stands d slots further to the right is the same key turned
-by the phase of d. The openings of gaps are read anew for each candidate.
+by the phase of d. The slots before gaps, which ask what these hold, are read anew for each candidate.
 
 Shapes: n readings of a context, L readings of a row, R rows side by side.
 """
@@ -143,7 +143,7 @@ def take_up(rows: Sequence[Placed], layout: Layout, head_width: int) -> KVCache:
 
 
 def _held(order: Order) -> NDArray[np.int64]:
-    """The readings of what is known, openings of gaps excepted, in the order of the text."""
+    """The readings of what is known, but for those that ask gaps, in the order of the text."""
     return np.flatnonzero((order.order == 0) & (order.kinds != SlotKind.GAP))
 
 
