@@ -27,7 +27,7 @@ class SlotKind(IntEnum):
     DOCUMENT = 2
     """Opens a document."""
     GAP = 3
-    """Holds the slot before a gap, or opens one before which nothing is known."""
+    """Opens a gap, and tells the others nothing."""
     END = 4
     """Stands behind the last slot of a document."""
     BLOCK = 5
@@ -48,7 +48,7 @@ class Layout(NamedTuple):
     documents: Tensor
     """[B, L] readings of different documents do not see each other."""
     silent_mask: Tensor
-    """[B, L] true where a reading tells the others nothing: an open slot that is pure noise."""
+    """[B, L] true where a reading tells the others nothing: an open slot that is pure noise, the opening of a gap."""
     held_mask: Tensor
     """[B, L] true where a reading holds a slot, which others may copy."""
 

@@ -61,8 +61,7 @@ def assert_told_in_order(order: Order, count: int) -> None:
     assert slots_where(order.source) == list(range(count))
     assert (np.diff(order.positions) >= 0).all()
     text = order.source >= 0
-    assert np.isin(order.kinds[text], (SlotKind.TEXT, SlotKind.GAP)).all()
-    assert not (order.kinds[~text] == SlotKind.TEXT).any()
+    assert np.array_equal(order.kinds == SlotKind.TEXT, text)
     assert np.array_equal(order.positions[text], order.source[text])
     place = {slot: place for place, slot in enumerate(order.source.tolist()) if slot >= 0}
     for teller, slot in enumerate(order.told.tolist()):
@@ -142,11 +141,16 @@ def test_what_stands_before_gaps_and_ends_are_marked(
 ) -> None:
     count, gaps = case
     order = with_gaps(count, gaps, begins=begins, ends=ends, measured=measured)
-    asks = order.kinds == SlotKind.GAP
-    assert asks.sum() == len(gaps) and not (order.kinds == SlotKind.STREAM).any()
+    gates = order.kinds == SlotKind.GAP
+    assert not (order.kinds == SlotKind.STREAM).any()
     ends_of_gaps = {last for _, last in gaps}
-    expected = [-1 if not first or first in ends_of_gaps else first - 1 for first, _ in gaps]
-    assert order.source[asks].tolist() == expected, "the slot before, or an opening where none is known there"
+    before = [-1 if not first or first in ends_of_gaps else first - 1 for first, _ in gaps]
+    if measured:
+        assert (order.source[gates] == -1).all() and gates.sum() == before.count(-1), "where nothing known tells them"
+        tellers = [order.told.tolist().index(first) for first, _ in gaps]
+        assert order.source[tellers].tolist() == before
+    else:
+        assert order.source[gates].tolist() == before, "the slot before once more"
     assert (order.kinds == SlotKind.DOCUMENT).tolist() == [begins and not place for place in range(len(order.kinds))]
     assert (order.kinds == SlotKind.END).sum() == ends and (order.kinds[-1] == SlotKind.END or not ends)
     if begins:
@@ -196,11 +200,13 @@ def test_a_gap_that_is_as_wide_as_it_seems_moves_nothing(
         shift += GAP_WIDTH - (last - first)
     unmeasured = with_gaps(count, gaps, begins=begins, ends=ends, measured=False)
     measured = with_gaps(count + shift, wide, begins=begins, ends=ends, measured=True)
-    outside, known = measured.order == 0, unmeasured.order == 0
+    outside, known = (
+        (order.order == 0) & (order.kinds != SlotKind.GAP) for order in (measured, unmeasured)
+    )
     for name in ("kinds", "positions", "order"):
         assert np.array_equal(getattr(measured, name)[outside], getattr(unmeasured, name)[known]), name
     missing = [slot for first, last in gaps for slot in range(first, last)]
-    assert slots_where(unmeasured.source) == [slot for slot in range(count) if slot not in missing]
+    assert slots_where(unmeasured.source[known]) == [slot for slot in range(count) if slot not in missing]
 
 
 # Texts in blocks
@@ -577,7 +583,7 @@ def test_orders_are_laid_out_as_they_are(cases: list[tuple[Order, int]], spare: 
     length = max(len(order.source) for order in orders) + spare
     rows = lay_out(orders, length, CPU)
     assert rows.source.shape == (len(orders), length)
-    assert not rows.layout.silent_mask.any()
+    assert torch.equal(rows.layout.silent_mask, rows.layout.kinds == SlotKind.GAP)
     for row, order in enumerate(orders):
         own, padding = slice(len(order.source)), slice(len(order.source), None)
         for name in Order._fields:

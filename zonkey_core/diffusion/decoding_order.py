@@ -88,8 +88,9 @@ def with_gaps(
 ) -> Order:
     """A text of `count` slots, all known but those in `gaps` (first slot, and the one after the last).
 
-    The slot before a gap asks what its first one holds, or how long it is; a gap with nothing known before it has an
-    opening. Where the gaps are not `measured`, they hold nothing but `BLANKS` and seem to be `GAP_WIDTH` wide.
+    The slot before a gap asks what its first one holds; a gap with nothing known before it has an opening for that.
+    Where the gaps are not `measured`, they hold nothing but `BLANKS` and seem to be `GAP_WIDTH` wide; how long each is,
+    an opening asks that holds the slot before it once more.
     """
     slots = np.arange(count)
     first, last = np.asarray(gaps, dtype=np.int64).reshape(-1, 2).T
@@ -99,12 +100,13 @@ def with_gaps(
     widths = np.zeros_like(first) if measured else GAP_WIDTH - (last - first)
     shift = np.append(0, np.cumsum(widths))
     opened = (first == 0) | np.isin(first, last)
-    openings = np.append(0, np.cumsum(opened))
+    gated = opened | (not measured)
+    openings = np.append(0, np.cumsum(gated))
     places = int(begins) + np.arange(len(held)) + openings[passed[held]]
-    askers = int(begins) + np.searchsorted(held, first) + openings[:-1] - ~opened
+    askers = int(begins) + np.searchsorted(held, first) + openings[:-1] - ~gated
     fields = _blank(int(begins) + len(held) + openings[-1] + int(ends))
     fields.source[places] = held
-    fields.kinds[places], fields.kinds[askers] = SlotKind.TEXT, SlotKind.GAP
+    fields.kinds[places], fields.kinds[askers[gated]] = SlotKind.TEXT, SlotKind.GAP
     fields.positions[places], fields.positions[askers] = held + shift[passed[held]], first - 1 + shift[:-1]
     fields.order[:] = 0
     fields.order[places] = np.where(slots < end, slots - begin + 1, 0)[held]
@@ -112,7 +114,7 @@ def with_gaps(
     if measured:
         fields.told[askers] = first
     else:
-        fields.remaining[askers] = last - first
+        fields.remaining[askers], fields.source[askers] = last - first, np.where(opened, -1, first - 1)
     if begins:
         fields.kinds[0] = SlotKind.DOCUMENT
     if ends:
@@ -299,6 +301,5 @@ def side_by_side(rows: Sequence[NDArray[np.int64]], length: int, device: torch.d
     source, kinds, positions, order, told, remaining, blocks, left, documents, certain = (
         torch.from_numpy(table).to(device).unbind(1)
     )
-    silent = torch.zeros_like(kinds, dtype=torch.bool)
-    layout = Layout(kinds.clamp(min=0), positions, order, documents, silent, source >= 0)
+    layout = Layout(kinds.clamp(min=0), positions, order, documents, kinds == SlotKind.GAP, source >= 0)
     return OrderedRows(layout, source, told, remaining, certain > 0, blocks, left.clamp(min=0))

@@ -19,7 +19,6 @@ from zonkey_core.model.kv_cache import KVCache
 from zonkey_core.model.level import Level
 from zonkey_core.model.pointer import NEVER, with_copies
 from zonkey_core.model.slot_batches import Plans, at_places, gather_entries, slot_batch
-from zonkey_core.slots import SlotKind
 
 DRAWN_TOGETHER = 32
 """Slots that are drawn at once: what their logits take stays in the cache."""
@@ -106,7 +105,7 @@ class Board:
         self.cache = cache
         self.lay_out(orders, [0] * len(orders))
         for times, order in zip(self.times, orders, strict=False):
-            times[(order.order == 0) & (order.kinds != SlotKind.GAP)] = -1
+            times[(order.order == 0) & (order.told < 0)] = -1
 
     @torch.no_grad()
     def read(self, time: int, width: int) -> Reading:

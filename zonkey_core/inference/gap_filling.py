@@ -27,7 +27,6 @@ from zonkey_core.inference.shared_context import Context, Pieces, Placed, padded
 from zonkey_core.model.length_model import draw_counts
 from zonkey_core.model.level import Level
 from zonkey_core.model.slot_batches import at_places, gather_entries, slot_batch
-from zonkey_core.slots import SlotKind
 
 ROWS_TOGETHER = 32
 """Rows that are told side by side."""
@@ -226,7 +225,7 @@ def _lay_out_filled(
 
 def _due(order: Order) -> np.ndarray:
     """The readings that a context lacks."""
-    return np.flatnonzero((order.order > 0) | (order.kinds == SlotKind.GAP))
+    return np.flatnonzero((order.order > 0) | (order.told >= 0))
 
 
 def _gap_scores(row: _AskedRow, values: Tensor) -> list[GapScore]:

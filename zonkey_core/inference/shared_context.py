@@ -143,7 +143,7 @@ def take_up(rows: Sequence[Placed], layout: Layout, head_width: int) -> KVCache:
 
 
 def _held(order: Order) -> NDArray[np.int64]:
-    """The readings of what is known, but for those that ask gaps, in the order of the text."""
+    """The readings of what is known, openings of gaps excepted, in the order of the text."""
     return np.flatnonzero((order.order == 0) & (order.kinds != SlotKind.GAP))
 
 

@@ -43,7 +43,7 @@ def slot_batch(
     else:
         noise_free = alpha.gather(1, rows.told.clamp(min=0)) * (rows.told >= 0)
         seen = gather_slots(noisy, rows.told) * (noise_free > 0).unsqueeze(-1)
-    silent = (rows.layout.kinds == SlotKind.OPEN) & (noise_free == 0)
+    silent = rows.layout.silent_mask | ((rows.layout.kinds == SlotKind.OPEN) & (noise_free == 0))
     layout = rows.layout._replace(silent_mask=silent)
     if plans is None:
         return SlotBatch(

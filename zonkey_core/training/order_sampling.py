@@ -32,9 +32,9 @@ from zonkey_core.diffusion.decoding_order import (
 )
 
 ALONE, BLOCKS, GAPS, AT_ONCE = range(4)
-SHARES = (0.15, 0.5, 0.2, 0.15)
+SHARES = (0.22, 0.43, 0.2, 0.15)
 """Shares of documents that are told alone, in blocks, with gaps and all at once, where there is a level above."""
-GAPPED = 0.5
+GAPPED = 0.6
 """Share of documents told alone that are read with gaps; the others are written."""
 UNMEASURED = 0.5
 """Share of those whose gaps hold nothing, and are asked how long they are."""
