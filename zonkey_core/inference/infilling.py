@@ -40,9 +40,9 @@ CLUSTER_BYTES = 768
 HIGHEST_SHARE = 0.625
 """Candidates get lengths up to the one below which the denoiser thinks so much of all possible; longer ones seldom
 win, and take longest."""
-SEAM_WEIGHT = 2.0
+SEAM_WEIGHT = 1.0
 """How much what follows a gap counts in ranking, beside what is put into it."""
-SLOT_NATS = 4.0
+SLOT_NATS = 3.0
 """What a slot of a fill is expected to cost, in nats: a fill that costs more loses by it, and one that costs less gains
 nothing, since text that is too easy to foresee is as strange. Both were chosen on validation text
 (docs/experiments.md)."""
