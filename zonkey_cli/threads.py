@@ -54,7 +54,6 @@ def bound_libraries() -> None:
             os.environ["OPENBLAS_CORETYPE"] = kernels
 
 
-
 def leave_with_threads(code: int) -> None:
     """Leave at once where a thread is left that nobody waits for, since what it reads or trains may take for ever.
 

@@ -108,13 +108,14 @@ class Board:
             times[(order.order == 0) & (order.told < 0)] = -1
 
     @torch.no_grad()
-    def read(self, time: int, width: int) -> Reading:
-        """Read what is known at a time, `width` readings of each row, with padding where there are fewer."""
+    def read(self, time: int, most: int) -> Reading:
+        """Read what is known at a time, at most so many readings of each row, with padding where there are fewer."""
         assert self.cache is not None
-        table = np.full((len(self.times), width), self.length - 1)
-        for row, times in zip(table, self.times, strict=True):
-            due = np.flatnonzero(times == time)
-            row[: len(due)] = due
+        due = [np.flatnonzero(times == time) for times in self.times]
+        width = padded_width(max(map(len, due)), most, self.device)
+        table = np.full((len(due), width), self.length - 1)
+        for row, some in zip(table, due, strict=True):
+            row[: len(some)] = some
         places = torch.from_numpy(table).to(self.device)
         rows = at_places(self.rows, places)
         held = self.entries.gather(1, rows.source.clamp(min=0)).clamp(min=0)
@@ -166,8 +167,7 @@ class Board:
         told = self.rows.told.cpu().numpy()
         asked = [times[which[: len(times)] >= 0] for times, which in zip(self.times, told, strict=True)]
         for time in range(1 + max((int(times.max()) for times in asked if len(times)), default=0)):
-            due = max(int((times == time).sum()) for times in self.times)
-            self.tell(self.read(time, padded_width(due, later if time else first, self.device)))
+            self.tell(self.read(time, later if time else first))
             on_step()
 
 

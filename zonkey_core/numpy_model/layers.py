@@ -117,14 +117,17 @@ class Convolution:
         self.weight = np.ascontiguousarray(taps.transpose(2, 1, 0)).reshape(kernel * inner, outer) * np.float32(scale)
         self.bias = np.tile(weights.take("bias", outer) * np.float32(scale), kernel)
         """Once for each of `kernel` positions, which are added to together."""
-        self.least = least_rows(self.weight)
+
+    @property
+    def least(self) -> int:
+        """The fewest rows of windows that it is to be given."""
+        return least_rows(self.weight)
 
     def project(self, weight: Floats) -> None:
         """Take rows [n, narrow] from now on, which a weight [inner, narrow] made wider before: once, and not of all."""
         inner, narrow = weight.shape
         taps = self.weight.reshape(self.kernel, inner, -1)
         self.weight = np.ascontiguousarray(weight.T @ taps).reshape(self.kernel * narrow, -1)
-        self.least = least_rows(self.weight)
 
     def __call__(self, padded: Floats) -> Floats:
         """[n, outer] of positions in their `room`, and of some behind them.
