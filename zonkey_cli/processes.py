@@ -13,7 +13,7 @@ from zonkey_cli.streams import Streams
 @contextlib.contextmanager
 def together(streams: Streams, device: str) -> Iterator[None]:
     """Join the other processes of a launcher, if there is one; all but the first are quiet from then on."""
-    if int(os.environ.get("WORLD_SIZE", "1") or 1) < 2 or "RANK" not in os.environ:
+    if not is_one_of_several():
         yield
         return
     from zonkey_core.training import joined_processes
@@ -28,3 +28,8 @@ def together(streams: Streams, device: str) -> Iterator[None]:
 def is_first() -> bool:
     """Whether this process shows and writes, as it does where it is alone."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def is_one_of_several() -> bool:
+    """Whether a launcher started this process beside others."""
+    return int(os.environ.get("WORLD_SIZE", "1") or 1) > 1 and "RANK" in os.environ

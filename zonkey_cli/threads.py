@@ -8,6 +8,8 @@ import sys
 import threading
 from concurrent.futures import Executor
 
+from zonkey_cli.processes import is_one_of_several
+
 MOST_THREADS = 8
 """More of them wait for the interpreter."""
 _LIMITS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
@@ -55,16 +57,20 @@ def bound_libraries() -> None:
 
 
 def leave_with_threads(code: int) -> None:
-    """Leave at once where a thread is left that nobody waits for, since what it reads or trains may take for ever.
+    """Leave at once where a thread is left that nobody waits for.
 
-    While an interpreter is taken down, such a thread is unwound where it next asks for it; in the middle of C++, of
-    torch for one, that aborts the process ("terminate called without an active exception").
+    One that reads or trains may take for ever, and while an interpreter is taken down, a thread is unwound where it
+    next asks for it; in the middle of C++, of torch for one, that aborts the process ("terminate called without an
+    active exception"). So it may be with the threads by which torch sends tensors between processes, which let go of a
+    tensor some time after it has arrived.
     """
-    if any(thread.daemon and thread.name.startswith("zonkey-") for thread in threading.enumerate()):
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(AttributeError, OSError, ValueError):
-                stream.flush()
-        os._exit(code)
+    waited_for = not any(each.daemon and each.name.startswith("zonkey-") for each in threading.enumerate())
+    if waited_for and not is_one_of_several():
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _processor_flags() -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,3 +141,14 @@ def test_unexpected_error_is_one_line_unless_debugged(zonkey: Zonkey) -> None:
     debugged = zonkey.run("segment", "--undo", "--debug", environment={"PYTHONPATH": path})
     assert debugged.returncode == 1
     assert b"Traceback" in debugged.stderr
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_one_of_several_processes_leaves_without_being_taken_down(several: bool) -> None:
+    code = (
+        "import atexit; from zonkey_cli.threads import leave_with_threads; "
+        "atexit.register(print, 'taken down'); print('done'); leave_with_threads(3)"
+    )
+    launched = {"WORLD_SIZE": "2", "RANK": "1"} if several else {"WORLD_SIZE": "1", "RANK": "0"}
+    ran = subprocess.run([sys.executable, "-c", code], env={**os.environ, **launched}, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == ((3, "done\n") if several else (0, "done\ntaken down\n"))

@@ -29,7 +29,7 @@ from zonkey_core.model.level import Level
 from zonkey_core.model.model import unsaved_buffers
 from zonkey_core.model.ngram_tables import NGRAM_ORDERS
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.readers import NEAR, ContextReader, CostEstimator, UnitKinds
+from zonkey_core.model.readers import CONTEXTS, ContextReader, CostEstimator, UnitKinds
 from zonkey_core.model.segment_splitter import NEVER, SegmentSplitter, frozen_copy, hide_units
 from zonkey_core.model.unit_rows import UnitRows, unit_rows
 from zonkey_core.training.objectives import alone_in_segment, splitter_objective
@@ -350,17 +350,22 @@ def test_ngrams_are_left_out_by_chance_but_never_single_units(monkeypatch: pytes
 @law
 @given(seeds, st.integers(0, 23), st.integers(0, 23))
 @torch.no_grad()
-def test_the_reader_of_units_sees_what_is_near_in_its_own_segment(seed: int, place: int, asked: int) -> None:
+def test_the_reader_of_units_sees_the_strings_about_it_that_are_of_its_own_segment(
+    seed: int, place: int, asked: int
+) -> None:
     reader = context_reader()
     starts = (torch.rand(24, generator=chance(seed)) < 0.3).double()
     starts[0] = 1
-    segments = starts.cumsum(0)
+    segments = starts.cumsum(0).tolist()
     hidden = torch.arange(24) == asked
     keys = torch.randint(1, 300, (24,), generator=chance(seed))
     other = keys.clone()
     other[place] += 1000
     changed = (reader(keys, hidden, starts) - reader(other, hidden, starts)).abs().max() > 1e-9
-    assert changed == (segments[place] == segments[asked] and 0 < abs(place - asked) <= NEAR)
+    own = [each for each in range(24) if segments[each] == segments[asked]]
+    strings = [range(asked - before, asked + after + 1) for before, after in CONTEXTS]
+    held = any(place in string and own[0] <= string[0] and string[-1] <= own[-1] for string in strings)
+    assert changed == (held and place != asked)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from tests.model_helpers import TEXT
 from tests.training_helpers import SAMPLE, small_config
+from zonkey_cli.threads import leave_with_threads
 from zonkey_core.committed_files import file_path
 from zonkey_core.config import StageShares
 from zonkey_core.data import SourceSpec
@@ -224,3 +225,4 @@ def begin_or_go_on(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1])) if len(sys.argv) == 2 else begin_or_go_on(Path(*sys.argv[1:]))
+    leave_with_threads(0)
