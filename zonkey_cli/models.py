@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from zonkey_core.model.model import Zonkey
 
 BUNDLED = "bundled"
+WRITING = tuple(
+    f"bottom.{part}."
+    for part in ("splitter", "embedding", "compressor", "denoiser", "decoder", "readout", "vocabulary", "above")
+)
+"""How the names of the tensors begin that writing needs; the others only teach."""
 
 
 def models_directory() -> Path:
@@ -76,6 +81,11 @@ def load_model(streams: Streams, name: str | None, *, device: str, prefixes: tup
         model = load(directory, device=chosen, prefixes=prefixes)
     streams.detail(f"model {directory} on {chosen}")
     return model
+
+
+def load_writer(streams: Streams, name: str | None, *, device: str) -> Zonkey:
+    """Read what writes text in model `name`: all of it but what only teaches."""
+    return load_model(streams, name, device=device, prefixes=WRITING)
 
 
 def load_cutting_levels(

@@ -14,7 +14,7 @@ MOST_THREADS = 8
 """More of them wait for the interpreter."""
 _LIMITS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 """What a numpy reads that is imported later: how many threads a single product of matrices may take."""
-_MEASURE = {"OPENBLAS_NUM_THREADS": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "LRU_CACHE_CAPACITY": "32"}
+_MEASURE = {"OPENBLAS_NUM_THREADS": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
 """What a numpy or torch reads that is imported later. How many threads a product of numpy's takes, as they are small;
 and of how many shapes oneDNN, and torch above it, keep the product that they made for it. Of the 1,024 of each that
 they keep by themselves, a gigabyte fills up in minutes of training, and products are no faster

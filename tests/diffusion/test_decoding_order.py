@@ -218,7 +218,6 @@ class Blocks(NamedTuple):
     lengths: list[int]
     steps: int
     known: int
-    summarised: int
 
     @property
     def edges(self) -> list[int]:
@@ -229,22 +228,20 @@ class Blocks(NamedTuple):
     def rest(self) -> dict[int, int]:
         """Blocks that are not known whole, with how many of their slots are open."""
         spans = enumerate(itertools.pairwise(self.edges))
-        sizes = {block: last - max(first, self.known) for block, (first, last) in spans if block >= self.summarised}
+        sizes = {block: last - max(first, self.known) for block, (first, last) in spans}
         return {block: size for block, size in sizes.items() if size > 0}
 
     def order(self, *, begins: bool = True, ends: bool = True) -> Order:
-        return in_blocks(
-            self.lengths, self.steps, known=self.known, summarised=self.summarised, begins=begins, ends=ends
-        )
+        return in_blocks(self.lengths, self.steps, known=self.known, begins=begins, ends=ends)
 
 
 @st.composite
 def blocks(draw: st.DrawFn) -> Blocks:
-    """Blocks, of which the first slots are known, or the first blocks summarised, or neither."""
+    """Blocks, of which the first slots may be known."""
     lengths = draw(st.lists(st.integers(1, 9), min_size=1, max_size=7))
     steps = draw(st.integers(1, sum(lengths) + 3))
     known = draw(st.just(0) | st.integers(0, sum(lengths)))
-    return Blocks(lengths, steps, known, 0 if known else draw(st.just(0) | st.integers(0, len(lengths))))
+    return Blocks(lengths, steps, known)
 
 
 def evaluations(order: Order) -> int:
@@ -269,10 +266,9 @@ def tell(order: Order, held: set[int]) -> list[list[int]]:
 @given(blocks(), st.booleans(), st.booleans())
 def test_in_blocks_every_open_slot_is_told_once_and_no_known_one(case: Blocks, begins: bool, ends: bool) -> None:
     order = case.order(begins=begins, ends=ends)
-    first = case.edges[case.summarised]
-    assert slots_where(order.source) == list(range(first, case.edges[-1]))
-    told_in = tell(order, set(range(first, case.known)))
-    assert sorted(itertools.chain(*told_in)) == list(range(max(first, case.known), case.edges[-1]))
+    assert slots_where(order.source) == list(range(case.edges[-1]))
+    told_in = tell(order, set(range(case.known)))
+    assert sorted(itertools.chain(*told_in)) == list(range(case.known, case.edges[-1]))
     assert (order.remaining == -1).all()
     place = {slot: place for place, slot in enumerate(order.source.tolist()) if slot >= 0}
     for teller, slot in enumerate(order.told.tolist()):
@@ -301,20 +297,15 @@ def test_blocks_are_told_side_by_side_in_as_many_evaluations_as_there_are(case: 
 @given(blocks())
 def test_with_time_for_all_slots_each_sees_all_before_it(case: Blocks) -> None:
     case = case._replace(steps=sum(case.rest.values()) + case.steps)
-    first = max(case.known, case.edges[case.summarised])
-    assert tell(case.order(), set(range(case.edges[case.summarised], case.known))) == [
-        [slot] for slot in range(first, case.edges[-1])
-    ]
+    assert tell(case.order(), set(range(case.known))) == [[slot] for slot in range(case.known, case.edges[-1])]
 
 
 @law
 @given(blocks())
 def test_one_evaluation_tells_everything(case: Blocks) -> None:
     case = case._replace(steps=1)
-    order = case.order()
-    first = max(case.known, case.edges[case.summarised])
-    told = tell(order, set(range(case.edges[case.summarised], case.known)))
-    assert told == [list(range(first, case.edges[-1]))] * bool(case.rest)
+    told = tell(case.order(), set(range(case.known)))
+    assert told == [list(range(case.known, case.edges[-1]))] * bool(case.rest)
 
 
 @law
@@ -326,8 +317,7 @@ def test_a_block_is_told_in_no_more_streams_than_its_length_makes_necessary(case
         gates = inside & (order.source < 0)
         if block not in case.rest:
             assert gates.sum() == 1 and (order.told[inside] == -1).all() and (order.order[inside] == 0).all()
-            held = range(first, last if block >= case.summarised else first)
-            assert order.source[inside].tolist() == [-1, *held]
+            assert order.source[inside].tolist() == [-1, *range(first, last)]
             continue
         known = max(0, case.known - first)
         assert gates.sum() == -(-case.rest[block] // case.steps)
@@ -349,7 +339,6 @@ def test_a_block_is_told_in_no_more_streams_than_its_length_makes_necessary(case
 def test_blocks_begin_with_openings_and_positions_are_those_of_the_text(
     case: Blocks, begins: bool, ends: bool
 ) -> None:
-    """Of blocks that are summarised, the places stay free."""
     order = case.order(begins=begins, ends=ends)
     text = order.source >= 0
     assert np.array_equal(order.kinds == SlotKind.TEXT, text)
@@ -436,18 +425,17 @@ def test_a_block_in_two_streams_behind_a_prompt_by_hand() -> None:
     assert order.left[3:].tolist() == [6, 5, 4, 3, 2, 2, 1, 0]
 
 
-def test_a_stream_behind_blocks_that_are_read_through_their_plans_by_hand() -> None:
-    known = in_blocks([3, 2], 1, known=5, summarised=2, begins=True, ends=False)
+def test_a_stream_behind_blocks_that_are_known_by_hand() -> None:
+    known = in_blocks([3, 2], 1, known=5, begins=True, ends=False)
     order = then_in_stream(known, 5, 2)
-    assert order.kinds.tolist() == [
-        SlotKind.DOCUMENT, SlotKind.BLOCK, SlotKind.STREAM, SlotKind.TEXT, SlotKind.TEXT
-    ]
-    assert order.source.tolist() == [-1, -1, -1, 5, 6]
-    assert order.told.tolist() == [-1, -1, 5, 6, -1]
-    assert order.positions.tolist() == [-1, 2, 4, 5, 6]
-    assert order.order.tolist() == [0, 0, 1, 2, 3]
-    assert order.blocks.tolist() == [0, 1, -1, -1, -1]
-    assert order.left.tolist() == [3, 2, 0, 0, 0]
+    document, block, text, stream = SlotKind.DOCUMENT, SlotKind.BLOCK, SlotKind.TEXT, SlotKind.STREAM
+    assert order.kinds.tolist() == [document, text, text, text, block, text, text, stream, text, text]
+    assert order.source.tolist() == [-1, 0, 1, 2, -1, 3, 4, -1, 5, 6]
+    assert order.told.tolist() == [-1, -1, -1, -1, -1, -1, -1, 5, 6, -1]
+    assert order.positions.tolist() == [-1, 0, 1, 2, 2, 3, 4, 4, 5, 6]
+    assert order.order.tolist() == [0, 0, 0, 0, 0, 0, 0, 1, 2, 3]
+    assert order.blocks.tolist() == [0, 0, 0, 0, 1, 1, 1, -1, -1, -1]
+    assert order.left.tolist() == [3, 2, 1, 0, 2, 1, 0, 0, 0, 0]
 
 
 @law
@@ -567,7 +555,7 @@ def test_each_reading_belongs_to_the_block_of_what_it_asks_or_else_holds(
 
 
 def test_the_blocks_of_blocks_are_the_blocks() -> None:
-    for case in (Blocks([3, 1, 4], 3, 0, 0), Blocks([3, 1, 4], 2, 2, 0)):
+    for case in (Blocks([3, 1, 4], 3, 0), Blocks([3, 1, 4], 2, 2)):
         order = case.order()
         asked = (order.told >= 0) | (order.source >= 0)
         assert np.array_equal(with_blocks(order, case.lengths).blocks[asked], order.blocks[asked])

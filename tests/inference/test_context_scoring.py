@@ -6,13 +6,15 @@ import functools
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.model_helpers import TEXT, chance, fit_vocabulary, small_model
 from zonkey_core.inference import context_scoring
 from zonkey_core.inference.context_scoring import Passage, Reading, closed_bytes, passage_likelihoods
 from zonkey_core.inference.scoring import Question, log_likelihoods, tokenize
 from zonkey_core.inference.text_reading import TextReader
+from zonkey_core.inference.windows import ReadWindows
+from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 
 DATA = (TEXT * 2).encode()
@@ -57,7 +59,7 @@ def test_what_stands_before_counts(reading: Reading) -> None:
     assert abs(score(other, reading) - score(PASSAGE, reading)) > 1e-3
 
 
-def test_latents_are_all_that_is_read_of_slots_in_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latents_are_plans_beside_slots_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = {reading: score(PASSAGE, reading) for reading in Reading}
     sound = context_scoring._plans
 
@@ -66,9 +68,56 @@ def test_latents_are_all_that_is_read_of_slots_in_latents(monkeypatch: pytest.Mo
         return plans._replace(latents=torch.zeros_like(plans.latents))
 
     monkeypatch.setattr(context_scoring, "_plans", silenced)
-    assert score(PASSAGE, Reading.LATENTS) != pytest.approx(plain[Reading.LATENTS], abs=1e-3)
     assert score(PASSAGE, Reading.BOTH) != pytest.approx(plain[Reading.BOTH], abs=1e-3)
-    assert score(PASSAGE, Reading.SLOTS) == plain[Reading.SLOTS]
+    for reading in (Reading.NOTHING, Reading.LATENTS, Reading.SLOTS):
+        assert score(PASSAGE, reading) == plain[reading]
+
+
+def test_what_latents_unfold_to_is_read_as_slots_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a decoder that makes no mistakes, latents say all that slots do."""
+    plain = score(PASSAGE, Reading.LATENTS)
+    slots = score(PASSAGE, Reading.SLOTS)
+    assert plain != pytest.approx(slots, abs=1e-3)
+    (context,) = TextReader(judge()).read([PASSAGE.before])
+    monkeypatch.setattr(context_scoring, "_unfolded", lambda level, latents: context.entries)
+    assert score(PASSAGE, Reading.LATENTS) == slots
+
+
+def test_of_the_text_before_the_latents_of_blocks_alone_are_read_in_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, text = TextReader(judge()).read([PASSAGE.before, PASSAGE.text])
+    slots, blocks = before.levels
+    other = before._replace(
+        entries=before.entries.flip(0), levels=[slots._replace(latents=slots.latents.flip(0)), blocks]
+    )
+    row, same = (context_scoring._lay_out(judge(), each, text, True, Reading.LATENTS) for each in (before, other))
+    assert torch.equal(row.entries, same.entries) and row.plans is same.plans is None
+    plain, unfolded = score(PASSAGE, Reading.LATENTS), context_scoring._unfolded
+    monkeypatch.setattr(
+        context_scoring, "_unfolded", lambda level, latents: unfolded(level, torch.zeros_like(latents))
+    )
+    assert score(PASSAGE, Reading.LATENTS) != pytest.approx(plain, abs=1e-3)
+
+
+def test_blocks_unfold_each_by_itself_in_their_order() -> None:
+    level, latents = judge().bottom, TextReader(judge()).read([PASSAGE.before])[0].levels[1].latents
+    assert level.above is not None and len(latents) > 2
+    alone = [context_scoring._unfolded(level, latent.unsqueeze(0)) for latent in latents]
+    assert all(1 <= len(entries) <= level.above.config.window for entries in alone)
+    assert torch.equal(context_scoring._unfolded(level, latents), torch.cat(alone))
+
+
+def test_windows_unfold_to_the_strings_nearest_to_what_likely_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary = judge().bottom.vocabulary
+    assert vocabulary is not None
+    contents = vocabulary.latents()[torch.tensor([[3, 5, 7], [2, 2, 9]])]
+    existence = torch.tensor([[1.0, 0.6, 0.4], [1.0, 0.2, 0.1]])
+
+    def read(level: Level, latents: Tensor) -> ReadWindows:
+        assert level is judge().bottom.above
+        return ReadWindows(contents * 0.9, existence.log())
+
+    monkeypatch.setattr(context_scoring, "read_windows", read)
+    assert context_scoring._unfolded(judge().bottom, torch.zeros(2, 4)).tolist() == [3, 5, 2]
 
 
 @pytest.mark.parametrize("reading", list(Reading))

@@ -67,8 +67,7 @@ def any_order(count: int, seed: int) -> Order:
     if way == 2:
         return with_blocks(at_once(count, begins=begins, ends=ends, known=dice.random(count) < 0.3), lengths)
     known, steps = int(dice.integers(0, count)) * int(dice.random() < 0.5), int(dice.integers(1, count + 1))
-    summarised = 0 if known else int(dice.integers(0, len(lengths)))
-    return in_blocks(lengths, steps, known=known, summarised=summarised, begins=begins, ends=ends)
+    return in_blocks(lengths, steps, known=known, begins=begins, ends=ends)
 
 
 some_orders = st.builds(any_order, st.integers(1, LONGEST), seeds)

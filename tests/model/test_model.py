@@ -10,13 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tests.model_helpers import TEXT, byte_rows, chance, few, fit_vocabulary, latent_rows, normal, seeds, small_model
 from zonkey_core.config import PRESETS, load_preset
 from zonkey_core.model.existence import LOG_FLOOR
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, Zonkey, text_sequence
-from zonkey_core.model.positions import LocatedPositions, PositionSequence
+from zonkey_core.model.positions import SHARPNESS, Choices, LocatedPositions, PositionSequence
 from zonkey_core.training.augmentation import UPPER_KIND_SHARES, noise_rows
 from zonkey_core.training.denoiser_objective import denoising_losses
 from zonkey_core.training.objectives import autoencoder_losses, splitter_objective
@@ -138,7 +139,7 @@ def test_objectives_train_what_they_should_at_every_level(index: int) -> None:
         losses = splitter_objective(level, ROWS, chance(1))
     assert_useful(losses, taught)
     view = model.ascend(ROWS, index)[index]
-    rebuilt = autoencoder_losses(level, view.sequence, view.segmentation, chance(2))
+    rebuilt = autoencoder_losses(level, view.sequence, view.segmentation, chance(2), choices=view.choices)
     assert_useful(rebuilt, list(level.autoencoder_parameters()))
     unread = unread_alone(level)
     others = {id(parameter) for parameter in unread}
@@ -398,6 +399,65 @@ def test_windows_hold_what_stands_in_the_row() -> None:
             )
             assert (windows.log_existence[position, size:].exp() < 1e-20).all()
     assert sorted(seen) == list(range(len(flat)))
+
+
+@torch.no_grad()
+def test_what_stands_for_strings_says_which() -> None:
+    model = small_model(3)
+    vocabulary = fit_vocabulary(model)
+    below, above, highest = model.ascend(ROWS, 2)
+    assert below.choices is None and highest.choices is None
+    assert above.choices is not None
+    assert above.choices.entries is below.slots.entries
+    assert torch.equal(above.choices.latents, vocabulary.used_latents())
+
+
+@torch.no_grad()
+def test_windows_hold_which_strings_stand_in_the_row() -> None:
+    model = small_model(2)
+    fit_vocabulary(model)
+    level, view = model.levels[1], model.ascend(ROWS, 1)[1]
+    told, untold = (level.windows(view.sequence, view.segmentation, choices=each) for each in (view.choices, None))
+    seen = 0
+    for windows, plain in zip(told, untold, strict=True):
+        assert windows.choices is not None and plain.choices is None
+        entries, latents = windows.choices
+        assert entries.shape == windows.log_existence.shape and torch.equal(windows.values, plain.values)
+        inside = windows.values.any(-1)
+        assert inside[windows.log_existence == 0].all()
+        assert torch.equal(latents[entries[inside]], windows.values[inside])
+        seen += int((windows.log_existence == 0).sum())
+    assert seen == view.sequence.exists_mask.sum()
+
+
+def test_strings_are_read_out_by_the_cosines_with_their_latents() -> None:
+    model = small_model(2)
+    readout, table = model.levels[1].readout, fit_vocabulary(model).latents().detach()
+    states, entries = normal(30, model.levels[1].config.width, seed=1, dtype=torch.float32), torch.arange(30) * 3
+    cosines = functional.cosine_similarity(readout.linear(states).unsqueeze(1), table, dim=-1)
+    expected = functional.cross_entropy(SHARPNESS * cosines, entries, reduction="none")
+    torch.testing.assert_close(readout.loss(states, table[entries], Choices(entries, table)), expected)
+    assert readout.loss(states[:0], table[:0], Choices(entries[:0], table)).shape == (0,)
+
+
+def test_a_level_above_strings_learns_which_they_are() -> None:
+    model = small_model(2, seed=1)
+    vocabulary = fit_vocabulary(model)
+    level, view = model.levels[1], model.ascend(MANY, 1)[1]
+
+    def losses() -> dict[str, Tensor]:
+        return autoencoder_losses(level, view.sequence, view.segmentation, chance(2), choices=view.choices)
+
+    parts = (level.compressor, level.decoder, level.readout)
+    assert_useful(losses(), [parameter for part in parts for parameter in part.parameters()])
+    assert parts_reached(losses(), [vocabulary.table]) == [False]
+    before = losses()["positions"].item()
+    optimizer = torch.optim.Adam(level.autoencoder_parameters(), lr=0.01)
+    for _ in range(20):
+        optimizer.zero_grad()
+        torch.autograd.backward(sum(losses().values(), torch.zeros(())))
+        optimizer.step()
+    assert losses()["positions"].item() < 0.9 * before
 
 
 @torch.no_grad()

@@ -112,7 +112,7 @@ def test_all_at_once_every_slot_asks_itself(lengths: list[list[int]], seed: int)
 @law
 @given(rows_of_documents, seeds)
 def test_in_blocks_every_open_slot_is_asked(lengths: list[list[int]], seed: int) -> None:
-    """A slot that is not asked is of a block that the level above knows, or of a prompt, and then it is held."""
+    """A slot that is not asked is held from the first; those of a block that the level above knows all are."""
     batch = Batch(lengths, seed)
     drawn = batch.orders(seed, BLOCKS)
     assert drawn.known_blocks is not None and not drawn.at_once_mask.any()
@@ -121,12 +121,8 @@ def test_in_blocks_every_open_slot_is_asked(lengths: list[list[int]], seed: int)
         asked = {each["told"] for each in read if each["told"] >= 0}
         first = {each["source"] for each in read if each["source"] >= 0 and each["order"] == 0}
         for slot in range(sum(sizes)):
-            block = int(batch.block_of[row, slot])
-            if bool(drawn.known_blocks[row, block]):
-                assert slot not in asked
-            else:
-                assert slot in asked or slot in first, "what is open is asked, and what is not stands from the first"
-                assert not (slot in asked and slot in first)
+            assert (slot in asked) != (slot in first)
+            assert slot in first or not drawn.known_blocks[row, batch.block_of[row, slot]]
 
 
 @law
@@ -311,5 +307,7 @@ def test_behind_blocks_with_plans_the_rest_may_be_a_stream_that_has_none(monkeyp
         asked = told[told >= 0]
         first = int(asked.min())
         assert asked.tolist() == list(range(first, 40)) and bool(batch.block_mask[0, first])
+        source = drawn.rows.source[0]
+        assert source[source >= 0].tolist() == list(range(40)), "the blocks are known slot by slot"
         assert (drawn.rows.blocks[0][told >= 0] == -1).all() and (drawn.rows.left[0][told >= 0] == 0).all()
         assert drawn.known_blocks[0].sum() == batch.block_of[0, first]

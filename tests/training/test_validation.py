@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from tests.model_helpers import TEXT, byte_rows, small_model
 from zonkey_core.data import SourceSpec
 from zonkey_core.model.decoder import DecodedWindows
+from zonkey_core.model.latents import to_sphere
 from zonkey_core.model.model import Ascent
-from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.positions import Choices, PositionSequence
 from zonkey_core.model.segmentation import Segmentation, Slots
 from zonkey_core.training.validation import (
     Scores,
@@ -68,10 +68,13 @@ def test_padding_is_no_cut_and_rows_add_up() -> None:
 
 
 class Unfolding:
-    """A level whose segment number n, written as its latent, decodes to the positions given for it."""
+    """A level whose segment number n, written as its latent, decodes to the positions given for it.
 
-    def __init__(self, decoded: list[list[int]], *, bytes_below: bool) -> None:
-        self.decoded, self.bytes_below = decoded, bytes_below
+    `soft` [K, V] is what each of these is read out as.
+    """
+
+    def __init__(self, decoded: list[list[int]], soft: Tensor) -> None:
+        self.decoded, self.soft = decoded, soft
 
     def decode(self, latents: Tensor) -> DecodedWindows:
         chosen = [self.decoded[number] for number in latents[:, 0].long().tolist()]
@@ -86,7 +89,7 @@ class Unfolding:
         return latents.round()
 
     def readout(self, states: Tensor) -> Tensor:
-        return one_hot(states[..., 0].long(), 256).float() if self.bytes_below else states
+        return self.soft[states[..., 0].long()]
 
 
 def view(sequence: PositionSequence, *rows: list[int]) -> Ascent:
@@ -104,6 +107,7 @@ def view(sequence: PositionSequence, *rows: list[int]) -> Ascent:
 
 WORDS = [b"ab", b"cde", b"f", b"gh", b"ij"]
 """Two rows: `ab|cde || f|gh` and `ij`, with `||` between segments of level 1."""
+NUMBERS = torch.arange(len(WORDS), dtype=torch.float32).unsqueeze(1)
 
 
 @pytest.mark.parametrize(
@@ -129,14 +133,29 @@ def test_segments_are_decoded_through_every_level(
     children = PositionSequence(torch.zeros(2, 4, 1), below.segmentation.slot_mask, torch.zeros(2, 4).bool())
     above = view(children, [0, 2], [0])
     levels: Any = [
-        Unfolding([list(lower.get(number, word)) for number, word in enumerate(WORDS)], bytes_below=True),
-        Unfolding([upper.get(number, whole) for number, whole in enumerate([[0, 1], [2, 3], [4]])], bytes_below=False),
+        Unfolding([list(lower.get(number, word)) for number, word in enumerate(WORDS)], torch.eye(256)),
+        Unfolding([upper.get(number, whole) for number, whole in enumerate([[0, 1], [2, 3], [4]])], NUMBERS),
     ]
     found = rebuild_segments(levels, [below, above])
     assert found.rows.tolist() == [0, 0, 1]
     assert found.sizes.tolist() == [5, 3, 2]
     assert found.right.tolist() == right
     assert found.exact.tolist() == exact
+
+
+def test_a_string_is_right_where_no_other_is_nearer() -> None:
+    """However close another comes, or however far it is itself; of latents without strings, the cosine decides."""
+    table = to_sphere(torch.tensor([[1.0, 0.3], [1.0, 0.1], [-1.0, 0.0], [9.0, 9.0]]))
+    entries = torch.tensor([[0, 1, 2, 2], [2, 0, 3, 3]])
+    exists = torch.tensor([[True] * 4, [True] * 2 + [False] * 2])
+    sequence = PositionSequence(table[entries] * exists.unsqueeze(-1), exists, exists & False)
+    above = view(sequence, [0, 3], [0])
+    soft = to_sphere(torch.tensor([[1.0, 0.12], [1.0, 0.08], [-1.0, 1.0]]))
+    levels: Any = [Unfolding([[0, 1, 2], [2], [2, 1]], soft)]
+    strings = rebuild_segments(levels, [above._replace(choices=Choices(entries, table))])
+    assert strings.right.tolist() == [2, 1, 1] and strings.exact.tolist() == [False, True, False]
+    latents = rebuild_segments(levels, [above])
+    assert latents.right.tolist() == [2, 0, 1] and latents.exact.tolist() == [False, False, False]
 
 
 def test_held_out_rows_are_always_the_same() -> None:

@@ -8,7 +8,7 @@ import click
 
 from zonkey_cli.console import error_console, working
 from zonkey_cli.exit_codes import ExitCode
-from zonkey_cli.models import check_level, load_model
+from zonkey_cli.models import check_level, load_writer
 from zonkey_cli.options import (
     Manual,
     Verb,
@@ -94,7 +94,7 @@ def command(
     style = one_of(context, "as_json", "null")
     check_level(model, level)
     first = draw_seed(streams, seed)
-    zonkey = load_model(streams, model, device=device)
+    zonkey = load_writer(streams, model, device=device)
     from zonkey_core.inference.generation import SamplingOptions, generate
 
     options = SamplingOptions(

@@ -14,7 +14,7 @@ from zonkey_cli.exit_codes import ExitCode
 from zonkey_cli.files import Inputs, edit_in_place
 from zonkey_cli.gap_session import GapSession, NoTerminalError, Terminal
 from zonkey_cli.infill_formats import as_object, write_candidates, write_diff, write_text
-from zonkey_cli.models import load_model
+from zonkey_cli.models import load_writer
 from zonkey_cli.options import (
     FILE,
     Manual,
@@ -267,7 +267,7 @@ class _Filler:
         if not gaps:
             return []
         if self._model is None:
-            self._model = load_model(self._streams, self._name, device=self._device)
+            self._model = load_writer(self._streams, self._name, device=self._device)
         with progress(self._streams, "filling gaps", len(gaps)) as advance:
             return infill(
                 self._model, data, gaps, seed=self._seed + OTHER_DRAWS * draws, options=self._options, on_filled=advance

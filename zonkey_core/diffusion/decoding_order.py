@@ -142,23 +142,22 @@ def opening_times(lengths: Sequence[int], steps: int) -> list[int]:
 
 
 def in_blocks(
-    lengths: Sequence[int], steps: int, *, known: int = 0, summarised: int = 0, begins: bool, ends: bool,
+    lengths: Sequence[int], steps: int, *, known: int = 0, begins: bool, ends: bool,
     opens: NDArray[np.bool_] | None = None,
 ) -> Order:  # fmt: skip
     """A text whose blocks have these lengths, told side by side in `steps` evaluations.
 
-    Its first `known` slots are known. The first `summarised` blocks are read through their plans alone, and the
-    positions of their slots stay free. A block with more open slots than evaluations is told in several streams, which
+    Its first `known` slots are known. A block with more open slots than evaluations is told in several streams, which
     open where a mask `opens` [M] of slots is true, if one is given, and then may be fewer.
     """
     firsts = np.cumsum([0, *lengths])
-    open_from = max(summarised, int(np.searchsorted(firsts[1:], known, side="right")))
+    open_from = int(np.searchsorted(firsts[1:], known, side="right"))
     rest = [int(firsts[block + 1] - max(firsts[block], known)) for block in range(open_from, len(lengths))]
     times = [0] * open_from + opening_times(rest, steps)
     parts = [
         _block(
             block, int(first), length, steps, time, known=max(0, min(length, known - int(first))),
-            told=block >= summarised, opens=None if opens is None else opens[first : first + length],
+            opens=None if opens is None else opens[first : first + length],
         )
         for block, (first, length, time) in enumerate(zip(firsts, lengths, times, strict=False))
     ]
@@ -184,12 +183,11 @@ def nearest_openings(places: NDArray[np.int64], opens: NDArray[np.bool_]) -> NDA
 
 
 def _block(
-    block: int, first: int, length: int, steps: int, time: int, *, known: int, told: bool,
-    opens: NDArray[np.bool_] | None,
-) -> Order:  # fmt: skip
-    """One block that opens at a time, its first `known` slots known; without `told`, its opening alone."""
-    if not told or known == length:
-        held = np.arange(length if told else 0)
+    block: int, first: int, length: int, steps: int, time: int, *, known: int, opens: NDArray[np.bool_] | None
+) -> Order:
+    """One block that opens at a time, its first `known` slots known."""
+    if known == length:
+        held = np.arange(length)
         fields = _blank(1 + len(held))
         fields.source[1:], fields.order[:] = first + held, 0
         fields.kinds[0], fields.kinds[1:] = SlotKind.BLOCK, SlotKind.TEXT

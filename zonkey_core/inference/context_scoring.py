@@ -1,4 +1,4 @@
-"""What a text before it says of a passage, read as slots, or as the latents of the level above, or both.
+"""What a text before it says of a passage, read as slots, or as what the latents of the level above unfold to, or both.
 
 A passage is told from left to right, in one stream to which the level above says nothing: where its blocks begin and
 how long they are stays unknown, so nothing of the passage itself is given away. What stands before it is known, and
@@ -13,13 +13,19 @@ from enum import Enum
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from zonkey_core.diffusion.decoding_order import in_blocks, in_streams, then_in_stream
 from zonkey_core.inference.planning import LevelContext
 from zonkey_core.inference.scoring import Likelihood, Row, row_likelihoods
 from zonkey_core.inference.text_reading import ReadText, TextReader
+from zonkey_core.inference.windows import read_windows
+from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.slot_batches import Plans
+
+SURE = 0.5
+"""Existence with which a slot of a window is read."""
 
 
 class Reading(Enum):
@@ -27,7 +33,7 @@ class Reading(Enum):
 
     NOTHING = "nothing"
     LATENTS = "latents"
-    """Of its blocks, the latents of the level above alone."""
+    """Of its blocks, the latents of the level above alone, which its decoder unfolds into slots."""
     SLOTS = "slots"
     """The slots, with nothing above."""
     BOTH = "both"
@@ -77,16 +83,24 @@ def _lay_out(model: Zonkey, context: ReadText, passage: ReadText, begins: bool, 
     asked = torch.ones_like(text, dtype=torch.bool)
     if reading is Reading.NOTHING:
         return Row(text, asked, in_streams(len(text), [0], [0], begins=False, end_order=None))
+    if reading is Reading.LATENTS:
+        before = _unfolded(model.bottom, context.levels[1].latents)
     entries = torch.cat([before, text])
     asked = torch.cat([torch.zeros_like(before, dtype=torch.bool), asked])
-    if reading is Reading.SLOTS:
+    if reading is not Reading.BOTH:
         return Row(entries, asked, in_streams(len(entries), [0], [0], begins=begins, end_order=None))
     blocks = context.levels[1]
     lengths = blocks.starts.diff().tolist()
     assert sum(lengths) == len(before)
-    summarised = len(lengths) if reading is Reading.LATENTS else 0
-    known = in_blocks(lengths, 1, known=len(before), summarised=summarised, begins=begins, ends=False)
+    known = in_blocks(lengths, 1, known=len(before), begins=begins, ends=False)
     return Row(entries, asked, then_in_stream(known, len(before), len(text)), _plans(model, blocks, len(entries)))
+
+
+def _unfolded(level: Level, latents: Tensor) -> Tensor:
+    """[M] the strings that a level tells, as the windows of blocks above it say, which are decoded from [K, C]."""
+    assert level.above is not None
+    windows = read_windows(level.above, latents)
+    return level.nearest_entries(windows.contents[windows.log_existence.exp() > SURE]).cpu()
 
 
 def _plans(model: Zonkey, context: LevelContext, slots: int) -> Plans:

@@ -30,7 +30,7 @@ from zonkey_core.inference.gap_planning import GappedBlocks, GapsToPlan, gapped_
 from zonkey_core.inference.generation import check_sampling, unfold_entries
 from zonkey_core.inference.shared_context import Context, Pieces, read_contexts
 from zonkey_core.inference.text_reading import TextReader
-from zonkey_core.inference.workers import shared_out, side_by_side
+from zonkey_core.inference.workers import give_back_memory, shared_out, side_by_side
 from zonkey_core.model.model import Zonkey
 
 CONTEXT_BYTES = 256
@@ -46,7 +46,7 @@ SLOT_NATS = 3.0
 """What a slot of a fill is expected to cost, in nats: a fill that costs more loses by it, and one that costs less gains
 nothing, since text that is too easy to foresee is as strange. Both were chosen on validation text
 (docs/experiments.md)."""
-WINDOWS_TOGETHER = 16
+WINDOWS_TOGETHER = 8
 """Windows that are filled side by side."""
 ATTEMPTS = 4
 """Times that candidates are drawn for a gap before it is left as it is."""
@@ -241,6 +241,7 @@ class _Filler:
     def fill(self, windows: Sequence[_Window]) -> list[list[Fill | None]]:
         """What goes into the gaps of windows; those that get nothing of a length asked for are drawn for again."""
         opened = self._open(windows)
+        give_back_memory()
         found: list[list[list[Candidate]]] = [[[] for _ in window.gaps] for window in windows]
         for attempt in range(ATTEMPTS):
             lacking = [index for index, gaps in enumerate(found) if not all(gaps)]

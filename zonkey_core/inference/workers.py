@@ -6,6 +6,8 @@ much.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,6 +38,23 @@ def shared_out(rows: Sequence[Group], most: int, device: torch.device, unit: int
     return [rows[first : first + together] for first in range(0, len(rows), together or 1)]
 
 
+def give_back_memory() -> None:
+    """Let the C library return to the system what is free, where it can: each of its arenas, one for a thread, keeps
+    what it once had (glibc's `malloc_trim`)."""
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library, or another system
+        return None
+    return found
+
+
 def side_by_side(
     function: Callable[[Group], Result], groups: Sequence[Group], device: torch.device
 ) -> Iterator[Result]:
@@ -43,16 +62,23 @@ def side_by_side(
 
     No more groups are begun than workers wait for, so that memory does not grow with their number.
     """
+
+    def compute(group: Group) -> Result:
+        result = function(group)
+        give_back_memory()
+        return result
+
+    give_back_memory()
     workers = min(workers_for(device), len(groups))
     if workers < 2:
-        yield from map(function, groups)
+        yield from map(compute, groups)
         return
     threads = torch.get_num_threads()
     begun: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as executor:
         try:
             for group in groups:
-                begun.append(executor.submit(function, group))
+                begun.append(executor.submit(compute, group))
                 if len(begun) > workers:
                     yield begun.popleft().result()
             while begun:

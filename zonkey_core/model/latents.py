@@ -6,12 +6,59 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+ROWS_TOGETHER = 512
+"""Queries whose distributions over a table are held at once; larger ones leave the cache."""
+
 
 def to_sphere(latents: Tensor) -> Tensor:
     """Scale [..., C] vectors to the radius sqrt(C), in float32."""
     wide = latents.float()
     scaled: Tensor = functional.normalize(wide, dim=-1, eps=1e-6) * wide.shape[-1] ** 0.5
     return scaled
+
+
+def nearest_rows(latents: Tensor, table: Tensor) -> Tensor:
+    """[n] which of the vectors of a table [K, C], all on one sphere, are nearest to latents [n, C]."""
+    with torch.autocast(latents.device.type, enabled=False):
+        return torch.cat([(part.float() @ table.T).argmax(-1) for part in torch.split(latents, ROWS_TOGETHER)])
+
+
+class _ChoiceNats(torch.autograd.Function):
+    """`-log softmax(queries table^T)` of chosen entries, row by row, with the gradient of the queries made on the way.
+
+    The distributions of some rows at a time stay in the cache and are never written out.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, *inputs: Tensor) -> Tensor:
+        queries, entries, table = inputs
+        kind = queries.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries.dtype
+        table = table.to(dtype)
+        nats, slopes = [queries.new_zeros(0)], [queries.new_zeros(0, queries.shape[1])]
+        for part, chosen in zip(torch.split(queries, ROWS_TOGETHER), torch.split(entries, ROWS_TOGETHER), strict=True):
+            log_prob = (part.to(dtype) @ table.T).float().log_softmax(-1)
+            rows = torch.arange(len(part), device=part.device)
+            nats.append(-log_prob[rows, chosen])
+            prob = log_prob.exp_()
+            prob[rows, chosen] -= 1
+            slopes.append((prob.to(dtype) @ table).to(queries.dtype))
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(nats)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (slopes,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradients[0].unsqueeze(1) * slopes, None, None
+
+
+def choice_nats(queries: Tensor, entries: Tensor, table: Tensor) -> Tensor:
+    """[K] nats of the entries [K] of a table [J, C] that a softmax over its products with queries [K, C] gives.
+
+    The table is not differentiated.
+    """
+    nats: Tensor = _ChoiceNats.apply(queries, entries, table.detach())  # type: ignore[no-untyped-call]
+    return nats
 
 
 def contrastive_loss(estimate: Tensor, target: Tensor, bank: Tensor, *, sharpness: float = 12.0) -> Tensor:

@@ -27,8 +27,9 @@ from zonkey_core.model.existence import (
     window_log_existence,
 )
 from zonkey_core.model.hash_embeddings import ngram_keys
+from zonkey_core.model.latents import nearest_rows
 from zonkey_core.model.lexicon import Lexicon
-from zonkey_core.model.positions import PositionEmbedding, PositionReadout, PositionSequence
+from zonkey_core.model.positions import Choices, PositionEmbedding, PositionReadout, PositionSequence
 from zonkey_core.model.readers import ContextReader, CostEstimator
 from zonkey_core.model.segment_splitter import SegmentSplitter, Splits
 from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary, StringCounter
@@ -38,6 +39,7 @@ NEGLIGIBLE_EXISTENCE = 0.05
 """Positions of a window that exist with less than this are neither compressed nor decoded in training."""
 COMPRESSED_TOGETHER = 1024
 """Strings of a vocabulary that are compressed at once."""
+
 
 class Level(nn.Module):
     """Splitter, reader, compressor, decoder and denoiser of one level, and the level above it, if any.
@@ -179,6 +181,12 @@ class Level(nn.Module):
             first_mask,
         )
 
+    def choices(self, slots: Slots) -> Choices | None:
+        """What the positions of the level above hold, which are these slots; None without a vocabulary."""
+        if self.vocabulary is None or slots.entries is None:
+            return None
+        return Choices(slots.entries, self.vocabulary.used_latents())
+
     def slot_masks(self, sequence: PositionSequence, segmentation: Segmentation) -> tuple[Tensor, Tensor]:
         """`slot_mask` and `document_mask` [B, M] of the slots of rows, for which no latents are needed."""
         if self.vocabulary is None:
@@ -220,9 +228,7 @@ class Level(nn.Module):
     def nearest_entries(self, latents: Tensor) -> Tensor:
         """[n] the entries of the vocabulary whose latents are nearest to some [n, C]."""
         assert self.vocabulary is not None
-        table = self.vocabulary.latents()
-        nearest = [(part.float() @ table.T).argmax(-1) for part in torch.split(latents, COMPRESSED_TOGETHER)]
-        return torch.cat(nearest)
+        return nearest_rows(latents, self.vocabulary.used_latents())
 
     def drift(self, slots: Slots) -> tuple[Tensor, Tensor]:
         """The distinct strings of slots [n], and how far each has drifted: `2 (1 - cos)` between what it compresses to
@@ -259,9 +265,16 @@ class Level(nn.Module):
         self.vocabulary.fill(shares, self._compress_all()[: len(shares)])
 
     def windows(
-        self, sequence: PositionSequence, segmentation: Segmentation, chosen: Tensor | None = None
+        self,
+        sequence: PositionSequence,
+        segmentation: Segmentation,
+        chosen: Tensor | None = None,
+        choices: Choices | None = None,
     ) -> Iterator[Windows]:
-        """The windows of the existing segments, or of those in the mask `chosen` [K], in groups of similar length."""
+        """The windows of the existing segments, or of those in the mask `chosen` [K], in groups of similar length.
+
+        `choices` tell of the rows what their windows then tell of themselves.
+        """
         longest = self.config.window
         start_prob = segmentation.start_prob * sequence.exists_mask + (~sequence.exists_mask).float()
         log_existence = window_log_existence(cumulative_log_continue(start_prob), segmentation.starts, longest)
@@ -278,7 +291,8 @@ class Level(nn.Module):
             at = place.clamp(max=sequence.values.shape[1] - 1)
             row = rows[index].unsqueeze(-1)
             begins = start_prob[row, at].where(place == at, 1.0)
-            yield Windows(index, sequence.values[row, at], log_existence[index, :length], begins)
+            held = None if choices is None else choices._replace(entries=choices.entries[row, at])
+            yield Windows(index, sequence.values[row, at], log_existence[index, :length], begins, held)
 
     def compress(self, values: Tensor, log_existence: Tensor) -> Tensor:
         """Windows [K, S] of true values to latents [K, C] on the sphere."""

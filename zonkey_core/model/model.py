@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zonkey_core.config import ModelConfig
 from zonkey_core.model.level import Level
-from zonkey_core.model.positions import LocatedPositions, PositionSequence
+from zonkey_core.model.positions import Choices, LocatedPositions, PositionSequence
 from zonkey_core.model.segmentation import Segmentation, Slots
 
 
@@ -26,6 +26,8 @@ class Ascent(NamedTuple):
     """[K, C] latents of the existing segments, in order."""
     slots: Slots
     """What its denoiser tells."""
+    choices: Choices | None = None
+    """What its positions hold, where they are slots of a level with a vocabulary."""
 
     def by_slots(self) -> Ascent:
         """The same with slots in place of segments, where these are spelled with several."""
@@ -75,7 +77,8 @@ class Zonkey(nn.Module):
             segmentation = level.choose_starts(positions, split_prob)
             latents = level.encode(positions, segmentation)
             slots = level.read_slots(positions, segmentation, latents)
-            views.append(Ascent(positions, segmentation, split_prob, latents, slots))
+            choices = self.levels[len(views) - 1].choices(views[-1].slots) if views else None
+            views.append(Ascent(positions, segmentation, split_prob, latents, slots, choices))
         return views
 
     @torch.no_grad()

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zonkey_core.model.bytes import BYTE_VALUES
-from zonkey_core.model.latents import contrastive_loss, to_sphere
+from zonkey_core.model.latents import choice_nats, contrastive_loss, to_sphere
 from zonkey_core.model.units import unit_starts_mask
 
 LARGEST_BANK = 2048
+SHARPNESS = 24.0
+"""What a cosine with the latent of a string is multiplied by to be its logit."""
 
 
 class PositionSequence(NamedTuple):
@@ -50,6 +52,15 @@ class PositionSequence(NamedTuple):
         mask = self.cut_allowed() & ~self.document_mask
         mask[:, 0] = False
         return mask
+
+
+class Choices(NamedTuple):
+    """What positions hold that stand for slots of a level with a vocabulary."""
+
+    entries: Tensor
+    """[B, L] which of its strings; or of some positions [K]."""
+    latents: Tensor
+    """[J, C] the latents of all of them."""
 
 
 class LocatedPositions(NamedTuple):
@@ -102,15 +113,20 @@ class PositionReadout(nn.Module):
         log_prob: Tensor = self.linear(states).float().log_softmax(-1)
         return log_prob
 
-    def loss(self, states: Tensor, values: Tensor) -> Tensor:
-        """Per position, in nats: cross-entropy of bytes; for latents `2 (1 - cos)` plus the contrastive loss.
+    def loss(self, states: Tensor, values: Tensor, choices: Choices | None = None) -> Tensor:
+        """Per position, in nats: cross-entropy of bytes, or of strings of a vocabulary below, which are `choices`.
 
-        states [K, width], values [K] or [K, C]; returns [K]. The bank of the contrastive loss is the batch's own
-        true values, at most `LARGEST_BANK` of them, so longer inputs are taken in parts.
+        For other latents it is `2 (1 - cos)` plus the contrastive loss, whose bank is the batch's own true values, at
+        most `LARGEST_BANK` of them, so longer inputs are taken in parts. states [K, width], values [K] or [K, C];
+        returns [K].
         """
         raw = self.linear(states)
         if self.channels is None:
             return functional.cross_entropy(raw.float(), values, reduction="none")
+        if choices is not None:
+            # Of vectors on the sphere, a product over their width is a cosine.
+            queries = to_sphere(raw) * (SHARPNESS / self.channels)
+            return choice_nats(queries, choices.entries, choices.latents)
         parts = []
         for estimate, target in zip(
             torch.split(raw, LARGEST_BANK), torch.split(values.detach(), LARGEST_BANK), strict=True

@@ -84,6 +84,10 @@ class SegmentVocabulary(nn.Module):
         """[K, C] on the sphere."""
         return to_sphere(self.table[0])
 
+    def used_latents(self) -> Tensor:
+        """[K, C] the same, zeros for entries that hold no string, to which nothing is near."""
+        return self.latents() * (self.lengths > 0).unsqueeze(1)
+
     def moved(self, entries: Tensor, compressed: Tensor) -> Tensor:
         """[n, C] latents of entries [n] for what the Compressor makes of their strings now."""
         return to_sphere(functional.embedding(entries, self.table[0]) + compressed - self.compressed[entries])

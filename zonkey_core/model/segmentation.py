@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.positions import Choices, PositionSequence
 
 WINDOW_STEPS = (7, 10, 14, 19, 26, 36)
 """Window lengths, below the longest, at which segments are handled together."""
@@ -74,6 +74,8 @@ class Windows(NamedTuple):
     """[K, S]."""
     start_prob: Tensor
     """[K, S] probability that a segment begins at each position."""
+    choices: Choices | None = None
+    """Of the same positions [K, S], where they stand for strings of a vocabulary."""
 
 
 def length_groups(sizes: Tensor, longest: int) -> Iterator[tuple[int, Tensor]]:

@@ -332,7 +332,7 @@ def _unfold(
     ends = following.where(following > starts, count[rows])
     parts: list[tuple[Windows, DecodedWindows]] = []
     drafts = torch.zeros(positions.values.shape, device=estimates.device)
-    for windows in level.windows(positions, segmentation, chosen):
+    for windows in level.windows(positions, segmentation, chosen, view.choices):
         decoded = level.decode(estimates[windows.segments], windows.values.shape[1])
         parts.append((windows, decoded))
         at = starts[windows.segments].unsqueeze(1) + torch.arange(windows.values.shape[1], device=starts.device)

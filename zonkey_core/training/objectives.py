@@ -15,7 +15,7 @@ from torch.nn import functional
 from zonkey_core.model.decoder import DecodedWindows
 from zonkey_core.model.existence import LOG_FLOOR, cumulative_log_continue
 from zonkey_core.model.level import Level
-from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.positions import Choices, PositionSequence
 from zonkey_core.model.readers import ContextReader, UnitKinds
 from zonkey_core.model.segment_splitter import draw_relaxed, hide_units
 from zonkey_core.model.segmentation import Segmentation, Windows
@@ -226,8 +226,11 @@ def window_losses(
     asked, starts, start_logits = [nothing], [nothing], [nothing]
     for windows, decoded in parts:
         possible = windows.log_existence.detach() > LOG_FLOOR / 2
+        choices = windows.choices
+        if choices is not None:
+            choices = choices._replace(entries=choices.entries[possible])
         loss = torch.zeros_like(windows.log_existence).masked_scatter(
-            possible, level.readout.loss(decoded.states[possible], windows.values[possible])
+            possible, level.readout.loss(decoded.states[possible], windows.values[possible], choices)
         )
         beyond = (0, level.config.window - possible.shape[1])
         losses.append(functional.pad(loss, beyond))
@@ -246,15 +249,19 @@ def autoencoder_losses(
     segmentation: Segmentation,
     generator: torch.Generator,
     *,
+    choices: Choices | None = None,
     share: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Compress segments, all or a `share` of them, and decode each from its latent, half of them a little noised."""
+    """Compress segments, all or a `share` of them, and decode each from its latent, half of them noised.
+
+    `choices` are those of the positions, where a level with a vocabulary tells them.
+    """
     start_prob = segmentation.start_prob.gather(1, segmentation.starts)[segmentation.slot_mask]
     chosen = None
     if share < 1:
         chosen = (torch.rand(len(start_prob), generator=generator) < share).to(start_prob.device)
     parts = []
-    for windows in level.windows(sequence, segmentation, chosen):
+    for windows in level.windows(sequence, segmentation, chosen, choices):
         clean = level.compress(windows.values, windows.log_existence)
         ratio = DECODER_NOISE * torch.rand(len(clean), generator=generator).mul(2).sub(1).clamp(min=0)
         noise = torch.randn(clean.shape, generator=generator) * ratio.unsqueeze(-1)

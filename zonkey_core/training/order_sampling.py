@@ -53,8 +53,8 @@ MOST_STEPS = 2.5
 """The most evaluations, as a share of the longest block, of those others."""
 UNPLANNED = 0.15
 """Share of documents told in blocks of which only the first have plans, and the rest is one stream without any."""
-SUMMARISED, PROMPTED = 0.3, 0.3
-"""Shares of documents told in blocks whose first blocks are read through plans alone, or are known slot by slot."""
+PROMPTED = 0.2
+"""Share of documents told in blocks whose first slots are known."""
 
 
 class DrawnOrders(NamedTuple):
@@ -195,22 +195,18 @@ def _draw_blocks(
     if len(lengths) > 1 and chance.random() < UNPLANNED:
         first_open = int(chance.integers(1, len(lengths)))
         before = int(lengths[:first_open].sum())
-        summarised = first_open if chance.random() < 0.5 else 0
         known[:first_open] = True
-        read = in_blocks(
-            lengths[:first_open].tolist(), 1, known=before, summarised=summarised, begins=begins, ends=False
-        )
+        read = in_blocks(lengths[:first_open].tolist(), 1, known=before, begins=begins, ends=False)
         return _Document(then_in_stream(read, before, count - before), True, known, BLOCKS)
-    summarised = int(chance.integers(len(lengths))) if len(lengths) > 2 and chance.random() < SUMMARISED else 0
-    prompt = int(chance.integers(count)) if not summarised and chance.random() < PROMPTED else 0
+    prompt = int(chance.integers(count)) if chance.random() < PROMPTED else 0
     ends_of_blocks = np.cumsum(lengths)
-    first_open = max(summarised, int(np.searchsorted(ends_of_blocks, prompt, side="right")))
+    first_open = int(np.searchsorted(ends_of_blocks, prompt, side="right"))
     longest = int(lengths[first_open:].max())
     steps = count
     if chance.random() >= ONE_BY_ONE:
         steps = max(1, round(2 ** chance.uniform(1, np.log2(max(3, min(count, MOST_STEPS * longest))))))
     order = in_blocks(
-        lengths.tolist(), steps, known=prompt, summarised=summarised, begins=begins, ends=ends, opens=opens
+        lengths.tolist(), steps, known=prompt, begins=begins, ends=ends, opens=opens
     )
     known[:first_open] = True
     return _Document(order, True, known, BLOCKS)

@@ -101,7 +101,8 @@ def stage_losses(
         top = len(model.levels) - 1 if stage.name == "plan" else stage.level
         views = model.ascend(sequence, top)[stage.level :]
         if stage.name == "autoencoder":
-            losses = autoencoder_losses(level, views[0].sequence, views[0].segmentation, generator)
+            view = views[0]
+            losses = autoencoder_losses(level, view.sequence, view.segmentation, generator, choices=view.choices)
         else:
             told = denoising_losses(level, views, generator, learning=1)
             losses = {name.partition("/")[2]: loss for name, loss in told.items()}
@@ -132,12 +133,13 @@ def joint_losses(
         latents = level.encode(sequence, segmentation)
         slots = level.read_slots(sequence, segmentation, latents)
         losses |= {f"{index}/{name}": loss for name, loss in splits.items()}
-        rebuilt = autoencoder_losses(level, sequence, segmentation, generator, share=REBUILT)
+        choices = model.levels[index - 1].choices(views[-1].slots) if views else None
+        rebuilt = autoencoder_losses(level, sequence, segmentation, generator, choices=choices, share=REBUILT)
         losses |= {f"{index}/{name}": loss for name, loss in rebuilt.items()}
         if level.vocabulary is not None:
             losses[f"{index}/drift"] = drift_loss(level, slots)
         slots = slots._replace(latents=_scaled_gradient(slots.latents, upper_gradient))
-        views.append(Ascent(sequence, segmentation, start_prob.detach(), latents, slots))
+        views.append(Ascent(sequence, segmentation, start_prob.detach(), latents, slots, choices))
         split_on = level.upper_sequence(_scaled_gradient(latents, upper_gradient), segmentation)
     return losses | denoising_losses(model.bottom, views, generator)
 

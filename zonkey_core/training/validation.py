@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import RowStream
+from zonkey_core.model.latents import nearest_rows
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, Zonkey, byte_sequence
 from zonkey_core.model.positions import PositionSequence
@@ -115,7 +116,7 @@ def rebuild_segments(levels: Sequence[Level], views: Sequence[Ascent]) -> Segmen
         if below:
             latents = below.pop().settle(latents)
         owners = owners[segments]
-    right = exists & _correct(latents, views[0].sequence.values[views[0].sequence.exists_mask])
+    right = exists & _correct(latents, views[0])
     mistakes.index_add_(0, owners, (~right).long())
     rights = torch.zeros_like(mistakes).index_add_(0, owners, right.long())
     return SegmentsBack(rows, torch.bincount(owners, minlength=len(rows)), rights, mistakes == 0)
@@ -156,10 +157,14 @@ def _places(view: Ascent) -> tuple[Tensor, Tensor]:
     return segments, torch.arange(len(segments), device=exists.device) - firsts[segments]
 
 
-def _correct(soft: Tensor, values: Tensor) -> Tensor:
-    """Which decoded positions [P] are right: the likeliest byte is the true one, or the latent is close to it."""
+def _correct(soft: Tensor, view: Ascent) -> Tensor:
+    """Which decoded positions [P] are right: the likeliest byte or string is the true one, or the latent is close."""
+    exists = view.sequence.exists_mask
+    values = view.sequence.values[exists]
     if values.dim() == 1:
         return soft.argmax(-1) == values
+    if view.choices is not None:
+        return nearest_rows(soft, view.choices.latents) == view.choices.entries[exists]
     return torch.nn.functional.cosine_similarity(soft, values, dim=-1).gt(LATENT_MATCH)
 
 
