@@ -457,7 +457,7 @@ def test_a_level_above_strings_learns_which_they_are() -> None:
         optimizer.zero_grad()
         torch.autograd.backward(sum(losses().values(), torch.zeros(())))
         optimizer.step()
-    assert losses()["positions"].item() < 0.9 * before
+    assert losses()["positions"].item() < before - 0.2
 
 
 @torch.no_grad()
