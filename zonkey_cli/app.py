@@ -22,7 +22,7 @@ from zonkey_cli.files import describe
 from zonkey_cli.options import common_options
 from zonkey_cli.settings import load_settings
 from zonkey_cli.streams import Streams
-from zonkey_cli.threads import bound_libraries, leave_with_threads
+from zonkey_cli.threads import TRAINING_SHAPES, WRITING_SHAPES, bound_libraries, leave_with_threads
 
 VERBS: dict[str, str] = {
     "train": "Train a model on Wikipedia or on your own text.",
@@ -99,12 +99,12 @@ def cli(context: click.Context) -> None:
     if streams.verbosity <= 0 and not sys.warnoptions:
         warnings.simplefilter("ignore")
     context.default_map = load_settings(cli, context)
+    bound_libraries(TRAINING_SHAPES if context.invoked_subcommand in ("train", "eval") else WRITING_SHAPES)
 
 
 def main() -> NoReturn:
     """The entry point of the `zonkey` program."""
     signal.signal(signal.SIGTERM, _terminate)
-    bound_libraries()
     try:
         cli.main(prog_name="zonkey")
     except SystemExit as leaving:

@@ -14,11 +14,12 @@ MOST_THREADS = 8
 """More of them wait for the interpreter."""
 _LIMITS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 """What a numpy reads that is imported later: how many threads a single product of matrices may take."""
-_MEASURE = {"OPENBLAS_NUM_THREADS": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
-"""What a numpy or torch reads that is imported later. How many threads a product of numpy's takes, as they are small;
-and of how many shapes oneDNN, and torch above it, keep the product that they made for it. Of the 1,024 of each that
-they keep by themselves, a gigabyte fills up in minutes of training, and products are no faster
-(docs/experiments.md)."""
+_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+"""What a torch reads that is imported later: of how many shapes oneDNN, and torch above it, keep the product that they
+made for it. Of the 1,024 of each that they keep by themselves, a gigabyte fills up in minutes of training, and products
+are no faster (docs/experiments.md)."""
+TRAINING_SHAPES, WRITING_SHAPES = 32, 16
+"""With fewer, training is slower, and writing is not."""
 _CORE_TYPES = {"avx512vl": "SKYLAKEX", "avx": "SANDYBRIDGE"}
 """By what a processor knows, the kernels of OpenBLAS with which a row's products do not hang on its place among others,
 so that cuts do not hang on the pieces that a text comes in."""
@@ -43,13 +44,16 @@ def shared_executor() -> Executor | None:
     return ThreadPoolExecutor(threads)
 
 
-def bound_libraries() -> None:
-    """Tell numpy and torch, before they are imported, what to take, to keep and to multiply with.
+def bound_libraries(shapes: int = TRAINING_SHAPES) -> None:
+    """Tell numpy and torch, before they are imported, what to take, of how many shapes to keep products, and what to
+    multiply with.
 
-    What the environment says already stands, but for kernels with which cuts would hang on the pieces of a text.
+    A product of numpy's takes one thread, as they are small. What the environment says already stands, but for kernels
+    with which cuts would hang on the pieces of a text.
     """
-    for name, number in _MEASURE.items():
-        os.environ.setdefault(name, number)
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for name in _CACHES:
+        os.environ.setdefault(name, str(shapes))
     known = _processor_flags()
     for flag, kernels in _CORE_TYPES.items():
         if flag in known and os.environ.get("OPENBLAS_CORETYPE", "").upper() in ("", *_BY_PLACE):

@@ -70,7 +70,10 @@ cli.main(sys.argv[1:])
     assert done.stdout == "x\n" and done.stderr == "False\n"
 
 
-def test_libraries_are_told_what_to_keep_unless_the_environment_says_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("verb", "shapes"), [("train", "32"), ("eval", "32"), ("infill", "16"), ("segment", "16")])
+def test_libraries_are_told_what_to_keep_unless_the_environment_says_it(
+    verb: str, shapes: str, tmp_path: Path
+) -> None:
     ask = """\
 import contextlib, ctypes
 from zonkey_cli.app import main
@@ -85,10 +88,10 @@ print(*(get(name.encode()).decode() for name in names))
     for name in ("OPENBLAS_NUM_THREADS", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         environment.pop(name, None)
     done = subprocess.run(
-        [sys.executable, "-c", ask, "--version"], env=environment, cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-c", ask, verb, "--help"], env=environment, cwd=tmp_path, capture_output=True, text=True,
         check=True,
     )
-    assert done.stdout.splitlines()[-1] == "1 NEHALEM 32 7"
+    assert done.stdout.splitlines()[-1] == f"1 NEHALEM {shapes} 7"
 
 
 @pytest.mark.parametrize(

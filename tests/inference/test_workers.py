@@ -3,13 +3,16 @@ computes what."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.model_helpers import fit_vocabulary, small_model
+from zonkey_core.inference import workers
 from zonkey_core.inference.generation import SamplingOptions, generate
 from zonkey_core.inference.infilling import Gap, GappedDocument, InfillingOptions, infill_documents
 from zonkey_core.inference.workers import MOST_WORKERS, shared_out, side_by_side, workers_for
@@ -95,3 +98,23 @@ def test_texts_and_fills_are_the_same_with_one_worker_and_with_two() -> None:
         found.append((texts, best, fills))
     torch.set_num_threads(before)
     assert found[0] == found[1]
+
+
+@pytest.mark.skipif(workers._trim() is None, reason="the C library keeps what is free, or another system")
+def test_what_is_free_goes_back_to_the_system() -> None:
+    pieces = [torch.zeros(25_000) for _ in range(1_000)]  # each below what the C library asks the system for by itself
+    last = torch.zeros(25_000)
+    del pieces
+    before = resident_bytes()
+    workers.give_back_memory()
+    assert resident_bytes() < before - 50_000_000 and not last.any()
+
+
+def test_without_a_library_that_gives_back_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_trim", lambda: None)
+    workers.give_back_memory()
+    assert list(side_by_side(len, ["ab", "c"], CPU)) == [2, 1]
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
