@@ -23,7 +23,7 @@ from zonkey_core.model.slot_batches import Plans, at_slots, gather_slots, slot_b
 
 HIGHEST_RATIO = 12.0
 """Noise-to-signal ratio of the first step below pure noise."""
-LOWEST_RATIO = 1.0
+LOWEST_RATIO = 1.75
 """That of the last, at which the level below takes up what was formed."""
 
 KNOWN_STEP = 16

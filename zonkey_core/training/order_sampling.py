@@ -205,9 +205,7 @@ def _draw_blocks(
     steps = count
     if chance.random() >= ONE_BY_ONE:
         steps = max(1, round(2 ** chance.uniform(1, np.log2(max(3, min(count, MOST_STEPS * longest))))))
-    order = in_blocks(
-        lengths.tolist(), steps, known=prompt, begins=begins, ends=ends, opens=opens
-    )
+    order = in_blocks(lengths.tolist(), steps, known=prompt, begins=begins, ends=ends, opens=opens)
     known[:first_open] = True
     return _Document(order, True, known, BLOCKS)
 
