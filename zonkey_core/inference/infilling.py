@@ -42,7 +42,7 @@ HIGHEST_SHARE = 0.625
 win, and take longest."""
 SEAM_WEIGHT = 1.0
 """How much what follows a gap counts in ranking, beside what is put into it."""
-SLOT_NATS = 3.0
+SLOT_NATS = 2.75
 """What a slot of a fill is expected to cost, in nats: a fill that costs more loses by it, and one that costs less gains
 nothing, since text that is too easy to foresee is as strange. Both were chosen on validation text
 (docs/experiments.md)."""
