@@ -18,8 +18,8 @@ _CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 """What a torch reads that is imported later: of how many shapes oneDNN, and torch above it, keep the product that they
 made for it. Of the 1,024 of each that they keep by themselves, a gigabyte fills up in minutes of training, and products
 are no faster (docs/experiments.md)."""
-TRAINING_SHAPES, WRITING_SHAPES = 32, 16
-"""With fewer, training is slower, and writing is not."""
+TRAINING_SHAPES, WRITING_SHAPES = 32, 24
+"""With fewer, either is slower; with more, it takes more memory."""
 _CORE_TYPES = {"avx512vl": "SKYLAKEX", "avx": "SANDYBRIDGE"}
 """By what a processor knows, the kernels of OpenBLAS with which a row's products do not hang on its place among others,
 so that cuts do not hang on the pieces that a text comes in."""

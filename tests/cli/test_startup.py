@@ -70,7 +70,7 @@ cli.main(sys.argv[1:])
     assert done.stdout == "x\n" and done.stderr == "False\n"
 
 
-@pytest.mark.parametrize(("verb", "shapes"), [("train", "32"), ("eval", "32"), ("infill", "16"), ("segment", "16")])
+@pytest.mark.parametrize(("verb", "shapes"), [("train", "32"), ("eval", "32"), ("infill", "24"), ("segment", "24")])
 def test_libraries_are_told_what_to_keep_unless_the_environment_says_it(
     verb: str, shapes: str, tmp_path: Path
 ) -> None:

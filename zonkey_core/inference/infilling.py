@@ -30,7 +30,7 @@ from zonkey_core.inference.gap_planning import GappedBlocks, GapsToPlan, gapped_
 from zonkey_core.inference.generation import check_sampling, unfold_entries
 from zonkey_core.inference.shared_context import Context, Pieces, read_contexts
 from zonkey_core.inference.text_reading import TextReader
-from zonkey_core.inference.workers import give_back_memory, shared_out, side_by_side
+from zonkey_core.inference.workers import shared_out, side_by_side
 from zonkey_core.model.model import Zonkey
 
 CONTEXT_BYTES = 256
@@ -241,7 +241,6 @@ class _Filler:
     def fill(self, windows: Sequence[_Window]) -> list[list[Fill | None]]:
         """What goes into the gaps of windows; those that get nothing of a length asked for are drawn for again."""
         opened = self._open(windows)
-        give_back_memory()
         found: list[list[list[Candidate]]] = [[[] for _ in window.gaps] for window in windows]
         for attempt in range(ATTEMPTS):
             lacking = [index for index, gaps in enumerate(found) if not all(gaps)]
