@@ -32,4 +32,5 @@ def is_first() -> bool:
 
 def is_one_of_several() -> bool:
     """Whether a launcher started this process beside others."""
-    return int(os.environ.get("WORLD_SIZE", "1") or 1) > 1 and "RANK" in os.environ
+    count = os.environ.get("WORLD_SIZE", "")
+    return count.isascii() and count.isdecimal() and int(count) > 1 and "RANK" in os.environ

@@ -143,12 +143,12 @@ def test_unexpected_error_is_one_line_unless_debugged(zonkey: Zonkey) -> None:
     assert b"Traceback" in debugged.stderr
 
 
-@pytest.mark.parametrize("several", [False, True])
-def test_one_of_several_processes_leaves_without_being_taken_down(several: bool) -> None:
+@pytest.mark.parametrize(("count", "several"), [("1", False), ("2", True), ("many", False), ("", False)])
+def test_one_of_several_processes_leaves_without_being_taken_down(count: str, several: bool) -> None:
     code = (
         "import atexit; from zonkey_cli.threads import leave_with_threads; "
         "atexit.register(print, 'taken down'); print('done'); leave_with_threads(3)"
     )
-    launched = {"WORLD_SIZE": "2", "RANK": "1"} if several else {"WORLD_SIZE": "1", "RANK": "0"}
+    launched = {"WORLD_SIZE": count, "RANK": "1"}
     ran = subprocess.run([sys.executable, "-c", code], env={**os.environ, **launched}, capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == ((3, "done\n") if several else (0, "done\ntaken down\n"))
