@@ -60,16 +60,20 @@ def side_by_side(
 ) -> Iterator[Result]:
     """What a function makes of each group, in their order, as soon as it is there.
 
-    No more groups are begun than workers wait for, so that memory does not grow with their number.
+    No more groups are begun than workers wait for, so that memory does not grow with their number. Where there are more
+    than workers, what is free is given back between them; a short run would only have to ask for it again.
     """
+    workers = min(workers_for(device), len(groups))
+    goes_on = len(groups) > workers
 
     def compute(group: Group) -> Result:
         result = function(group)
-        give_back_memory()
+        if goes_on:
+            give_back_memory()
         return result
 
-    give_back_memory()
-    workers = min(workers_for(device), len(groups))
+    if goes_on:
+        give_back_memory()
     if workers < 2:
         yield from map(compute, groups)
         return
