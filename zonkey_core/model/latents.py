@@ -23,6 +23,12 @@ def nearest_rows(latents: Tensor, table: Tensor) -> Tensor:
         return torch.cat([(part.float() @ table.T).argmax(-1) for part in torch.split(latents, ROWS_TOGETHER)])
 
 
+def product_dtype(factor: Tensor) -> torch.dtype:
+    """The precision in which a tensor is multiplied: that of the autocast, if any, else its own."""
+    kind = factor.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else factor.dtype
+
+
 class _ChoiceNats(torch.autograd.Function):
     """`-log softmax(queries table^T)` of chosen entries, row by row, with the gradient of the queries made on the way.
 
@@ -32,8 +38,7 @@ class _ChoiceNats(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, *inputs: Tensor) -> Tensor:
         queries, entries, table = inputs
-        kind = queries.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries.dtype
+        dtype = product_dtype(queries)
         table = table.to(dtype)
         nats, slopes = [queries.new_zeros(0)], [queries.new_zeros(0, queries.shape[1])]
         for part, chosen in zip(torch.split(queries, ROWS_TOGETHER), torch.split(entries, ROWS_TOGETHER), strict=True):

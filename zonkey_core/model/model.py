@@ -77,9 +77,12 @@ class Zonkey(nn.Module):
             segmentation = level.choose_starts(positions, split_prob)
             latents = level.encode(positions, segmentation)
             slots = level.read_slots(positions, segmentation, latents)
-            choices = self.levels[len(views) - 1].choices(views[-1].slots) if views else None
-            views.append(Ascent(positions, segmentation, split_prob, latents, slots, choices))
+            views.append(Ascent(positions, segmentation, split_prob, latents, slots, self.choices_above(views)))
         return views
+
+    def choices_above(self, views: Sequence[Ascent]) -> Choices | None:
+        """What the positions of the level above those of `views` hold, where these are slots with a vocabulary."""
+        return self.levels[len(views) - 1].choices(views[-1].slots) if views else None
 
     @torch.no_grad()
     def slot_masks(self, sequence: PositionSequence, index: int) -> tuple[Tensor, Tensor]:

@@ -27,14 +27,12 @@ from torch.nn import functional
 
 from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.hash_embeddings import lookup_table, ngram_keys, string_keys
-from zonkey_core.model.latents import to_sphere
+from zonkey_core.model.latents import ROWS_TOGETHER, product_dtype, to_sphere
 
 ROUNDS = 3
 """Times that the strings are chosen, each time counting the pieces that the choice before leaves."""
 LEAST_VARIANCE = 0.01
 """Variance of the noise below which a latent is evidence enough."""
-ROWS_TOGETHER = 512
-"""Estimates whose distributions are held at once in training; larger ones leave the cache."""
 UNUSED = -30.0
 """Logit of entries that hold no string."""
 
@@ -237,8 +235,7 @@ class _Choice(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         queries, latents, bias, entries, log_copied, log_rest = inputs
-        kind = queries.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else queries.dtype
+        dtype = product_dtype(queries)
         coarse = bias.to(dtype)
         fine = (bias - coarse.to(bias.dtype)).to(dtype)
         table = torch.cat([latents.to(dtype), torch.stack([coarse, fine], 1)], 1)

@@ -133,7 +133,7 @@ def joint_losses(
         latents = level.encode(sequence, segmentation)
         slots = level.read_slots(sequence, segmentation, latents)
         losses |= {f"{index}/{name}": loss for name, loss in splits.items()}
-        choices = model.levels[index - 1].choices(views[-1].slots) if views else None
+        choices = model.choices_above(views)
         rebuilt = autoencoder_losses(level, sequence, segmentation, generator, choices=choices, share=REBUILT)
         losses |= {f"{index}/{name}": loss for name, loss in rebuilt.items()}
         if level.vocabulary is not None:
