@@ -15,6 +15,7 @@ from tests.evaluation.context_helpers import documents, small_context
 from zonkey_core.errors import ConfigError, DataError
 from zonkey_core.evaluation.context import EvaluationContext
 from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
+from zonkey_core.evaluation.tasks import runner
 from zonkey_core.evaluation.tasks.runner import OUTCOMES, PARTS, evaluate, identify_model
 from zonkey_core.evaluation.texts import EvaluationTexts
 from zonkey_core.inference.infilling import Gap
@@ -176,6 +177,18 @@ def test_what_is_kept_can_be_damaged(context: EvaluationContext) -> None:
     (entry / OUTCOMES).write_bytes(b"\xc1")
     with pytest.raises(DataError, match=rf"{OUTCOMES}: cannot be read .* --fresh"):
         list(evaluate(context, ["one"], measures={"one": FakePart()}))
+
+
+def test_a_model_is_identified_by_the_program_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = small_context(tmp_path / "model")
+    program = tmp_path / "program"
+    (program / "model").mkdir(parents=True)
+    (program / "model" / "level.py").write_text("SHARPNESS = 24\n")
+    monkeypatch.setattr(runner, "PROGRAM", program)
+    before = identify_model(context.model_path)
+    assert identify_model(context.model_path) == before
+    (program / "model" / "level.py").write_text("SHARPNESS = 12\n")
+    assert identify_model(context.model_path) != before
 
 
 def test_a_model_is_identified_by_its_files(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def _model_texts(context: EvaluationContext, tasks: Sequence[GapTask], words: in
             found[number] = drawn
         return [msgspec.msgpack.encode(_as_filled(task, each)) for task, each in zip(some, found, strict=True)]
 
-    made_of = [context.model_identity, settings, __version__]
+    made_of = [context.model_identity, settings]
     kept = _kept(context, made_of, fill, tasks, f"filling gaps of {words} words")
     return [msgspec.msgpack.decode(each, type=_Filled) for each in kept]
 

@@ -1,7 +1,7 @@
 """The parts of an evaluation in their order; a part that ran to its end is kept, and given at once the next time.
 
-What is kept of a part depends on all that its figures may depend on: the model, the texts, the settings, the other
-domains, the gold sentences, the contestants, this version and the optional packages that are installed. Speeds are
+What is kept of a part depends on all that its figures may depend on: the model, this program, the texts, the settings,
+the other domains, the gold sentences, the contestants and the optional packages that are installed. Speeds are
 never kept, since they belong to the moment. Importing this module is cheap: each part is imported when it runs.
 """
 
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from zonkey_core import __version__
+import zonkey_core
 from zonkey_core.errors import ConfigError
 from zonkey_core.evaluation.results import Outcome
 from zonkey_core.evaluation.store import fingerprint, read_values
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     Part = Callable[[EvaluationContext], Iterator[Outcome]]
 
-FORMAT = 2
-"""To be raised when figures change their meaning."""
+PROGRAM = Path(zonkey_core.__file__).parent
+"""What figures depend on beside the model: a part is measured anew where the program has changed."""
 OUTCOMES = "outcomes.msgpack"
 """MessagePack, unlike JSON, holds values that are no numbers."""
 NEVER_KEPT = "speed"
@@ -82,12 +82,15 @@ PARTS = tuple(MEASURES)
 
 
 def identify_model(directory: Path) -> str:
-    """Hash of a model's configuration and weights; raises `OSError` where they cannot be read."""
+    """Hash of a model's configuration and weights, and of the program that makes something of them.
+
+    Raises `OSError` where they cannot be read.
+    """
     from zonkey_core.checkpoint import CONFIG, MODEL
     from zonkey_core.committed_files import file_path, present_files
 
     names = CONFIG, *present_files(directory, MODEL)
-    return fingerprint(*(file_path(directory, name) for name in names))
+    return fingerprint(*(file_path(directory, name) for name in names), *sorted(PROGRAM.rglob("*.py")))
 
 
 def evaluate(
@@ -130,8 +133,6 @@ def _kept_or_measured(context: EvaluationContext, part: str, measure: Part) -> I
 def _key(context: EvaluationContext, part: str) -> str:
     """Hash of all that a part's figures may depend on."""
     return fingerprint(
-        FORMAT,
-        __version__,
         part,
         context.model_identity,
         context.texts.identity,
