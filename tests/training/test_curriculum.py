@@ -31,7 +31,7 @@ from zonkey_core.training.stages import (
 
 CURRICULUM = [
     ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("denoiser", 1),
-    ("plan", 0), ("joint", None),
+    ("joint", None), ("plan", 0),
 ]
 
 
@@ -46,26 +46,26 @@ def part_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3])
-def test_levels_learn_upwards_then_to_be_planned_downwards_then_jointly(levels: int) -> None:
+def test_levels_learn_upwards_then_jointly_then_to_be_planned_downwards(levels: int) -> None:
     model = ModelConfig(levels=tuple(level_config() for _ in range(levels)))
     shares = StageShares(splitter=(1.0, 0.5), autoencoder=(2.0,), denoiser=(3.0, 2.0, 1.0), plan=(5.0, 4.0), joint=4.0)
     stages = plan_stages(model, shares)
     names = [(name, level) for level in range(levels) for name in ("splitter", "autoencoder", "denoiser")]
     asked = [1.0, 2.0, 3.0, 0.5, 2.0, 2.0, 0.5, 2.0, 1.0][: 3 * levels]
-    names += [("plan", level) for level in reversed(range(levels - 1))]
-    asked += [5.0, 4.0][: levels - 1][::-1]
     names.append(("joint", None))
     asked.append(4.0)
-    if levels > 1:  # the top level's denoiser learns half of its time after all else has settled
+    if levels > 1:  # the top level's denoiser learns half of its time after what it forms has settled
         names.append(("denoiser", levels - 1))
         asked.append(asked[3 * levels - 1] * LAST)
         asked[3 * levels - 1] *= 1 - LAST
+    names += [("plan", level) for level in reversed(range(levels - 1))]
+    asked += [5.0, 4.0][: levels - 1][::-1]
     assert [(stage.name, stage.level) for stage in stages] == names
     assert sum(stage.share for stage in stages) == pytest.approx(1)
     assert [stage.share for stage in stages] == pytest.approx([share / sum(asked) for share in asked])
 
 
-@pytest.mark.parametrize("name", ["splitter", "autoencoder", "denoiser", "plan", "joint"])
+@pytest.mark.parametrize("name", ["splitter", "autoencoder", "denoiser", "joint", "plan"])
 def test_one_stage_may_be_trained_alone(tmp_path: Path, name: str) -> None:
     run = Run(tmp_path / "model")
     run.train(small_config(), steps=4, stage=name, stop_at=1)

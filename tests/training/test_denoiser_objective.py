@@ -87,7 +87,7 @@ def joint_gradients(levels: int) -> dict[tuple[str, str], float]:
     """What the losses of the joint stage that denoisers minimise reach, with everything let down."""
     model = small_model(levels, seed=levels)
     fit_vocabulary(model)
-    losses = joint_losses(model, rows_of_text(), chance(1), upper_gradient=1.0)  # all that may be asked is asked
+    losses = joint_losses(model, rows_of_text(), chance(3), upper_gradient=1.0)  # all that may be asked is asked
     of_blocks = {f"{level}/{name}" for level in range(1, levels) for name in OF_BLOCKS}
     wanted = {name: loss for name, loss in losses.items() if name in of_blocks | {f"0/{name}" for name in OWN}}
     assert wanted.keys() == of_blocks | {f"0/{name}" for name in OWN}

@@ -45,7 +45,7 @@ FITTED = {*STRINGS, "bottom.vocabulary.log_shares"}
 """What is saved of a model, but learned by no gradient."""
 CURRICULUM = [
     ("splitter", 0), ("autoencoder", 0), ("denoiser", 0), ("splitter", 1), ("autoencoder", 1), ("denoiser", 1),
-    ("plan", 0), ("joint", None), ("denoiser", 1),
+    ("joint", None), ("denoiser", 1), ("plan", 0),
 ]
 
 

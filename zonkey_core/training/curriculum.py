@@ -1,9 +1,9 @@
 """The order in which a model learns.
 
-From the bottom up each level learns to split, to compress and to denoise, with nothing above it yet. Then from the top
-down the denoisers below learn to tell what the level above *plans*, all else as it is; then all learn in one joint
-phase from end to end. A naive joint start gives a poor model. The denoiser of the top level, from which text begins,
-goes on learning after that phase: what it has to form has settled then.
+From the bottom up each level learns to split, to compress and to denoise, with nothing above it yet; then all learn in
+one joint phase from end to end. A naive joint start gives a poor model. After that phase what denoisers have to form
+has settled, and they go on learning from the top down: first that of the top level, from which text begins, then those
+below, which learn to tell what the level above *plans*, all else as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 from zonkey_core.config import ModelConfig, StageShares
 from zonkey_core.errors import ConfigError
 
-STAGES = ("splitter", "autoencoder", "denoiser", "plan", "joint")
+STAGES = ("splitter", "autoencoder", "denoiser", "joint", "plan")
 LAST = 0.5
 """Share of the top level's time for its denoiser that comes after the joint stage."""
 
@@ -42,11 +42,12 @@ def plan_stages(
         Stage(name, level, _share(getattr(shares, name), level)) for level in range(depth) for name in STAGES[:3]
     ]
     downwards = [Stage("plan", level, _share(shares.plan, level)) for level in reversed(range(depth - 1))]
-    stages = [*upwards, *downwards, Stage("joint", None, shares.joint)]
+    joint = [Stage("joint", None, shares.joint)]
     if depth > 1 and shares.joint and only is None and only_level is None:
-        top = upwards[-1]
-        stages[len(upwards) - 1] = top._replace(share=top.share * (1 - LAST))
-        stages.append(top._replace(share=top.share * LAST))
+        top = upwards.pop()
+        upwards.append(top._replace(share=top.share * (1 - LAST)))
+        joint.append(top._replace(share=top.share * LAST))
+    stages = [*upwards, *joint, *downwards]
     stages = [
         stage for stage in stages
         if stage.share > 0 and only in (None, stage.name) and only_level in (None, stage.level)
