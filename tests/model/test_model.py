@@ -181,7 +181,7 @@ MANY = byte_rows(*(DATA[start : start + 120] for start in range(0, 480, 40)))
 def test_joint_training_reaches_every_parameter(count: int) -> None:
     model = small_model(count, seed=1)
     fit_vocabulary(model)
-    losses = joint_losses(model, MANY, chance(1), upper_gradient=1.0)
+    losses = joint_losses(model, MANY, chance(4), upper_gradient=1.0)
     shared = {"positions", "existence", "endings"}
     own = [{"masked", "rate", "overlong", "uncertainty", "stability", "drift", "choice", "cuts", "spelled", "cost"}]
     own += [{"following", "latents", "spread", "decoded", "lengths"}] * (count - 1)

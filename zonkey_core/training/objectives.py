@@ -41,8 +41,10 @@ LARGEST_RATE = 0.9
 """Cuts a unit, at most, that a rate asks for."""
 KEPT = 4.0
 """Weight of cuts that are to stay as they were."""
-DECODER_NOISE = 0.5
-"""Largest noise-to-signal ratio that the autoencoder's decoder is trained to undo."""
+NOISED_LATENTS = 0.75
+"""Share of the latents that the autoencoder's decoder is given with noise."""
+LEAST_NOISE = 0.1
+"""Smallest noise-to-signal ratio of these; the largest is a level's `decoder_noise`."""
 
 
 class RowOrigins(NamedTuple):
@@ -252,7 +254,7 @@ def autoencoder_losses(
     choices: Choices | None = None,
     share: float = 1.0,
 ) -> dict[str, Tensor]:
-    """Compress segments, all or a `share` of them, and decode each from its latent, half of them noised.
+    """Compress segments, all or a `share` of them, and decode each from its latent, most of them noised.
 
     `choices` are those of the positions, where a level with a vocabulary tells them.
     """
@@ -263,8 +265,20 @@ def autoencoder_losses(
     parts = []
     for windows in level.windows(sequence, segmentation, chosen, choices):
         clean = level.compress(windows.values, windows.log_existence)
-        ratio = DECODER_NOISE * torch.rand(len(clean), generator=generator).mul(2).sub(1).clamp(min=0)
-        noise = torch.randn(clean.shape, generator=generator) * ratio.unsqueeze(-1)
-        parts.append((windows, level.decode(clean + noise.to(clean.device), windows.values.shape[1])))
+        noised = noised_latents(clean, level.config.decoder_noise, generator)
+        parts.append((windows, level.decode(noised, windows.values.shape[1])))
     positions, existence = window_losses(level, parts, start_prob)
     return {"positions": positions, "existence": existence}
+
+
+def noised_latents(clean: Tensor, largest: float, generator: torch.Generator) -> Tensor:
+    """[K, C] latents, `NOISED_LATENTS` of them with noise, of length as before.
+
+    Ratios of noise to signal are spread evenly by their logarithm up to the `largest`. So what matters most in a latent
+    outlasts the noise under which a denoiser forms it, and is what it can foresee.
+    """
+    chance, noised_mask = torch.rand(2, len(clean), 1, generator=generator)
+    ratio = LEAST_NOISE * (largest / LEAST_NOISE) ** chance * (noised_mask < NOISED_LATENTS)
+    noise = torch.randn(clean.shape, generator=generator) * ratio
+    noised: Tensor = (clean + noise.to(clean.device)) * (1 + ratio.square()).rsqrt().to(clean.device)
+    return noised
