@@ -12,6 +12,7 @@ from zonkey_core.model.latents import ROWS_TOGETHER, choice_nats, nearest_rows, 
 
 CHANNELS, ENTRIES = 24, 90
 TABLE = to_sphere(normal(ENTRIES, CHANNELS, seed=0))
+BIAS = normal(ENTRIES, seed=5, dtype=torch.float32)
 
 
 def case(rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -22,13 +23,13 @@ def case(rows: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def plain_nats(queries: Tensor, entries: Tensor) -> Tensor:
-    return functional.cross_entropy(queries @ TABLE.T, entries, reduction="none")
+    return functional.cross_entropy(queries @ TABLE.T + BIAS, entries, reduction="none")
 
 
 @pytest.mark.parametrize("rows", [0, 1, ROWS_TOGETHER, 2 * ROWS_TOGETHER + 5])
 def test_a_choice_costs_its_cross_entropy_and_teaches_the_same(rows: int) -> None:
     queries, entries, weights = case(rows)
-    found, plain = choice_nats(queries, entries, TABLE), plain_nats(queries, entries)
+    found, plain = choice_nats(queries, entries, TABLE, BIAS), plain_nats(queries, entries)
     torch.testing.assert_close(found, plain)
     gradients = [torch.autograd.grad(nats, queries, weights)[0] for nats in (found, plain)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
@@ -37,7 +38,7 @@ def test_a_choice_costs_its_cross_entropy_and_teaches_the_same(rows: int) -> Non
 def test_a_choice_in_bfloat16_is_close_and_comes_in_float32() -> None:
     queries, entries, weights = case(ROWS_TOGETHER + 9)
     with torch.autocast("cpu", torch.bfloat16):
-        found = choice_nats(queries, entries, TABLE)
+        found = choice_nats(queries, entries, TABLE, BIAS)
     assert found.dtype == torch.float32
     plain = plain_nats(queries, entries)
     torch.testing.assert_close(found, plain, atol=0.05, rtol=0.01)
@@ -49,10 +50,10 @@ def test_a_choice_in_bfloat16_is_close_and_comes_in_float32() -> None:
 
 def test_a_choice_does_not_move_what_it_is_made_from() -> None:
     queries, entries, weights = case(9)
-    table = TABLE.clone().requires_grad_()
-    nats = choice_nats(queries, entries, table)
-    to_queries, to_table = torch.autograd.grad(nats, [queries, table], weights, allow_unused=True)
-    assert (to_queries != 0).all() and to_table is None
+    table, bias = TABLE.clone().requires_grad_(), BIAS.clone().requires_grad_()
+    nats = choice_nats(queries, entries, table, bias)
+    to_queries, *others = torch.autograd.grad(nats, [queries, table, bias], weights, allow_unused=True)
+    assert (to_queries != 0).all() and others == [None, None]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -410,6 +410,7 @@ def test_what_stands_for_strings_says_which() -> None:
     assert above.choices is not None
     assert above.choices.entries is below.slots.entries
     assert torch.equal(above.choices.latents, vocabulary.used_latents())
+    assert torch.equal(above.choices.log_shares, vocabulary.log_shares)
 
 
 @torch.no_grad()
@@ -421,7 +422,7 @@ def test_windows_hold_which_strings_stand_in_the_row() -> None:
     seen = 0
     for windows, plain in zip(told, untold, strict=True):
         assert windows.choices is not None and plain.choices is None
-        entries, latents = windows.choices
+        entries, latents, _ = windows.choices
         assert entries.shape == windows.log_existence.shape and torch.equal(windows.values, plain.values)
         inside = windows.values.any(-1)
         assert inside[windows.log_existence == 0].all()
@@ -430,14 +431,16 @@ def test_windows_hold_which_strings_stand_in_the_row() -> None:
     assert seen == view.sequence.exists_mask.sum()
 
 
-def test_strings_are_read_out_by_the_cosines_with_their_latents() -> None:
+def test_strings_are_read_out_by_the_cosines_with_their_latents_and_by_how_often_they_are_met() -> None:
     model = small_model(2)
-    readout, table = model.levels[1].readout, fit_vocabulary(model).latents().detach()
+    vocabulary = fit_vocabulary(model)
+    readout, table, log_shares = model.levels[1].readout, vocabulary.latents().detach(), vocabulary.log_shares
     states, entries = normal(30, model.levels[1].config.width, seed=1, dtype=torch.float32), torch.arange(30) * 3
     cosines = functional.cosine_similarity(readout.linear(states).unsqueeze(1), table, dim=-1)
-    expected = functional.cross_entropy(SHARPNESS * cosines, entries, reduction="none")
-    torch.testing.assert_close(readout.loss(states, table[entries], Choices(entries, table)), expected)
-    assert readout.loss(states[:0], table[:0], Choices(entries[:0], table)).shape == (0,)
+    expected = functional.cross_entropy(SHARPNESS * cosines + log_shares, entries, reduction="none")
+    choices = Choices(entries, table, log_shares)
+    torch.testing.assert_close(readout.loss(states, table[entries], choices), expected)
+    assert readout.loss(states[:0], table[:0], choices._replace(entries=entries[:0])).shape == (0,)
 
 
 def test_a_level_above_strings_learns_which_they_are() -> None:

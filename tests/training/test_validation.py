@@ -152,7 +152,7 @@ def test_a_string_is_right_where_no_other_is_nearer() -> None:
     above = view(sequence, [0, 3], [0])
     soft = to_sphere(torch.tensor([[1.0, 0.12], [1.0, 0.08], [-1.0, 1.0]]))
     levels: Any = [Unfolding([[0, 1, 2], [2], [2, 1]], soft)]
-    strings = rebuild_segments(levels, [above._replace(choices=Choices(entries, table))])
+    strings = rebuild_segments(levels, [above._replace(choices=Choices(entries, table, torch.zeros(len(table))))])
     assert strings.right.tolist() == [2, 1, 1] and strings.exact.tolist() == [False, True, False]
     latents = rebuild_segments(levels, [above])
     assert latents.right.tolist() == [2, 0, 1] and latents.exact.tolist() == [False, False, False]

@@ -30,19 +30,19 @@ def product_dtype(factor: Tensor) -> torch.dtype:
 
 
 class _ChoiceNats(torch.autograd.Function):
-    """`-log softmax(queries table^T)` of chosen entries, row by row, with the gradient of the queries made on the way.
+    """`-log softmax(queries table^T + bias)` of chosen entries, row by row; the queries' gradient is made on the way.
 
     The distributions of some rows at a time stay in the cache and are never written out.
     """
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, *inputs: Tensor) -> Tensor:
-        queries, entries, table = inputs
+        queries, entries, table, bias = inputs
         dtype = product_dtype(queries)
         table = table.to(dtype)
         nats, slopes = [queries.new_zeros(0)], [queries.new_zeros(0, queries.shape[1])]
         for part, chosen in zip(torch.split(queries, ROWS_TOGETHER), torch.split(entries, ROWS_TOGETHER), strict=True):
-            log_prob = (part.to(dtype) @ table.T).float().log_softmax(-1)
+            log_prob = ((part.to(dtype) @ table.T).float() + bias).log_softmax(-1)
             rows = torch.arange(len(part), device=part.device)
             nats.append(-log_prob[rows, chosen])
             prob = log_prob.exp_()
@@ -54,15 +54,18 @@ class _ChoiceNats(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (slopes,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradients[0].unsqueeze(1) * slopes, None, None
+        return gradients[0].unsqueeze(1) * slopes, None, None, None
 
 
-def choice_nats(queries: Tensor, entries: Tensor, table: Tensor) -> Tensor:
-    """[K] nats of the entries [K] of a table [J, C] that a softmax over its products with queries [K, C] gives.
+def choice_nats(queries: Tensor, entries: Tensor, table: Tensor, bias: Tensor) -> Tensor:
+    """[K] nats of the entries [K] of a table [J, C] that a softmax gives over its products with queries [K, C] and the
+    bias [J].
 
-    The table is not differentiated.
+    Neither table nor bias is differentiated.
     """
-    nats: Tensor = _ChoiceNats.apply(queries, entries, table.detach())  # type: ignore[no-untyped-call]
+    nats: Tensor = _ChoiceNats.apply(  # type: ignore[no-untyped-call]
+        queries, entries, table.detach(), bias.detach()
+    )
     return nats
 
 

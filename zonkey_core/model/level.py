@@ -185,7 +185,7 @@ class Level(nn.Module):
         """What the positions of the level above hold, which are these slots; None without a vocabulary."""
         if self.vocabulary is None or slots.entries is None:
             return None
-        return Choices(slots.entries, self.vocabulary.used_latents())
+        return Choices(slots.entries, self.vocabulary.used_latents(), self.vocabulary.log_shares)
 
     def slot_masks(self, sequence: PositionSequence, segmentation: Segmentation) -> tuple[Tensor, Tensor]:
         """`slot_mask` and `document_mask` [B, M] of the slots of rows, for which no latents are needed."""

@@ -61,6 +61,8 @@ class Choices(NamedTuple):
     """[B, L] which of its strings; or of some positions [K]."""
     latents: Tensor
     """[J, C] the latents of all of them."""
+    log_shares: Tensor
+    """[J] how often each is met, which is all that is known of it where a latent is lost in noise."""
 
 
 class LocatedPositions(NamedTuple):
@@ -126,7 +128,7 @@ class PositionReadout(nn.Module):
         if choices is not None:
             # Of vectors on the sphere, a product over their width is a cosine.
             queries = to_sphere(raw) * (SHARPNESS / self.channels)
-            return choice_nats(queries, choices.entries, choices.latents)
+            return choice_nats(queries, choices.entries, choices.latents, choices.log_shares)
         parts = []
         for estimate, target in zip(
             torch.split(raw, LARGEST_BANK), torch.split(values.detach(), LARGEST_BANK), strict=True
