@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from tests.model_helpers import byte_rows, chance, few, level_config, seeds, small_model
+from tests.model_helpers import byte_rows, chance, few, fit_vocabulary, level_config, seeds, small_model
 from tests.training_helpers import Run, assert_same_tensors
 from zonkey_core.checkpoint import MODEL, read_tensors
 from zonkey_core.config import Config, ModelConfig, TrainingConfig
@@ -24,8 +24,10 @@ from zonkey_core.model.segment_splitter import frozen_copy
 from zonkey_core.training import trainer
 from zonkey_core.training.augmentation import noise_rows, noised_start_prob
 from zonkey_core.training.batches import BatchPieces
+from zonkey_core.training.curriculum import Stage
 from zonkey_core.training.losses import existence_loss
 from zonkey_core.training.objectives import KEPT, RowOrigins, kept_cuts_loss, splitter_objective
+from zonkey_core.training.stages import stage_losses
 
 STEPS = 8
 FORMER = "unsaved.bottom.former."
@@ -122,6 +124,23 @@ def test_kept_rows_teach_nothing_but_their_cuts(lexicon: int, seed: int) -> None
     assert first["kept"] != second["kept"]
     assert all(torch.equal(first[name], second[name]) for name in first if name != "kept")
     assert torch.equal(*counts) and counts[0].any() == bool(lexicon)
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_the_joint_stage_knows_where_rows_are_from(levels: int) -> None:
+    """What splits text is told as in the splitter's own stage, and all else is learned of every row."""
+    model, kept = small_model(levels, seed=5, lexicon=4096), torch.tensor([True, False, True, False])
+    fit_vocabulary(model)
+    model.bottom.former = frozen_copy(model.bottom.splitter)
+    stage, rows = Stage("joint", None, 1.0), text_rows(4)
+    plain, some = (
+        stage_losses(model, stage, rows, chance(2), 1.0, origins) for origins in (None, from_two(kept))
+    )
+    assert some.keys() == plain.keys() | {"0/kept"}
+    told = splitter_objective(model.bottom, rows, chance(2), origins=from_two(kept))
+    torch.testing.assert_close(some["0/kept"], told["kept"])
+    every = stage_losses(model, stage, rows, chance(2), 1.0, from_two(torch.ones(4, dtype=torch.bool)))
+    assert plain.keys() - every.keys() == {"0/told", "0/cost", "0/price", "0/stability", "0/overlong", "0/uncertainty"}
 
 
 def test_rows_that_are_not_kept_do_not_enter_what_is() -> None:

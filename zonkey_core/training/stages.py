@@ -80,10 +80,11 @@ def stage_losses(
 ) -> dict[str, Tensor]:
     """Named losses of a batch of bytes, as `LEVEL/NAME`; their sum is what the stage minimises.
 
-    Where rows are from matters in the stage of level 0's splitter, and guides by level to the splitters above it.
+    Where rows are from matters where level 0's splitter learns, and guides by level to the splitters above it.
     """
     if stage.level is None:
-        return joint_losses(model, sequence, generator, upper_gradient=min(1.0, 2 * fraction), guides=guides)
+        let_down = min(1.0, 2 * fraction)
+        return joint_losses(model, sequence, generator, upper_gradient=let_down, origins=origins, guides=guides)
     level = model.levels[stage.level]
     if stage.name == "splitter" and stage.level:
         losses = {"following": guided_loss(model, stage.level, sequence, generator, guides.get(stage.level))}
@@ -115,6 +116,7 @@ def joint_losses(
     generator: torch.Generator,
     *,
     upper_gradient: float,
+    origins: RowOrigins | None = None,
     guides: Guides = NO_GUIDES,
 ) -> dict[str, Tensor]:
     """Every objective of every level in one graph; `upper_gradient` scales what passes down through latents."""
@@ -125,7 +127,7 @@ def joint_losses(
         if index:
             splits = {"following": guided_loss(model, index, rows, generator, guides.get(index))}
         else:
-            splits = splitter_objective(level, split_on, generator)
+            splits = splitter_objective(level, split_on, generator, origins=origins)
         start_prob = level.split(split_on).start_prob
         if views:
             sequence, start_prob = views[-1].slots.as_positions(), views[-1].slots.share_out(start_prob)
