@@ -277,16 +277,18 @@ def read_tensors(directory: Path, name: str, prefixes: tuple[str, ...] = ("",)) 
     return _tensors(directory, name, prefixes)
 
 
-def require_fit(config: Config, directory: Path, name: str = MODEL, *, prefix: str = "") -> None:
+def require_fit(
+    config: Config, directory: Path, name: str = MODEL, *, prefix: str = "", anew: str | None = None
+) -> None:
     """Raise `CheckpointError` unless the tensors of a file whose names begin with `prefix` are those of a model.
 
-    The file may be there in parts.
+    Those whose names go on with `anew` may be others. The file may be there in parts.
     """
     from zonkey_core.model_building import fitting_model
 
     paths = _weight_paths(directory, name)
     with reading(directory, name):
-        fitting_model(config, *paths, prefix=prefix)
+        fitting_model(config, *paths, prefix=prefix, anew=anew)
 
 
 def _tensors(directory: Path, name: str, prefixes: tuple[str, ...]) -> dict[str, Tensor]:

@@ -87,10 +87,11 @@ def require_trainable(config: Config) -> None:
         )
 
 
-def fitting_model(config: Config, *paths: Path, prefix: str = "") -> Zonkey:
+def fitting_model(config: Config, *paths: Path, prefix: str = "", anew: str | None = None) -> Zonkey:
     """An unfilled model whose tensors are those of a file of weights, or of its parts, with `prefix` to their names.
 
-    Raises `OSError`, or `ValueError` where they differ, before memory is taken that the weights would not fill.
+    Tensors whose names begin with `anew` may be others. Raises `OSError`, or `ValueError` where they differ, before
+    memory is taken that the weights would not fill.
     """
     stored = restored_entries(read_weights_header(paths[0]) if len(paths) == 1 else whole_entries(paths))
     entries = {name.removeprefix(prefix): entry for name, entry in stored.items() if name.startswith(prefix)}
@@ -100,7 +101,11 @@ def fitting_model(config: Config, *paths: Path, prefix: str = "") -> Zonkey:
     model = unfilled_model(config, 2 * need + SPARE_BYTES)
     if model is None:
         raise ValueError("its weights do not fit the configuration, which asks for more of them")
-    _compare_shapes(model.state_dict(), entries)
+    expected = model.state_dict()
+    if anew is not None:
+        expected = {name: tensor for name, tensor in expected.items() if not name.startswith(anew)}
+        entries = {name: entry for name, entry in entries.items() if not name.startswith(anew)}
+    _compare_shapes(expected, entries)
     return model
 
 

@@ -27,6 +27,7 @@ from zonkey_core.training.batches import BatchPieces
 from zonkey_core.training.curriculum import Stage
 from zonkey_core.training.losses import existence_loss
 from zonkey_core.training.objectives import KEPT, RowOrigins, kept_cuts_loss, splitter_objective
+from zonkey_core.training.saving import READER
 from zonkey_core.training.stages import stage_losses
 
 STEPS = 8
@@ -262,3 +263,28 @@ def test_kept_cuts_are_for_whole_batches() -> None:
     BatchPieces(2, 2, torch.device("cpu")).require_whole()
     with pytest.raises(ConfigError, match="leave out --accumulate"):
         BatchPieces(2, 2, torch.device("cpu"), [0]).require_whole()
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 4096), (4096, 0)])
+def test_what_teaches_the_splitter_may_be_another(tmp_path: Path, before: int, after: int) -> None:
+    """So a model of English goes on with other languages, and all of it but its reader stays."""
+    start, run = Run(tmp_path / "start"), Run(tmp_path / "model")
+    start.train(config_with(before), steps=4, stage="splitter", seed=1)
+    run.train(config_with(after), spec=mixed(tmp_path), start_from=start.out, steps=2, stage="splitter", seed=3)
+    began, made = read_tensors(start.out, MODEL), read_tensors(run.out, MODEL)
+    readers = [{name for name in tensors if name.startswith(READER)} for tensors in (began, made)]
+    assert [bool(names) for names in readers] == [not before, not after]
+    assert began.keys() - readers[0] == made.keys() - readers[1]
+    untouched = [name for name in began if name.startswith(("bottom.denoiser.", "bottom.compressor."))]
+    assert untouched and all(torch.equal(began[name], made[name]) for name in untouched)
+    assert "0/told" in run.losses()[0][3] if after else "0/masked" in run.losses()[0][3]
+    assert run.resume(stop_at=1).steps == 2
+
+
+def test_a_reader_of_another_size_begins_anew(tmp_path: Path) -> None:
+    start, run = Run(tmp_path / "start"), Run(tmp_path / "model")
+    start.train(config_with(0), steps=2, stage="splitter", seed=1)
+    larger = ModelConfig(levels=(level_config(lexicon=0, reader_contexts=512),))
+    config = Config(model=larger, training=config_with(0).training)
+    run.train(config, spec=mixed(tmp_path), start_from=start.out, steps=2, stage="splitter", seed=3)
+    assert read_tensors(run.out, MODEL)["bottom.reader.contexts"].shape[1] == 512

@@ -39,7 +39,7 @@ from zonkey_core.training.events import (
 )
 from zonkey_core.training.processes import joined_processes, process_number
 from zonkey_core.training.run_options import TrainingOptions, TrainingResult
-from zonkey_core.training.saving import restore_run
+from zonkey_core.training.saving import READER, restore_run, with_fitting_reader
 from zonkey_core.training.trainer import Trainer
 
 METRICS = "metrics.jsonl"
@@ -75,7 +75,7 @@ def train(
 ) -> TrainingResult:
     """Train a new model, or with `start_from` go on from another's weights on this data, into `options.out`.
 
-    With `start_from`, `config.model` must have the shape of that model.
+    With `start_from`, `config.model` must have the shape of that model; what teaches level 0's splitter may be another.
 
     Raises `CheckpointError` where the output folder holds a model already, `ConfigError` for a budget that is not
     either steps or minutes, and what opening the data raises.
@@ -85,7 +85,7 @@ def train(
         raise CheckpointError(f"{out}: holds a model already; go on with --resume or choose another --out")
     weights = None
     if start_from is not None:
-        require_fit(config, start_from)
+        require_fit(config, start_from, anew=READER)
         weights = read_tensors(start_from, MODEL)
     record = TrainingRecord(
         data=msgspec.to_builtins(spec),
@@ -94,7 +94,7 @@ def train(
     )
     trainer = Trainer(config, record)
     if weights is not None and start_from is not None:
-        trainer.start_from(weights, start_from / MODEL)
+        trainer.start_from(with_fitting_reader(weights, trainer.model.state_dict()), start_from / MODEL)
     return _run(trainer, on_event, should_stop)
 
 

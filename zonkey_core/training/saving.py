@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,8 @@ from zonkey_core.training.state_parts import Files, StateWriter
 if TYPE_CHECKING:
     from zonkey_core.training.trainer import Trainer
 
+READER = "bottom.reader."
+"""How the names of the tensors begin that only teach level 0's splitter."""
 SHARE = 0.02
 """The part of a run's time that saving may take."""
 LEAST_SECONDS = 5.0
@@ -184,3 +186,16 @@ def restore_run(trainer: Trainer, place: Path) -> None:
 
 def _damaged(trainer: Trainer, path: Path, what: str) -> CheckpointError:
     return CheckpointError(f"{path}: damaged ({what}); start anew with --from {trainer.out}")
+
+
+def with_fitting_reader(weights: dict[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of another model whose reader, where it is not like that of a model with this `state`, is this one's.
+
+    It only teaches level 0's splitter, so a model that learned by a lexicon may go on without, and the other way round.
+    """
+    reader, theirs = (
+        {name: tensor for name, tensor in tensors.items() if name.startswith(READER)} for tensors in (state, weights)
+    )
+    if {name: each.shape for name, each in reader.items()} == {name: each.shape for name, each in theirs.items()}:
+        return weights
+    return {name: tensor for name, tensor in weights.items() if name not in theirs} | reader
