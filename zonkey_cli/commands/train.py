@@ -67,6 +67,11 @@ MANUAL = Manual(
             "--keep-cuts sample",
             "Learn to split Korean, and go on splitting English as before.",
         ),
+        (
+            "zonkey train --from my-model --stage splitter --set level.0.lexicon=1048576 --data zh.txt --weight 1 "
+            "--data wiki --weight 1 --keep-cuts wiki",
+            "The same of a script without spaces, by a lexicon, for a model that learned without one.",
+        ),
         ("zonkey train --data de.txt --weight 1 --data zh.txt --weight 3", "Learn from two texts, one row to three."),
         ("zonkey train --preset small --set level.1.heads=8 --data book.txt", "Another size, with one value changed."),
         (
