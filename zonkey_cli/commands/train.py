@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from zonkey_core.training import TrainingOptions
 
 PRESETS = ("tiny", "small", "base", "large")
-STAGES = ("splitter", "autoencoder", "denoiser", "plan", "joint")
+STAGES = ("splitter", "autoencoder", "denoiser", "joint", "plan")
 PRECISIONS = ("auto", "bf16", "fp32")
 DEFAULT_PRESET = "tiny"
 DEFAULT_MINUTES = 10.0
