@@ -259,10 +259,11 @@ def test_the_pieces_of_a_batch_know_where_their_rows_are_from() -> None:
     assert alone.sources.tolist() == [0] * 4 and not alone.kept_mask.any()
 
 
-def test_kept_cuts_are_for_whole_batches() -> None:
-    BatchPieces(2, 2, torch.device("cpu")).require_whole()
+def test_kept_cuts_of_some_text_are_for_whole_batches() -> None:
+    for kept in ([], [0, 1]):
+        BatchPieces(2, 2, torch.device("cpu"), kept, 2).require_whole()
     with pytest.raises(ConfigError, match="leave out --accumulate"):
-        BatchPieces(2, 2, torch.device("cpu"), [0]).require_whole()
+        BatchPieces(2, 2, torch.device("cpu"), [0], 2).require_whole()
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 4096), (4096, 0)])

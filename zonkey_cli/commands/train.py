@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 PRESETS = ("tiny", "small", "base", "large")
 STAGES = ("splitter", "autoencoder", "denoiser", "joint", "plan")
+_CUTTING = ("splitter", "joint")
+"""Those in which level 0's splitter learns."""
 PRECISIONS = ("auto", "bf16", "fp32")
 DEFAULT_PRESET = "tiny"
 DEFAULT_MINUTES = 10.0
@@ -108,7 +110,7 @@ MANUAL = Manual(
 @click.option(
     "--keep-cuts", "kept_cuts", metavar="SOURCE", multiple=True,
     help="A --data whose cuts stay as the model given by --from makes them, also under noise, while the splitter "
-    "learns from the others; may be repeated. Every --data needs a --weight then.",
+    "learns from the others, and all else from both; may be repeated. Every --data needs a --weight then.",
 )
 @data_config_option
 @data_dir_option
@@ -241,9 +243,9 @@ def command(
     require_with(context, "level", "stage")
     require_with(context, "kept_cuts", "start_from")
     require_with(context, "kept_cuts", "weights")
-    if given["kept_cuts"] and stage != "splitter":
-        raise click.UsageError("--keep-cuts needs --stage splitter.", context)
-    _check_kept(data, given["kept_cuts"])
+    if given["kept_cuts"] and stage not in (None, *_CUTTING):
+        raise click.UsageError(f"--keep-cuts cannot be used with --stage {stage}, which moves no cuts.", context)
+    _check_kept(data, given["kept_cuts"], stage)
     for name in PLAN_OPTIONS:
         require_with(context, name, "plan")
     if not plan:
@@ -300,12 +302,13 @@ def _check_out(out: str, *, resume: bool) -> None:
         raise BadValueError(f"{out}: holds no model to resume; name its folder with --out")
 
 
-def _check_kept(data: tuple[str, ...], kept: tuple[str, ...]) -> None:
-    """Raise `BadValueError` where the cuts of something are to be kept that is no text of the run, or of all of it."""
+def _check_kept(data: tuple[str, ...], kept: tuple[str, ...], stage: str | None) -> None:
+    """Raise `BadValueError` where the cuts of something are to be kept that is no text of the run, or of all of it
+    while nothing but a splitter learns."""
     for source in kept:
         if source not in data:
             raise BadValueError(f"--keep-cuts {source}: not a --data of this run; give it as one, too")
-    if kept and set(kept) == set(data):
+    if stage == "splitter" and kept and set(kept) == set(data):
         raise BadValueError("--keep-cuts: nothing is left to learn from; give a --data beside it")
 
 

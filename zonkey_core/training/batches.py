@@ -103,9 +103,12 @@ def shared_batches(open_source: Callable[[], RowSource], rows: int, row_bytes: i
 class BatchPieces:
     """Divides batches evenly among the processes, and the part of each into as many pieces as are accumulated."""
 
-    def __init__(self, rows: int, accumulate: int, device: torch.device, kept_sources: Sequence[int] = ()) -> None:
-        """`kept_sources` are the numbers of those whose cuts are kept."""
+    def __init__(
+        self, rows: int, accumulate: int, device: torch.device, kept_sources: Sequence[int] = (), sources: int = 1
+    ) -> None:
+        """`kept_sources` are the numbers of those of all `sources` whose cuts are kept."""
         self._kept = list(kept_sources)
+        self._mixed = 0 < len(self._kept) < sources
         self._each = accumulate
         self._all = accumulate * process_count()
         self._device = device
@@ -132,9 +135,12 @@ class BatchPieces:
         ]
 
     def require_whole(self) -> None:
-        """Raise `ConfigError` where cuts are kept and a batch is shared out: its pieces would not be alike."""
-        if self._kept and self._all > 1:
-            raise ConfigError("--keep-cuts is for one process that takes each batch whole; leave out --accumulate")
+        """Raise `ConfigError` where cuts of some rows are kept and a batch is shared out: its pieces would not be
+        alike."""
+        if self._mixed and self._all > 1:
+            raise ConfigError(
+                "--keep-cuts of some of the text is for one process that takes each batch whole; leave out --accumulate"
+            )
 
     def generators(self, common: torch.Generator) -> list[torch.Generator]:
         """What decides by chance about each of these pieces; `common` is the same in all processes, and stays so."""

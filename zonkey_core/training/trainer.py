@@ -91,7 +91,8 @@ class Trainer:
         self.device = choose_device(self.options.device)
         self.precision = choose_precision(self.options.precision, self.device)
         kept = [number for number, source in enumerate(self.spec.sources) if source in self.spec.kept_cuts]
-        self.pieces = BatchPieces(config.training.batch_rows, self.options.accumulate, self.device, kept)
+        rows, sources = config.training.batch_rows, len(self.spec.sources)
+        self.pieces = BatchPieces(rows, self.options.accumulate, self.device, kept, sources)
         self.stages = plan_stages(config.model, config.training.shares, self.options.stage, self.options.level)
         self.generator = torch.Generator().manual_seed(self.options.seed)
         with torch.random.fork_rng(devices=[]):
