@@ -243,7 +243,7 @@ def test_a_released_model_starts_another_run(tmp_path: Path) -> None:
 
 def test_batches_that_are_shared_out_are_refused_at_once(tmp_path: Path) -> None:
     run = Run(tmp_path / "model")
-    with pytest.raises(ConfigError, match="--keep-cuts is for one process"):
+    with pytest.raises(ConfigError, match="--keep-cuts of some of the text is for one process"):
         run.train(config_with(0), spec=mixed(tmp_path), steps=2, stage="splitter", accumulate=2)
     assert not run.out.exists()
 
