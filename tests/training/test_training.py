@@ -78,8 +78,8 @@ def ends_of_stages(run: Run) -> list[int]:
 
 def test_stopping_leaves_no_trace(whole: Run, tmp_path: Path) -> None:
     ends = ends_of_stages(whole)
-    middle_of_joint = ends[-3] + 1
-    assert middle_of_joint < ends[-2]
+    middle_of_joint = ends[-4] + 1
+    assert middle_of_joint < ends[-3]
     run = Run(tmp_path / "model")
     result = run.train(small_config(), steps=STEPS, seed=3, stop_at=1)
     assert result.stopped and result.steps == 1
