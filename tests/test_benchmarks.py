@@ -48,8 +48,10 @@ def test_the_cpu_in_bfloat16_agrees_with_itself_and_is_timed(tmp_path: Path) -> 
         assert f"{part}: output" in names
     for level in (0, 1):
         assert {f"level {level}: denoiser objective: losses", f"level {level}: denoiser objective: gradient"} <= names
-    assert {"whole ascend: latents", "joint objective: gradient", "optimizer, 2 steps: Muon"} <= names
-    rounded = [check for check in report["checks"] if check["name"].endswith(("output", "losses", "gradient"))]
+    assert {"whole ascend: latents", "optimizer, 2 steps: Muon"} <= names
+    assert {"joint objective: losses", "joint objective: gradient through all levels"} <= names
+    kinds = ("output", "losses", "gradient", "gradient through all levels")
+    rounded = [check for check in report["checks"] if check["name"].endswith(kinds)]
     assert sum(check["error"] > 1e-6 for check in rounded) > len(rounded) / 2  # bfloat16 was used at all
     assert [speed["name"] for speed in report["speeds"] if speed["bytes_per_second"] <= 0] == []
     assert sum(speed["name"].startswith("train") for speed in report["speeds"]) == 9

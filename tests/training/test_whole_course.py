@@ -67,7 +67,7 @@ def model(run: Run) -> Zonkey:
 
 def test_every_stage_of_every_level_is_trained(run: Run) -> None:
     begun = [(event.stage, event.level) for event in run.events if isinstance(event, StageEvent)]
-    assert begun == [*STAGES, ("plan", 1), ("plan", 0), ("joint", None), STAGES[-1]]
+    assert begun == [*STAGES, ("joint", None), STAGES[-1], ("plan", 1), ("plan", 0)]
     joint = [each.losses for each in run.steps() if each.level is None]
     assert joint and {name.partition("/")[0] for name in joint[-1]} == {"0", "1", "2"}
     (figures,) = [event.figures for event in run.events if isinstance(event, FiguresEvent)]
