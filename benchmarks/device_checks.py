@@ -65,7 +65,7 @@ TOLERANCES = {
     "output": (0.02, 1e-4),
     "losses": (0.02, 1e-4),
     "gradient": (0.04, 1e-3),
-    "gradient through all levels": (0.1, 2e-3),
+    "gradient through all levels": (0.1, 1e-3),
     "latents": (0.02, 1e-4),
     "cuts": (0.25, 0.08),
     "Muon": (0.03, 0.03),

@@ -46,8 +46,8 @@ class LevelConfig(_Struct, frozen=True):
     compressor_layers: int = 1
     decoder_layers: int = 2
     decoder_noise: float = 0.5
-    """Largest ratio of noise to signal that the decoder learns to undo, 0.1 or more; where a level is formed by
-    denoising, that at which it is handed down, or more."""
+    """Largest ratio of noise to signal that the decoder learns to undo; where a level is formed by denoising, that at
+    which it is handed down, or more."""
     splitter_width: int = 96
     splitter_kernel: int = 5
     splitter_layers: int = 2

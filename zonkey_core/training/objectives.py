@@ -44,7 +44,7 @@ KEPT = 4.0
 NOISED_LATENTS = 0.75
 """Share of the latents that the autoencoder's decoder is given with noise."""
 LEAST_NOISE = 0.1
-"""Smallest noise-to-signal ratio of these; the largest is a level's `decoder_noise`."""
+"""Smallest noise-to-signal ratio of these, unless the largest, a level's `decoder_noise`, is smaller."""
 
 
 class RowOrigins(NamedTuple):
@@ -278,7 +278,8 @@ def noised_latents(clean: Tensor, largest: float, generator: torch.Generator) ->
     outlasts the noise under which a denoiser forms it, and is what it can foresee.
     """
     chance, noised_mask = torch.rand(2, len(clean), 1, generator=generator)
-    ratio = LEAST_NOISE * (largest / LEAST_NOISE) ** chance * (noised_mask < NOISED_LATENTS)
+    least = min(LEAST_NOISE, largest)
+    ratio = least * (largest / least) ** chance * (noised_mask < NOISED_LATENTS)
     noise = torch.randn(clean.shape, generator=generator) * ratio
     noised: Tensor = (clean + noise.to(clean.device)) * (1 + ratio.square()).rsqrt().to(clean.device)
     return noised
