@@ -46,7 +46,7 @@ SLOT_NATS = 2.75
 """What a slot of a fill is expected to cost, in nats: a fill that costs more loses by it, and one that costs less gains
 nothing, since text that is too easy to foresee is as strange. Both were chosen on validation text
 (docs/experiments.md)."""
-WINDOWS_TOGETHER = 8
+WINDOWS_TOGETHER = 16
 """Windows that are filled side by side."""
 ATTEMPTS = 4
 """Times that candidates are drawn for a gap before it is left as it is."""
@@ -240,18 +240,55 @@ class _Filler:
 
     def fill(self, windows: Sequence[_Window]) -> list[list[Fill | None]]:
         """What goes into the gaps of windows; those that get nothing of a length asked for are drawn for again."""
-        opened = self._open(windows)
         found: list[list[list[Candidate]]] = [[[] for _ in window.gaps] for window in windows]
         for attempt in range(ATTEMPTS):
             lacking = [index for index, gaps in enumerate(found) if not all(gaps)]
             if not lacking:
                 break
-            drawn = self._draw([opened[index] for index in lacking], attempt)
+            drawn = self._draw([windows[index] for index in lacking], attempt)
             for index, gaps in zip(lacking, drawn, strict=True):
                 found[index] = [kept or new for kept, new in zip(found[index], gaps, strict=True)]
         return [
             [_best(gap, candidates) for gap, candidates in zip(window.gaps, gaps, strict=True)]
             for window, gaps in zip(windows, found, strict=True)
+        ]
+
+    def _draw(self, windows: Sequence[_Window], attempt: int) -> list[list[list[Candidate]]]:
+        """Candidates of lengths that are allowed for each gap of each window, the best first."""
+        level = self.model.bottom
+        drawn = self._tell(windows, attempt)
+        scores = score_fills(level, [row for row, _ in drawn])
+        texts = unfold_entries(level, [fill for row, _ in drawn for fill in row.fills])
+        return self._gather([prefixes for _, prefixes in drawn], iter(texts), scores)
+
+    def _tell(self, windows: Sequence[_Window], attempt: int) -> list[tuple[FilledRow, list[bytes]]]:
+        """The candidates of each window, one after another, with the prefixes of its gaps; contexts and plans, which
+        are large, are not kept."""
+        options = self.options
+        shares = [HIGHEST_SHARE * (number + 0.5) / options.candidates for number in range(options.candidates)]
+        rows: list[tuple[_Opened, list[int], torch.Generator]] = []
+        # What was too short is drawn longer the next time.
+        least = min(self.most, self.least << attempt) if options.min_bytes else self.least
+        for each in self._open(windows):
+            chance = torch.Generator().manual_seed(each.window.seed + attempt)
+            seeds = torch.randint(2**31, (options.candidates,), generator=chance).tolist()
+            lengths = draw_lengths(each.context, shares, least=least, most=self.most)
+            chances = [torch.Generator().manual_seed(seed) for seed in seeds]
+            rows += [(each, some, one) for some, one in zip(lengths, chances, strict=True)]
+        chances = [chance for _, _, chance in rows]
+        plans = plan_gaps(
+            self.model,
+            [GapsToPlan(each.blocks, lengths, each.window.begins, each.window.ends) for each, lengths, _ in rows],
+            chances, steps=options.steps, temperature=options.temperature,
+        )  # fmt: skip
+        filled = fill_gaps(
+            self.model.bottom,
+            [GappedRow(each.pieces, each.context, lengths, each.prefixes, plan)
+             for (each, lengths, _), plan in zip(rows, plans, strict=True)],
+            chances, steps=options.steps, temperature=options.temperature,
+        )  # fmt: skip
+        return [
+            (FilledRow(each.pieces, fills), each.prefixes) for (each, _, _), fills in zip(rows, filled, strict=True)
         ]
 
     def _open(self, windows: Sequence[_Window]) -> list[_Opened]:
@@ -267,46 +304,15 @@ class _Filler:
         contexts = read_contexts(self.model.bottom, [pieces for _, pieces, _, _ in opened])
         return [_Opened(*each, context) for each, context in zip(opened, contexts, strict=True)]
 
-    def _draw(self, opened: Sequence[_Opened], attempt: int) -> list[list[list[Candidate]]]:
-        """Candidates of lengths that are allowed for each gap of each window, the best first."""
-        options, level = self.options, self.model.bottom
-        shares = [HIGHEST_SHARE * (number + 0.5) / options.candidates for number in range(options.candidates)]
-        rows: list[tuple[_Opened, list[int], torch.Generator]] = []
-        # What was too short is drawn longer the next time.
-        least = min(self.most, self.least << attempt) if options.min_bytes else self.least
-        for each in opened:
-            chance = torch.Generator().manual_seed(each.window.seed + attempt)
-            seeds = torch.randint(2**31, (options.candidates,), generator=chance).tolist()
-            lengths = draw_lengths(each.context, shares, least=least, most=self.most)
-            chances = [torch.Generator().manual_seed(seed) for seed in seeds]
-            rows += [(each, some, one) for some, one in zip(lengths, chances, strict=True)]
-        chances = [chance for _, _, chance in rows]
-        plans = plan_gaps(
-            self.model,
-            [GapsToPlan(each.blocks, lengths, each.window.begins, each.window.ends) for each, lengths, _ in rows],
-            chances, steps=options.steps, temperature=options.temperature,
-        )  # fmt: skip
-        filled = fill_gaps(
-            level,
-            [GappedRow(each.pieces, each.context, lengths, each.prefixes, plan)
-             for (each, lengths, _), plan in zip(rows, plans, strict=True)],
-            chances, steps=options.steps, temperature=options.temperature,
-        )  # fmt: skip
-        scores = score_fills(
-            level, [FilledRow(each.pieces, fills) for (each, _, _), fills in zip(rows, filled, strict=True)]
-        )
-        texts = unfold_entries(level, [fill for fills in filled for fill in fills])
-        return self._gather([each for each, _, _ in rows], iter(texts), scores)
-
     def _gather(
-        self, rows: Sequence[_Opened], texts: Iterator[bytes], scores: Sequence[Sequence[GapScore]]
+        self, prefixes: Sequence[list[bytes]], texts: Iterator[bytes], scores: Sequence[Sequence[GapScore]]
     ) -> list[list[list[Candidate]]]:
-        """The candidates of each gap out of those of each row."""
+        """The candidates of each gap out of those of each row, whose gaps have these prefixes."""
         found = []
-        for first in range(0, len(rows), self.options.candidates):
-            gaps: list[list[Candidate]] = [[] for _ in rows[first].prefixes]
+        for first in range(0, len(scores), self.options.candidates):
+            gaps: list[list[Candidate]] = [[] for _ in prefixes[first]]
             for score in scores[first : first + self.options.candidates]:
-                for gap, prefix, each in zip(gaps, rows[first].prefixes, score, strict=True):
+                for gap, prefix, each in zip(gaps, prefixes[first], score, strict=True):
                     log_prob = each.fill.total + each.following.total
                     candidate = Candidate(next(texts)[len(prefix) :], _rank(each), log_prob)
                     if self._allows(candidate.text):
