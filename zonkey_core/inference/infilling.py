@@ -262,8 +262,10 @@ class _Filler:
         return self._gather([prefixes for _, prefixes in drawn], iter(texts), scores)
 
     def _tell(self, windows: Sequence[_Window], attempt: int) -> list[tuple[FilledRow, list[bytes]]]:
-        """The candidates of each window, one after another, with the prefixes of its gaps; contexts and plans, which
-        are large, are not kept."""
+        """The candidates of each window, one after another, with the prefixes of its gaps.
+
+        Contexts and plans, which are large, are not kept; the few windows that are drawn for again are read again.
+        """
         options = self.options
         shares = [HIGHEST_SHARE * (number + 0.5) / options.candidates for number in range(options.candidates)]
         rows: list[tuple[_Opened, list[int], torch.Generator]] = []
