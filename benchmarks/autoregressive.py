@@ -19,7 +19,7 @@ from torch.nn import functional
 from zonkey_core.data.rows import RowBatch
 from zonkey_core.evaluation.baselines.byte_model import ByteModel, ByteModelShape, KeyValueCache, byte_losses
 from zonkey_core.evaluation.tasks.infills import GAP_WORDS
-from zonkey_core.inference.infilling import Gap
+from zonkey_core.inference.gap_windows import Gap
 
 WORD_BYTES = 24
 """A fill has at most this many bytes for each of its words."""

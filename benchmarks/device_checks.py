@@ -38,8 +38,9 @@ from zonkey_core.inference import (
     shared_context,
     windows,
 )
+from zonkey_core.inference.gap_windows import Gap
 from zonkey_core.inference.generation import SamplingOptions, generate
-from zonkey_core.inference.infilling import Gap, InfillingOptions, infill
+from zonkey_core.inference.infilling import InfillingOptions, infill
 from zonkey_core.inference.latent_sampler import OpenText, form_slots
 from zonkey_core.model.attention import FLEX_LENGTH, PLAIN_LENGTH, DocumentBias, attend, prepare_bias, window_bias
 from zonkey_core.model.existence import cumulative_log_continue, decoded_log_existence

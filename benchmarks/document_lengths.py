@@ -25,7 +25,8 @@ from zonkey_core.config import TrainingConfig
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.devices import autocast, choose_precision
 from zonkey_core.inference.cutting_levels import cutting_levels
-from zonkey_core.inference.infilling import Gap, GappedDocument, InfillingOptions, infill_documents
+from zonkey_core.inference.gap_windows import Gap, GappedDocument
+from zonkey_core.inference.infilling import InfillingOptions, infill_documents
 from zonkey_core.inference.segmentation import segment_texts
 from zonkey_core.inference.text_cost import bits_per_byte
 from zonkey_core.model.model import Zonkey, byte_sequence

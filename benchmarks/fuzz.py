@@ -39,7 +39,8 @@ from zonkey_core.checkpoint import CHECKSUMS, CONFIG, MODEL, load_model, read_mo
 from zonkey_core.config import ConfigError, load_config, load_preset, override_keys
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.errors import ZonkeyError
-from zonkey_core.inference.infilling import apply_fills, find_gaps
+from zonkey_core.inference.gap_windows import find_gaps
+from zonkey_core.inference.infilling import apply_fills
 from zonkey_core.weights_file import scan_weights
 
 PRETRAINED = Path(__file__).resolve().parent.parent / "zonkey_core" / "pretrained"

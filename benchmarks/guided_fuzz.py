@@ -23,7 +23,8 @@ with atheris.instrument_imports(include=["zonkey_core", "zonkey_cli"]):
     from zonkey_core.config import load_config, load_preset
     from zonkey_core.data import SourceSpec, open_stream
     from zonkey_core.errors import ConfigError, ZonkeyError
-    from zonkey_core.inference.infilling import apply_fills, find_gaps
+    from zonkey_core.inference.gap_windows import find_gaps
+    from zonkey_core.inference.infilling import apply_fills
     from zonkey_core.safe_files import decode_json
     from zonkey_core.weight_parts import check_index, whole_entries
     from zonkey_core.weights_file import scan_weights

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from zonkey_core.data.rows import RowBatch
 from zonkey_core.devices import autocast, choose_precision
-from zonkey_core.inference.infilling import Gap
+from zonkey_core.inference.gap_windows import Gap
 from zonkey_core.model.transformer import Transformer
 
 MASK = SYMBOLS

@@ -25,7 +25,8 @@ from zonkey_cli.streams import Streams
 from zonkey_core.config import load_config, load_preset, override_keys
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.errors import ConfigError, ZonkeyError
-from zonkey_core.inference.infilling import apply_fills, find_gaps
+from zonkey_core.inference.gap_windows import find_gaps
+from zonkey_core.inference.infilling import apply_fills
 from zonkey_core.weights_file import scan_weights
 
 COUNTS = [pytest.param(40, id="few"), pytest.param(300, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(900)])]

@@ -25,7 +25,7 @@ from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.data.rows import RowBatch
 from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
 from zonkey_core.evaluation.texts import load_texts
-from zonkey_core.inference.infilling import Gap
+from zonkey_core.inference.gap_windows import Gap
 from zonkey_core.model.model import Zonkey
 
 with pytest.MonkeyPatch.context() as patched:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from zonkey_cli.console import printable
 
 if TYPE_CHECKING:
-    from zonkey_core.inference.infilling import Candidate, Gap
+    from zonkey_core.inference.gap_windows import Gap
+    from zonkey_core.inference.infilling import Candidate
 
 SHOWN_BYTES = 160
 """Text that is shown on either side of a gap."""
@@ -126,7 +127,7 @@ class GapSession:
 
     def _so_far(self) -> tuple[bytes, list[Gap]]:
         """The text with what was decided, and the gaps that are left in it."""
-        from zonkey_core.inference.infilling import Gap
+        from zonkey_core.inference.gap_windows import Gap
 
         parts, position, grown = [], 0, 0
         for gap, text in zip(self.gaps, self.decided, strict=False):

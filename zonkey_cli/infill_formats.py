@@ -10,7 +10,8 @@ from zonkey_cli.streams import Streams, harmless
 from zonkey_cli.unified_diff import Change, unified_diff
 
 if TYPE_CHECKING:
-    from zonkey_core.inference.infilling import Fill, Gap
+    from zonkey_core.inference.gap_windows import Gap
+    from zonkey_core.inference.infilling import Fill
 
 _FILLED = b"\x1b[32m"
 _RESET = b"\x1b[0m"

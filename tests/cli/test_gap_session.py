@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from zonkey_cli.gap_session import GapSession, NoTerminalError, Terminal
-from zonkey_core.inference.infilling import Candidate, Gap
+from zonkey_core.inference.gap_windows import Gap
+from zonkey_core.inference.infilling import Candidate
 
 DATA = b"a __ b __ c"
 GAPS = [Gap(2, 4), Gap(7, 9)]

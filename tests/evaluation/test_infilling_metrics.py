@@ -30,7 +30,7 @@ from zonkey_core.evaluation.metrics.infilling_metrics import (
     seam_gain,
     words_of,
 )
-from zonkey_core.inference.infilling import Gap
+from zonkey_core.inference.gap_windows import Gap
 
 SENTENCES = (
     "The heron\u2019s nest was old.", "Über die Brücke kam niemand.",

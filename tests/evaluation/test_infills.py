@@ -27,7 +27,8 @@ from zonkey_core.evaluation.tasks.infills import (
     trivial_fillers,
 )
 from zonkey_core.evaluation.texts import EvaluationTexts, load_texts
-from zonkey_core.inference.infilling import Candidate, Fill, Gap, GappedDocument
+from zonkey_core.inference.gap_windows import Gap, GappedDocument
+from zonkey_core.inference.infilling import Candidate, Fill
 
 TRIVIAL = {"nothing", "previous_sentence", "constant", "ngram"}
 FIGURES = {"context_preserved", f"exact_in_{infills.CANDIDATES}", *METRICS}

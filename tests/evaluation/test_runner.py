@@ -18,7 +18,7 @@ from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
 from zonkey_core.evaluation.tasks import runner
 from zonkey_core.evaluation.tasks.runner import OUTCOMES, PARTS, evaluate, identify_model
 from zonkey_core.evaluation.texts import EvaluationTexts
-from zonkey_core.inference.infilling import Gap
+from zonkey_core.inference.gap_windows import Gap
 
 OUTCOMES_OF_A_PART: list[Outcome] = [
     Measure(name="p.a", value=0.5, low=0.25, high=1.0, rivals={"r": math.inf}, n=3, seconds=1.0, better="lower"),

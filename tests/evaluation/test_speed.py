@@ -32,7 +32,7 @@ from zonkey_core.evaluation.tasks.speed import (
     time_training,
 )
 from zonkey_core.evaluation.tasks.training_steps import TrainingSteps
-from zonkey_core.inference.infilling import Gap
+from zonkey_core.inference.gap_windows import Gap
 
 PAUSE = 0.002
 

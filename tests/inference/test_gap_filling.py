@@ -158,6 +158,40 @@ def test_a_text_is_filled_and_scored_alike_alone_and_beside_others(
         assert score_fills(level, [FilledRow(each, alone)]) == [scores[index]]
 
 
+def test_rows_told_together_take_about_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch is told until its longest row is, so short gaps are not told beside long ones."""
+    level, told = teller(), []
+    run = block_decoding.Board.run
+
+    def noted(board: block_decoding.Board, *arguments: Any) -> None:
+        told.append(sorted(int(times.max()) for times in board.times if len(times) > 1))
+        run(board, *arguments)
+
+    monkeypatch.setattr(gap_filling, "ROWS_TOGETHER", 2)
+    monkeypatch.setattr(block_decoding.Board, "run", noted)
+    lengths = [[1], [6], [2], [5]]
+    found = fill(level, [around(4, 4)] * 4, lengths, steps=6)
+    assert [len(fills[0]) for fills in found] == [1, 6, 2, 5]
+    assert len(told) == 2 and told[0][-1] < told[1][0]
+
+
+def test_fills_that_are_the_same_are_scored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    level, pieces, other = teller(), around(4, 4), around(4, 5)
+    fills = [torch.tensor([50, 60]), torch.tensor([50, 61]), torch.tensor([50, 60])]
+    rows = [FilledRow(pieces, [each]) for each in fills] + [FilledRow(other, fills[:1])]
+    apart = [score_fills(level, [row])[0] for row in rows]
+    widest = []
+    sound = gap_filling._score_different
+
+    def noted(level: Level, some: list[FilledRow]) -> list[list[GapScore]]:
+        widest.append(len(some))
+        return sound(level, some)
+
+    monkeypatch.setattr(gap_filling, "_score_different", noted)
+    assert score_fills(level, rows) == apart and widest == [3]
+    assert apart[0] == apart[2] and apart[0] != apart[1] and apart[0] != apart[3]
+
+
 def test_nothing_global_is_touched() -> None:
     level = teller(NEVER)
     before = {name: tensor.clone() for name, tensor in level.state_dict().items()}

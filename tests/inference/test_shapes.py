@@ -7,8 +7,9 @@ import torch
 
 from tests.model_helpers import fit_vocabulary, small_model
 from zonkey_core.inference import shapes
+from zonkey_core.inference.gap_windows import Gap
 from zonkey_core.inference.generation import SamplingOptions, generate
-from zonkey_core.inference.infilling import Gap, InfillingOptions, infill
+from zonkey_core.inference.infilling import InfillingOptions, infill
 from zonkey_core.inference.shapes import groups_of_one_shape, padded_count, padded_width
 
 CPU = torch.device("cpu")

@@ -15,8 +15,9 @@ from torch import nn
 from tests.inference.model_helpers import expect, filler
 from tests.model_helpers import TEXT, chance
 from zonkey_core.inference import gap_planning, generation, planning, text_reading
+from zonkey_core.inference.gap_windows import find_gaps
 from zonkey_core.inference.generation import SamplingOptions, generate
-from zonkey_core.inference.infilling import InfillingOptions, find_gaps, infill
+from zonkey_core.inference.infilling import InfillingOptions, infill
 from zonkey_core.inference.torch_levels import TorchLevel
 from zonkey_core.model.model import Zonkey, text_sequence
 

@@ -13,8 +13,9 @@ import torch
 
 from tests.model_helpers import fit_vocabulary, small_model
 from zonkey_core.inference import workers
+from zonkey_core.inference.gap_windows import Gap, GappedDocument
 from zonkey_core.inference.generation import SamplingOptions, generate
-from zonkey_core.inference.infilling import Gap, GappedDocument, InfillingOptions, infill_documents
+from zonkey_core.inference.infilling import InfillingOptions, infill_documents
 from zonkey_core.inference.workers import MOST_WORKERS, shared_out, side_by_side, workers_for
 
 CPU = torch.device("cpu")

@@ -370,6 +370,17 @@ def test_reading_step_by_step_is_reading_at_once(orders: list[Order], together: 
     assert torch.equal(seen, (batch.layout.documents >= 0).long()), "each is read once"
 
 
+def test_whole_rows_are_kept_as_if_read_place_by_place() -> None:
+    orders = in_streams(9, [0, 5], [0, 4], begins=True, end_order=6), in_streams(7, [0], [0], begins=False, end_order=3)
+    denoiser, batch = make_denoiser(), batch_of(*orders, seed=3)
+    whole, by_places = KVCache(batch.layout), KVCache(batch.layout)
+    by_places.places = torch.arange(batch.layout.order.shape[1]).expand_as(batch.layout.order)
+    assert_said_alike(denoiser(batch, whole), denoiser(batch, by_places))
+    assert whole.layers.keys() == by_places.layers.keys() and len(whole.layers) > 3
+    for name, layer in whole.layers.items():
+        assert torch.equal(layer, by_places.layers[name])
+
+
 @few
 @given(seeds)
 def test_what_has_been_read_stays_when_the_rest_is_laid_out_anew(seed: int) -> None:

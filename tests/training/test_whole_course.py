@@ -8,8 +8,9 @@ import torch
 from tests.training_helpers import Run
 from zonkey_core.checkpoint import load_model
 from zonkey_core.config import load_config
+from zonkey_core.inference.gap_windows import find_gaps
 from zonkey_core.inference.generation import SamplingOptions, generate
-from zonkey_core.inference.infilling import InfillingOptions, apply_fills, find_gaps, infill
+from zonkey_core.inference.infilling import InfillingOptions, apply_fills, infill
 from zonkey_core.model.model import Zonkey, text_sequence
 from zonkey_core.training import FiguresEvent, StageEvent, fitting, trainer
 

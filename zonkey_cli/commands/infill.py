@@ -32,7 +32,8 @@ from zonkey_cli.options import (
 from zonkey_cli.streams import Streams
 
 if TYPE_CHECKING:
-    from zonkey_core.inference.infilling import Candidate, Fill, Gap, InfillingOptions
+    from zonkey_core.inference.gap_windows import Gap
+    from zonkey_core.inference.infilling import Candidate, Fill, InfillingOptions
     from zonkey_core.model.model import Zonkey
 
 LARGEST_TEXT = 1 << 28
@@ -254,7 +255,7 @@ class _Filler:
 
     def find(self, data: bytes) -> list[Gap]:
         """The gaps of `data`."""
-        from zonkey_core.inference.infilling import find_gaps
+        from zonkey_core.inference.gap_windows import find_gaps
 
         gaps = find_gaps(data, self._pattern)
         self.gaps += len(gaps)
@@ -275,7 +276,8 @@ class _Filler:
 
     def ask(self, terminal: Terminal, name: str, data: bytes, gaps: Sequence[Gap]) -> list[Fill]:
         """What a person puts into the gaps."""
-        from zonkey_core.inference.infilling import CONTEXT_BYTES, Fill
+        from zonkey_core.inference.gap_windows import CONTEXT_BYTES
+        from zonkey_core.inference.infilling import Fill
 
         def draw(text: bytes, left: Sequence[Gap], draws: int) -> Sequence[Candidate]:
             near = [gap for gap in left if gap.start <= left[0].end + CONTEXT_BYTES]

@@ -13,7 +13,7 @@ from zonkey_core.evaluation.store import Store
 from zonkey_core.evaluation.texts import EvaluationTexts
 
 if TYPE_CHECKING:
-    from zonkey_core.inference.infilling import Gap
+    from zonkey_core.inference.gap_windows import Gap
     from zonkey_core.model.model import Zonkey
 
 

@@ -34,8 +34,9 @@ READ_STEP = 8
 """Slots of a row that are scored at once are padded to a multiple of so many."""
 FOLLOWING = 4
 """Slots after a gap that are scored with what was put into it."""
-SCORED_CONTEXT = 32
-"""Slots before the first gap, and behind what is scored after the last, that scores are given."""
+SCORED_CONTEXT = 30
+"""Slots before the first gap, and behind what is scored after the last, that scores are given. With what asks a gap
+they fill two steps of padding (`shared_context.LENGTH_STEP`)."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -103,8 +104,14 @@ def fill_gaps(
         board.run(width, width, lambda: None)
         return [[board.entries[row, slice(*gap)].cpu() for gap in each.gaps] for row, each in enumerate(group)]
 
-    shapes = [(padded(len(each.placed.order.source) + 1), each.width) for each in laid]
-    return _in_groups(laid, _common([row.pieces for row in rows], shapes), tell)
+    shapes = _common(
+        [row.pieces for row in rows], [(padded(len(each.placed.order.source) + 1), each.width) for each in laid]
+    )
+    # Rows of one batch are told until the longest is, so those that take as long are told together.
+    longest = sorted(range(len(laid)), key=lambda index: laid[index].evaluations)
+    found = _in_groups([laid[index] for index in longest], [shapes[index] for index in longest], tell)
+    told = dict(zip(longest, found, strict=True))
+    return [told[index] for index in range(len(laid))]
 
 
 _NOTHING = in_streams(0, [0], [0], begins=True, end_order=None)
@@ -118,6 +125,7 @@ class _OpenRow(NamedTuple):
     gaps: list[tuple[int, int]]
     width: int
     """Openings of gaps, which are the slots that are told at a time."""
+    evaluations: int
 
 
 def _lay_out_open(row: GappedRow, steps: int, generator: torch.Generator) -> _OpenRow:
@@ -138,7 +146,8 @@ def _lay_out_open(row: GappedRow, steps: int, generator: torch.Generator) -> _Op
     if row.plan is not None:
         order = with_blocks(order, row.plan.lengths)
     open_row = Row(entries, chances, prefixes, None if row.plan is None else row.plan.plans)
-    return _OpenRow(open_row, Placed(row.context, order), gaps, len(parts))
+    evaluations = int(order.order[order.told >= 0].max(initial=0))
+    return _OpenRow(open_row, Placed(row.context, order), gaps, len(parts), evaluations)
 
 
 def score_fills(level: Level, rows: Sequence[FilledRow]) -> list[list[GapScore]]:
@@ -146,6 +155,16 @@ def score_fills(level: Level, rows: Sequence[FilledRow]) -> list[list[GapScore]]
 
     Fills see what stands before, the fills before them, and all known text but for what follows gaps at once.
     """
+    different = {_identity(row): row for row in rows}
+    scored = dict(zip(different, _score_different(level, list(different.values())), strict=True))
+    return [scored[_identity(row)] for row in rows]
+
+
+def _identity(row: FilledRow) -> tuple[int, tuple[tuple[int, ...], ...]]:
+    return id(row.pieces), tuple(tuple(fill.tolist()) for fill in row.fills)
+
+
+def _score_different(level: Level, rows: Sequence[FilledRow]) -> list[list[GapScore]]:
     asked = {id(row.pieces): _without_following(row.pieces) for row in rows}
     contexts = dict(zip(asked, read_contexts(level, [each for each, _ in asked.values()]), strict=True))
     laid = [_lay_out_filled(row.fills, contexts[id(row.pieces)], *asked[id(row.pieces)]) for row in rows]

@@ -1,19 +1,21 @@
 """Planning of gaps: the descent from the top level to the blocks of the lowest one, for text that has gaps.
 
 What stands around the gaps is known at every level. A segment that a gap lies in is unknown; it is formed from noise,
-once for each candidate, given the known ones on both sides, and its decoder unfolds it into drafts of the slots below.
+given the known ones on both sides, and its decoder unfolds it into drafts of the slots below, once for each candidate
+that is told by what was formed.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from zonkey_core.devices import choose_precision
 from zonkey_core.inference.latent_sampler import Formed, OpenText, form_slots
 from zonkey_core.inference.planning import MOST_STEPS, BlockPlan
 from zonkey_core.inference.shapes import groups_of_one_shape, padded_count
@@ -28,7 +30,7 @@ from zonkey_core.model.stitcher import stitch
 LENGTH_STEP = 4
 """Rows of slots are padded to a multiple of so many."""
 PLANNED_TOGETHER = 32
-"""Candidates that are planned side by side."""
+"""Texts that are planned side by side."""
 
 
 class GappedBlocks(NamedTuple):
@@ -52,81 +54,83 @@ class GappedBlocks(NamedTuple):
 
 
 class GapsToPlan(NamedTuple):
-    """One candidate for the gaps of a text."""
+    """A text with gaps, and candidates for these that are told by one plan."""
 
     blocks: Sequence[GappedBlocks]
     """Of each level but the lowest, from the second on, as `gapped_blocks` gives them."""
-    lengths: Sequence[int]
-    """Slots of each gap."""
+    lengths: Sequence[Sequence[int]]
+    """Slots of each gap, for each candidate."""
     begins: bool
     ends: bool
 
 
 def plan_gaps(
     model: Zonkey,
-    candidates: Sequence[GapsToPlan],
+    texts: Sequence[GapsToPlan],
     generators: Sequence[torch.Generator],
     *,
     steps: int,
     temperature: float,
-) -> list[BlockPlan | None]:
-    """Plans of the blocks of texts with gaps, each from its own generator; None without a level above.
+) -> list[list[BlockPlan | None]]:
+    """Plans of the blocks of each candidate of each text, each text from its own generator; None without a level above.
 
     They are planned `PLANNED_TOGETHER` at a time in rows whose length is their own, so none depends on the others.
     """
     if len(model.levels) == 1:
-        return [None] * len(candidates)
-    shapes = [tuple(-(-len(each.sizes) // LENGTH_STEP) * LENGTH_STEP for each in one.blocks) for one in candidates]
-    plans: list[BlockPlan | None] = [None] * len(candidates)
+        return [[None] * len(text.lengths) for text in texts]
+    shapes = [tuple(-(-len(each.sizes) // LENGTH_STEP) * LENGTH_STEP for each in one.blocks) for one in texts]
+    plans: dict[int, list[BlockPlan | None]] = {}
     for shape, group in groups_of_one_shape(shapes, PLANNED_TOGETHER):
         lacking = padded_count(len(group), PLANNED_TOGETHER, model.device) - len(group)
         found = _plan_alike(
-            model, [*(candidates[index] for index in group), *[candidates[group[0]]] * lacking],
+            model, [*(texts[index] for index in group), *[texts[group[0]]._replace(lengths=())] * lacking],
             [*(generators[index] for index in group), *[torch.Generator()] * lacking], shape,
             steps=steps, temperature=temperature,
         )  # fmt: skip
-        for index, plan in zip(group, found, strict=False):
-            plans[index] = plan
-    return plans
+        for index in group:
+            plans[index] = [next(found) for _ in texts[index].lengths]
+    return [plans[index] for index in range(len(texts))]
 
 
 def _plan_alike(
     model: Zonkey,
-    candidates: Sequence[GapsToPlan],
+    texts: Sequence[GapsToPlan],
     generators: Sequence[torch.Generator],
     shape: Sequence[int],
     *,
     steps: int,
     temperature: float,
-) -> list[BlockPlan]:
-    """Plans for candidates whose blocks fit into rows of the lengths `shape`, lowest first."""
+) -> Iterator[BlockPlan]:
+    """Plans for all candidates of texts whose blocks fit into rows of the lengths `shape`, lowest first."""
     upper: Plans | None = None
-    planned: list[BlockPlan] = []
+    below: list[list[int]] = [[] for _ in texts]
     for number in range(len(shape), 0, -1):
-        level, blocks = model.levels[number], [candidate.blocks[number - 1] for candidate in candidates]
+        level, blocks = model.levels[number], [text.blocks[number - 1] for text in texts]
         opened = [
-            OpenText(each.latents, each.known_mask, candidate.begins, candidate.ends,
-                     planned[row].lengths if planned else ())
-            for row, (candidate, each) in enumerate(zip(candidates, blocks, strict=True))
-        ]  # fmt: skip
+            OpenText(each.latents, each.known_mask, text.begins, text.ends, sizes)
+            for text, each, sizes in zip(texts, blocks, below, strict=True)
+        ]
         formed = form_slots(
             level, opened, upper, generators, steps=min(steps, MOST_STEPS), temperature=temperature,
             length=shape[number - 1],
         )  # fmt: skip
-        sizes = [_block_sizes(candidate, number) for candidate in candidates]
-        planned = _as_plans(level, formed, blocks, sizes, [candidate.ends for candidate in candidates])
-        upper = side_by_side([each.plans for each in planned])
-    return planned
+        if number > 1:
+            below = [_block_sizes(text, number) for text in texts]
+            planned = _as_plans(level, formed, blocks, below, [text.ends for text in texts])
+            upper = side_by_side([each.plans for each in planned])
+    owners = [row for row, text in enumerate(texts) for _ in text.lengths]
+    sizes = [each.lengths(counts) for text, each in zip(texts, blocks, strict=True) for counts in text.lengths]
+    shared = formed._replace(latents=[formed.latents[row] for row in owners])
+    return iter(_as_plans(level, shared, [blocks[row] for row in owners], sizes, [texts[row].ends for row in owners]))
 
 
-def _block_sizes(candidate: GapsToPlan, number: int) -> list[int]:
-    """Slots of the level below of each block of level `number`."""
-    blocks = candidate.blocks[number - 1]
-    if number == 1:
-        return blocks.lengths(candidate.lengths)
-    # Above the lowest level, gaps in one block of the level below are one open slot.
-    below = candidate.blocks[number - 2].gaps
-    return blocks.lengths([int(block not in below[:which]) for which, block in enumerate(below)])
+def _block_sizes(text: GapsToPlan, number: int) -> list[int]:
+    """Slots of the level below of each block of level `number`, which stands above the lowest blocks.
+
+    Gaps that lie in one block of the level below are one open slot.
+    """
+    gaps = text.blocks[number - 2].gaps
+    return text.blocks[number - 1].lengths([int(block not in gaps[:which]) for which, block in enumerate(gaps)])
 
 
 def _as_plans(
@@ -137,7 +141,9 @@ def _as_plans(
     counts = [[size for size, new in zip(row, mask.tolist(), strict=True) if new]
               for row, mask in zip(sizes, unknown, strict=True)]  # fmt: skip
     opened = torch.cat([latents[mask] for latents, mask in zip(formed.latents, unknown, strict=True)])
-    drafts = iter(_drafts(level, opened, counts))
+    # Half as large where the denoiser, which reads them, is of half the precision.
+    precision = choose_precision("auto", level.device)
+    drafts = (each.to(precision) for each in _drafts(level, opened, counts))
     plans = []
     for latents, mask, row, end in zip(formed.latents, unknown, sizes, ends, strict=True):
         share = torch.ones(len(latents), device=level.device).where(~mask, formed.alpha)

@@ -9,7 +9,6 @@ distribution. For each gap the one is kept with which the model finds the fill a
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -27,16 +26,14 @@ from zonkey_core.inference.gap_filling import (
     score_fills,
 )
 from zonkey_core.inference.gap_planning import GappedBlocks, GapsToPlan, gapped_blocks, plan_gaps
+from zonkey_core.inference.gap_windows import Gap, GappedDocument, Window, windows_around
 from zonkey_core.inference.generation import check_sampling, unfold_entries
+from zonkey_core.inference.planning import BlockPlan
 from zonkey_core.inference.shared_context import Context, Pieces, read_contexts
 from zonkey_core.inference.text_reading import TextReader
 from zonkey_core.inference.workers import shared_out, side_by_side
 from zonkey_core.model.model import Zonkey
 
-CONTEXT_BYTES = 256
-"""Text that is read before the first and after the last of the gaps that are filled together."""
-CLUSTER_BYTES = 768
-"""Text from the first to the last of them, at most, so that a long file needs no more memory than a short one."""
 HIGHEST_SHARE = 0.625
 """Candidates get lengths up to the one below which the denoiser thinks so much of all possible; longer ones seldom
 win, and take longest."""
@@ -46,19 +43,12 @@ SLOT_NATS = 2.75
 """What a slot of a fill is expected to cost, in nats: a fill that costs more loses by it, and one that costs less gains
 nothing, since text that is too easy to foresee is as strange. Both were chosen on validation text
 (docs/experiments.md)."""
-WINDOWS_TOGETHER = 16
+TOLD_BY_ONE = 4
+"""Candidates for a gap, at most, that are told by one plan."""
+WINDOWS_TOGETHER = 20
 """Windows that are filled side by side."""
 ATTEMPTS = 4
 """Times that candidates are drawn for a gap before it is left as it is."""
-NEXT_SEED = 7919
-"""What parts the seeds of the windows of a text."""
-
-
-class Gap(msgspec.Struct, frozen=True):
-    """Where text is missing: byte offsets of the mask in the input."""
-
-    start: int
-    end: int
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -92,25 +82,6 @@ class InfillingOptions(msgspec.Struct, frozen=True):
     """Bytes of a fill at least."""
     max_bytes: int | None = None
     """Bytes of a fill at most."""
-
-
-class GappedDocument(NamedTuple):
-    """A text, where its gaps are, and the seed of the draws."""
-
-    data: bytes
-    gaps: Sequence[Gap]
-    seed: int
-
-
-def find_gaps(data: bytes, mask: bytes | re.Pattern[bytes] | None = None) -> list[Gap]:
-    """Runs of three or more underscores, or every occurrence of `mask`, or all that a pattern matches but the empty.
-
-    Raises `ConfigError` for an empty mask.
-    """
-    if mask == b"":
-        raise ConfigError("the mask must not be empty")
-    pattern = re.escape(mask) if isinstance(mask, bytes) else mask or rb"_{3,}"
-    return [Gap(*match.span()) for match in re.finditer(pattern, data) if match.end() > match.start()]
 
 
 def apply_fills(data: bytes, fills: Sequence[Fill]) -> bytes:
@@ -156,7 +127,7 @@ def infill_documents(
     depends on the others. Raises `ConfigError` for options out of range.
     """
     check_infilling(options)
-    windows = [(number, window) for number, document in enumerate(documents) for window in _windows(document)]
+    windows = [(number, window) for number, document in enumerate(documents) for window in windows_around(document)]
     if not windows:
         return
     filler = _Filler(model, options)
@@ -177,51 +148,28 @@ def check_infilling(options: InfillingOptions) -> None:
         raise ConfigError(f"max-bytes must be at least min-bytes, {options.min_bytes}, not {options.max_bytes}")
 
 
-class _Window(NamedTuple):
-    """Gaps that are filled together, and the text around them."""
-
-    gaps: Sequence[Gap]
-    texts: Sequence[bytes]
-    """One more than there are gaps."""
-    begins: bool
-    ends: bool
-    seed: int
-
-
-def _windows(document: GappedDocument) -> Iterator[_Window]:
-    """The gaps of a text in groups of neighbours; no window reaches into the gaps of another."""
-    data = document.data
-    clusters = _clusters(document.gaps)
-    ends = [0, *(cluster[-1].end for cluster in clusters)]
-    starts = [*(cluster[0].start for cluster in clusters[1:]), len(data)]
-    for number, (gaps, lowest, highest) in enumerate(zip(clusters, ends, starts, strict=False)):
-        begin, end = max(lowest, gaps[0].start - CONTEXT_BYTES), min(highest, gaps[-1].end + CONTEXT_BYTES)
-        borders = [begin, *(border for gap in gaps for border in (gap.start, gap.end)), end]
-        texts = [data[begin:end] for begin, end in zip(borders[::2], borders[1::2], strict=True)]
-        yield _Window(gaps, texts, begin == 0, end == len(data), document.seed + NEXT_SEED * number)
-
-
-def _clusters(gaps: Sequence[Gap]) -> list[list[Gap]]:
-    """Gaps that are in each other's context belong together, over at most `CLUSTER_BYTES`."""
-    clusters: list[list[Gap]] = []
-    for gap in sorted(gaps, key=lambda each: each.start):
-        near = clusters and gap.start - clusters[-1][-1].end < CONTEXT_BYTES
-        if near and gap.end - clusters[-1][0].start <= CLUSTER_BYTES:
-            clusters[-1].append(gap)
-        else:
-            clusters.append([gap])
-    return clusters
-
-
 class _Opened(NamedTuple):
     """A window as the model reads it."""
 
-    window: _Window
+    window: Window
     pieces: Pieces
     prefixes: list[bytes]
     """The last string before each gap, which may turn out to be the beginning of a longer one."""
     blocks: list[GappedBlocks]
     context: Context
+
+
+class _Drawn(NamedTuple):
+    """The candidates of a window before they are told."""
+
+    opened: _Opened
+    lengths: list[list[int]]
+    """Slots of each gap, for each candidate."""
+    chances: list[torch.Generator]
+
+
+def _chance(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 class _Filler:
@@ -238,7 +186,7 @@ class _Filler:
         if options.max_bytes is not None:
             self.most = max(self.least, min(GAP_WIDTH, math.ceil(options.max_bytes / mean)))
 
-    def fill(self, windows: Sequence[_Window]) -> list[list[Fill | None]]:
+    def fill(self, windows: Sequence[Window]) -> list[list[Fill | None]]:
         """What goes into the gaps of windows; those that get nothing of a length asked for are drawn for again."""
         found: list[list[list[Candidate]]] = [[[] for _ in window.gaps] for window in windows]
         for attempt in range(ATTEMPTS):
@@ -253,7 +201,7 @@ class _Filler:
             for window, gaps in zip(windows, found, strict=True)
         ]
 
-    def _draw(self, windows: Sequence[_Window], attempt: int) -> list[list[list[Candidate]]]:
+    def _draw(self, windows: Sequence[Window], attempt: int) -> list[list[list[Candidate]]]:
         """Candidates of lengths that are allowed for each gap of each window, the best first."""
         level = self.model.bottom
         drawn = self._tell(windows, attempt)
@@ -261,39 +209,50 @@ class _Filler:
         texts = unfold_entries(level, [fill for row, _ in drawn for fill in row.fills])
         return self._gather([prefixes for _, prefixes in drawn], iter(texts), scores)
 
-    def _tell(self, windows: Sequence[_Window], attempt: int) -> list[tuple[FilledRow, list[bytes]]]:
+    def _tell(self, windows: Sequence[Window], attempt: int) -> list[tuple[FilledRow, list[bytes]]]:
         """The candidates of each window, one after another, with the prefixes of its gaps.
 
         Contexts and plans, which are large, are not kept; the few windows that are drawn for again are read again.
         """
         options = self.options
         shares = [HIGHEST_SHARE * (number + 0.5) / options.candidates for number in range(options.candidates)]
-        rows: list[tuple[_Opened, list[int], torch.Generator]] = []
         # What was too short is drawn longer the next time.
         least = min(self.most, self.least << attempt) if options.min_bytes else self.least
-        for each in self._open(windows):
-            chance = torch.Generator().manual_seed(each.window.seed + attempt)
-            seeds = torch.randint(2**31, (options.candidates,), generator=chance).tolist()
-            lengths = draw_lengths(each.context, shares, least=least, most=self.most)
-            chances = [torch.Generator().manual_seed(seed) for seed in seeds]
-            rows += [(each, some, one) for some, one in zip(lengths, chances, strict=True)]
-        chances = [chance for _, _, chance in rows]
-        plans = plan_gaps(
-            self.model,
-            [GapsToPlan(each.blocks, lengths, each.window.begins, each.window.ends) for each, lengths, _ in rows],
-            chances, steps=options.steps, temperature=options.temperature,
-        )  # fmt: skip
+        drawn = [
+            _Drawn(each, lengths, list(map(_chance, seeds.tolist())))
+            for each in self._open(windows)
+            for lengths in [draw_lengths(each.context, shares, least=least, most=self.most)]
+            for seeds in [torch.randint(2**31, (len(lengths),), generator=_chance(each.window.seed + attempt))]
+        ]
+        chances = [chance for each in drawn for chance in each.chances]
         filled = fill_gaps(
             self.model.bottom,
-            [GappedRow(each.pieces, each.context, lengths, each.prefixes, plan)
-             for (each, lengths, _), plan in zip(rows, plans, strict=True)],
+            [GappedRow(each.opened.pieces, each.opened.context, lengths, each.opened.prefixes, plan)
+             for each, plans in zip(drawn, self._plan(drawn), strict=True)
+             for lengths, plan in zip(each.lengths, plans, strict=True)],
             chances, steps=options.steps, temperature=options.temperature,
         )  # fmt: skip
+        owners = [each.opened for each in drawn for _ in each.lengths]
+        return [(FilledRow(each.pieces, fills), each.prefixes) for each, fills in zip(owners, filled, strict=True)]
+
+    def _plan(self, drawn: Sequence[_Drawn]) -> list[list[BlockPlan | None]]:
+        """A plan for each candidate of each window; every so-and-so-many-th one is told by what was formed once."""
+        number = -(-self.options.candidates // TOLD_BY_ONE)
+        texts = [
+            GapsToPlan(opened.blocks, lengths[first::number], opened.window.begins, opened.window.ends)
+            for opened, lengths, _ in drawn
+            for first in range(number)
+        ]
+        chances = [chance for each in drawn for chance in each.chances[:number]]
+        found = plan_gaps(
+            self.model, texts, chances, steps=self.options.steps, temperature=self.options.temperature
+        )
         return [
-            (FilledRow(each.pieces, fills), each.prefixes) for (each, _, _), fills in zip(rows, filled, strict=True)
+            [found[window * number + index % number][index // number] for index in range(len(each.lengths))]
+            for window, each in enumerate(drawn)
         ]
 
-    def _open(self, windows: Sequence[_Window]) -> list[_Opened]:
+    def _open(self, windows: Sequence[Window]) -> list[_Opened]:
         """Read what stands around the gaps of windows."""
         read = iter(self.reader.read([text for window in windows for text in window.texts]))
         opened = []

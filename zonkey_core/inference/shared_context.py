@@ -10,7 +10,6 @@ Shapes: n readings of a context, L readings of a row, R rows side by side.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -85,7 +84,6 @@ def read_contexts(level: Level, pieces: Sequence[Pieces]) -> list[Context]:
             each = _with_blanks(pieces[index].known)
             row[: len(each)] = each
         cache = KVCache(rows.layout)
-        cache.places = torch.arange(length, device=level.device).expand(batch, length)
         found = denoiser(slot_batch(table[entries.to(level.device)], rows), cache)
         gates = rows.layout.kinds == SlotKind.GAP
         for row, (index, order) in enumerate(zip(group, some, strict=True)):
@@ -121,23 +119,19 @@ class Placed(NamedTuple):
 def take_up(rows: Sequence[Placed], layout: Layout, head_width: int) -> KVCache:
     """A cache for rows [R, L] with this layout, the first of which hold contexts, as if they had been read there."""
     count, length = layout.order.shape
-    distinct = {id(context): context for context, _ in rows}
-    sizes = [context.length for context in distinct.values()]
-    begins = dict(zip(distinct, itertools.accumulate(sizes, initial=0), strict=False))
     source = np.zeros((count, length), dtype=np.int64)
     shift = np.zeros((count, length), dtype=np.int64)
     for row, (context, order) in enumerate(rows):
         here, there = _held(order), _held(context.order)
-        source[row, here] = begins[id(context)] + there
+        source[row, here] = there
         shift[row, here] = order.positions[here] - context.order.positions[there]
     which = torch.from_numpy(source).to(layout.order.device)
     phases = rotary_phases(torch.from_numpy(shift).to(layout.order.device), head_width)
     cache = KVCache(layout)
-    for name in rows[0].context.layers if rows else ():
-        kept = torch.cat([context.layers[name] for context in distinct.values()], 1)
-        heads = torch.arange(len(kept), device=which.device).unsqueeze(1) * kept.shape[1]
-        index = heads + which.unsqueeze(1)
-        layer = kept.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, -1)
+    for name, first in rows[0].context.layers.items() if rows else ():
+        layer = first.new_zeros(count, len(first), length, first.shape[-1])
+        for row, (context, _) in enumerate(rows):
+            torch.index_select(context.layers[name], 1, which[row], out=layer[row])
         cache.layers[name] = rotate(layer, phases) if name.startswith("keys") else layer
     return cache
 

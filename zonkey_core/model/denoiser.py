@@ -64,7 +64,7 @@ class _Preceding(nn.Module):
         mixed: Tensor = states + normed * weights[0]
         kept = normed if cache is None else cache.keep(name, normed.unsqueeze(1)).squeeze(1)
         for distance in range(1, REACH + 1):
-            if cache is None:
+            if cache is None or cache.places is None:
                 before = functional.pad(kept, (0, 0, distance, 0))[:, : kept.shape[1]]
             else:
                 place = (cache.places - distance).clamp(min=0).unsqueeze(-1).expand(-1, -1, kept.shape[-1])
@@ -108,7 +108,7 @@ class Denoiser(nn.Module):
         soften_outputs(self.blocks)
 
     def forward(self, slots: SlotBatch, cache: KVCache | None = None) -> DenoisedSlots:
-        """Read whole rows, or with a cache those readings that stand at its `places`, and with them what it keeps."""
+        """Read whole rows, or those readings that stand at the `places` of a cache, and with them what it keeps."""
         layout = slots.layout
         alpha = slots.alpha.float().unsqueeze(-1)
         sigma = (1 - alpha.square()).clamp(min=0).sqrt()

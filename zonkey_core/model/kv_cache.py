@@ -16,12 +16,15 @@ class KVCache:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.places = torch.empty(0)
-        """[B, n] of the slots that are being read."""
+        self.places: Tensor | None = None
+        """[B, n] of the slots that are being read; None where whole rows are, n = L."""
         self.layers: dict[str, Tensor] = {}
 
     def keep(self, name: str, fresh: Tensor) -> Tensor:
         """Put [B, H, n, D] at the present places of the tensor [B, H, L, D] of this name, and return that."""
+        if self.places is None:
+            self.layers[name] = fresh.contiguous()
+            return self.layers[name]
         kept = self.layers.get(name)
         if kept is None:
             batch, length = self.layout.order.shape

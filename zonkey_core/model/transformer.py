@@ -87,7 +87,8 @@ class Block(nn.Module):
             bias = bias[:, :, :first] if isinstance(bias, Tensor) else bias
         mixed = attend(queries, keys, values, bias).transpose(1, 2).flatten(2)
         states = states + self.attention_out(mixed)
-        hidden = functional.silu(self.feedforward_in(self.feedforward_norm(states)))
+        hidden = self.feedforward_in(self.feedforward_norm(states))
+        hidden = functional.silu(hidden, inplace=not torch.is_grad_enabled())
         result: Tensor = states + self.feedforward_out(hidden)
         return result
 

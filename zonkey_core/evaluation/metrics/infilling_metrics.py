@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zonkey_core.evaluation.metrics.bootstrap import Interval, bootstrap_mean, draw_weights, interval
-from zonkey_core.inference.infilling import CONTEXT_BYTES, Gap
+from zonkey_core.inference.gap_windows import Gap
 
 MASK = b"____"
 """What stands in a gap, however long the answer."""
 ENOUGH_CONTEXT = 200
 """Bytes of context on either side that a gap has where the documents allow it."""
-BEFORE, AFTER = CONTEXT_BYTES + 16, ENOUGH_CONTEXT
-"""Bytes of context that a task has at most; before the gap more than the model reads, so that it takes the beginning
-of the task for the beginning of the document only where it is."""
+BEFORE, AFTER = 272, ENOUGH_CONTEXT
+"""Bytes of context that a task has at most; before the gap more than the model reads (`gap_windows.CONTEXT_BYTES`), so
+that it takes the beginning of the task for the beginning of the document only where it is."""
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 NEXT_BYTES = 32
 """Text after a gap that is judged along with the fill."""

@@ -36,7 +36,8 @@ from zonkey_core.evaluation.metrics.infilling_metrics import (
 )
 from zonkey_core.evaluation.metrics.ngrams import HIGHEST_ORDER, ByteNgramModel
 from zonkey_core.evaluation.results import Better, LeftOut, Measure, Outcome
-from zonkey_core.inference.infilling import Fill, GappedDocument, InfillingOptions, apply_fills, infill_documents
+from zonkey_core.inference.gap_windows import GappedDocument
+from zonkey_core.inference.infilling import Fill, InfillingOptions, apply_fills, infill_documents
 
 GAP_WORDS = (1, 3, 8)
 """Sizes of the gaps."""

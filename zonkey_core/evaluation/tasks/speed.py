@@ -33,8 +33,9 @@ from zonkey_core.evaluation.tasks.processes import run_process
 from zonkey_core.evaluation.tasks.training_steps import TrainingSteps
 from zonkey_core.evaluation.texts import passages
 from zonkey_core.inference.cutting_levels import cutting_levels
+from zonkey_core.inference.gap_windows import Gap
 from zonkey_core.inference.generation import SamplingOptions, generate
-from zonkey_core.inference.infilling import Gap, InfillingOptions, infill
+from zonkey_core.inference.infilling import InfillingOptions, infill
 from zonkey_core.inference.segmentation import segment_levels
 
 SEGMENTED_BYTES = 256_000
