@@ -13,6 +13,7 @@ from zonkey_core.config import LevelConfig, ModelConfig
 from zonkey_core.model.existence import cumulative_log_continue, window_log_existence
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, byte_sequence
+from zonkey_core.model.ngram_tables import NOBODY
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary, StringCounter
 
@@ -64,11 +65,14 @@ def level_config(**changes: object) -> LevelConfig:
 
 
 def small_model(levels: int = 2, *, seed: int = 0, **changes: object) -> Zonkey:
-    """An untrained model; its splitters cut about every third position, unevenly."""
+    """An untrained model; its splitters cut about every third position, unevenly, and half of the n-grams are known."""
     torch.manual_seed(seed)
     model = Zonkey(ModelConfig(levels=tuple(level_config(**changes) for _ in range(levels))))
     for level in model.levels:
         torch.nn.init.normal_(level.splitter.head.weight, std=1.0)
+    ngrams = model.bottom.splitter.ngrams
+    assert ngrams is not None
+    ngrams.owners[::2] = NOBODY
     return model
 
 

@@ -66,7 +66,11 @@ def test_the_files_are_json_and_safetensors(trained: Path) -> None:
 
 def test_weights_are_kept_in_few_bytes_and_used_in_full(trained: Path) -> None:
     kept = read_tensors(trained, MODEL)
-    strings = {"bottom.vocabulary.strings": torch.uint8, "bottom.vocabulary.lengths": torch.int16}
+    strings = {
+        "bottom.vocabulary.strings": torch.uint8,
+        "bottom.vocabulary.lengths": torch.int16,
+        "bottom.splitter.ngrams.owners": torch.uint8,
+    }
     header = read_weights_header(trained / MODEL)
     rounded = [name for name in kept if name + SCALE in header]
     kinds = dict.fromkeys(kept, torch.float16) | strings | dict.fromkeys(rounded, torch.float32)

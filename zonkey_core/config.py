@@ -119,7 +119,8 @@ class TrainingConfig(_Struct, frozen=True):
     shuffle_documents: int = 2000
     """Documents held in memory to be shuffled."""
     guide_bytes: int = 12_000_000
-    """Bytes of text from whose ends of documents the splitters above level 0 learn where segments begin, at most."""
+    """Bytes of text, at most, from whose ends of documents the splitters above level 0 learn where segments begin, and
+    whose n-grams the one of level 0 comes to know."""
     shares: StageShares = StageShares()
 
 

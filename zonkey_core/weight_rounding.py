@@ -1,4 +1,4 @@
-"""Weights in a byte each: the large matrices of denoisers, vocabularies and decoders, rounded row by row.
+"""Weights in a byte each: the large matrices of denoisers, vocabularies, decoders and n-grams, rounded row by row.
 
 A row w is kept as whole numbers q from -127 to 127 and one float16 s, so that `w = s q` to within `s / 2`, where
 `s = max |w| / 127` (symmetric absolute-maximum quantisation, Dettmers et al. 2022, "LLM.int8()"). In a file they are
@@ -8,7 +8,10 @@ two tensors, `NAME` and `NAME.scale`. All other weights, those that cut and comp
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from zonkey_core.weights_file import TensorEntry
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 SCALE = ".scale"
 """What the name of the scales of a rounded matrix ends with."""
 LARGEST = 127
-OWNERS = (".denoiser.", ".vocabulary.", ".decoder.")
+OWNERS = (".denoiser.", ".vocabulary.", ".decoder.", ".ngrams.table")
 """One of these is in the name of every matrix that is rounded."""
 LEAST_SIZE = 4096
 """Numbers of the smallest of them."""
@@ -49,6 +52,16 @@ def restore_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         scale = tensors.get(name + SCALE)
         if scale is not None:
             result[name] = tensor.float() * scale.float().unsqueeze(-1)
+    return result
+
+
+def restore_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """The same for arrays of numpy."""
+    result = {name: array for name, array in arrays.items() if not name.endswith(SCALE)}
+    for name, array in result.items():
+        scale = arrays.get(name + SCALE)
+        if scale is not None:
+            result[name] = np.multiply(array, scale[..., None], dtype=np.float32)
     return result
 
 

@@ -14,12 +14,14 @@ from zonkey_core.model.bytes import NO_BYTE
 from zonkey_core.model.hash_embeddings import (
     NO_SYMBOL,
     NgramVectors,
+    OwnedNgramVectors,
     is_lookup_table,
     lookup_table,
     ngram_keys,
+    prints,
     table_rows,
 )
-from zonkey_core.model.ngram_tables import NGRAM_ORDERS, SPREAD
+from zonkey_core.model.ngram_tables import NGRAM_ORDERS, NOBODY, PRINTS, SPREAD
 
 ROWS = 4096
 
@@ -136,3 +138,65 @@ def test_a_vector_is_the_sum_of_those_of_its_ngrams() -> None:
     expected = vectors.linear(sum(vectors.table[0, row] for row in rows))
     torch.testing.assert_close(vectors(symbols_of(b"some text"))[0, 7], expected)
 
+
+
+# Rows that have owners
+
+
+def owned_vectors(rows: int = 64) -> OwnedNgramVectors:
+    """Vectors that are far apart, with rows so few that many n-grams fall on each."""
+    torch.manual_seed(0)
+    vectors = OwnedNgramVectors(NGRAM_ORDERS, rows, 8).double()
+    torch.nn.init.normal_(vectors.table)
+    torch.nn.init.normal_(vectors.unknown)
+    return vectors
+
+
+def summed(vectors: OwnedNgramVectors, symbols: Tensor, known: Tensor) -> Tensor:
+    """What the last symbol's n-grams add up to where those that a mask [orders] names are known."""
+    keys = vectors.keys(symbols)[0, -1]
+    parts = [vectors.table[0, table_rows(key, vectors.rows)] if each else vectors.unknown[index]
+             for index, (key, each) in enumerate(zip(keys, known.tolist(), strict=True))]  # fmt: skip
+    found: Tensor = vectors.linear(torch.stack(parts).sum(0))
+    return found
+
+
+@torch.no_grad()
+def test_a_table_that_nobody_claimed_is_shared_by_all() -> None:
+    vectors, plain = owned_vectors(), ngram_vectors(64)
+    plain.load_state_dict(vectors.state_dict(), strict=False)
+    torch.testing.assert_close(vectors(symbols_of(b"some text")), plain(symbols_of(b"some text")))
+
+
+@torch.no_grad()
+def test_what_owns_no_row_is_not_known() -> None:
+    vectors, symbols = owned_vectors(), symbols_of(b"some text")
+    keys = vectors.keys(symbols)[0, -1]
+    vectors.claim(table_rows(keys[[0, 2]], vectors.rows), prints(keys[[0, 2]]))
+    known = torch.tensor([True, False, True, False, False])
+    torch.testing.assert_close(vectors(symbols)[0, -1], summed(vectors, symbols, known))
+    left_out = torch.ones(1, 9, 5, dtype=torch.bool)
+    left_out[..., 2] = False
+    known[2] = False
+    torch.testing.assert_close(vectors(symbols, left_out)[0, -1], summed(vectors, symbols, known))
+
+
+def test_prints_tell_apart_what_falls_on_one_row() -> None:
+    strings = torch.tensor(list(itertools.product(range(40, 104), repeat=2)))
+    found = prints(ngram_keys(strings, 2)[1][:, 1])
+    assert int(found.min()) >= 1 and int(found.max()) <= PRINTS < NOBODY
+    assert found.long().bincount(minlength=PRINTS + 1)[1:].max() < 50  # 16 each in the mean
+    places = table_rows(ngram_keys(strings, 2)[1][:, 1], 64)
+    assert abs(float(torch.corrcoef(torch.stack([found.long(), places]).double())[0, 1])) < 0.1
+
+
+def test_a_row_forgets_whom_it_belonged_to_but_not_what_all_had_of_it() -> None:
+    vectors = owned_vectors(8)
+    before = vectors.table.clone()
+    vectors.claim(torch.tensor([1, 2, 3]), torch.tensor([7, 8, 9], dtype=torch.uint8))
+    assert vectors.owners.tolist() == [NOBODY, 7, 8, 9, *[NOBODY] * 4] and torch.equal(vectors.table, before)
+    vectors.claim(torch.tensor([0, 1, 3]), torch.tensor([5, 7, 6], dtype=torch.uint8))
+    assert vectors.owners.tolist() == [5, 7, 8, 6, *[NOBODY] * 4]
+    assert not vectors.table[0, [0, 3]].any()
+    kept = [1, 2, 4, 5, 6, 7]
+    assert torch.equal(vectors.table[0, kept], before[0, kept])

@@ -16,6 +16,7 @@ from zonkey_core.config import ModelConfig
 from zonkey_core.model.lexicon import (
     DISCOUNT,
     KEPT_UNITS,
+    LARGEST_PRICE,
     LIKELY,
     LONGEST,
     PRICE_RATE,
@@ -276,43 +277,38 @@ def test_counts_are_of_all_processes() -> None:
     torch.testing.assert_close(two.unit_counts, both.unit_counts)
 
 
-# Prices
+# The price of a cut
 
 
 @law
-@given(source=st.integers(0, 4), excess=st.floats(-0.5, 0.5).filter(lambda value: abs(value) > 0.01))
-def test_a_price_goes_up_where_cuts_are_too_many_and_down_where_too_few(source: int, excess: float) -> None:
-    lexicon = priced(5)
-    said = float(lexicon.price(torch.tensor([source]), torch.tensor([excess]), alone)[0])
-    assert said * excess > 0, "at once, and firmly"
-    assert lexicon.prices.nonzero().flatten().tolist() == [source], "of this text alone"
-    assert float(lexicon.prices[source]) == pytest.approx(PRICE_RATE * excess, rel=1e-3)
-
-
-def priced(sources: int) -> Lexicon:
-    """A lexicon of so many sources of text."""
+@given(st.floats(-0.5, 0.5).filter(lambda value: abs(value) > 0.01))
+def test_a_price_goes_up_where_cuts_are_too_many_and_down_where_too_few(excess: float) -> None:
     lexicon = Lexicon(ROWS)
-    lexicon.expect_sources(sources)
-    return lexicon
+    said = float(lexicon.price(torch.tensor([excess]), alone))
+    assert said * excess > 0, "at once, and firmly"
+    assert float(lexicon.cut_price) == pytest.approx(PRICE_RATE * excess, rel=1e-3)
 
 
-def test_sources_have_their_own_prices() -> None:
-    """Those that go on being cut too often cost more and more; what is cut as it should be costs what it did."""
-    lexicon, sources = priced(4), torch.tensor([0, 0, 2, 3])
-    asked = [lexicon.price(sources, torch.tensor([0.1, 0.1, -0.2, 0.0]), alone) for _ in range(20)]
-    assert asked[-1][0] > asked[0][0] > 0 > asked[0][2] > asked[-1][2]
-    assert asked[-1][0] == asked[-1][1] and asked[-1][3] == 0
-    assert lexicon.prices.nonzero().flatten().tolist() == [0, 2]
-    assert lexicon.prices[2] == pytest.approx(-20 * PRICE_RATE * 0.2, rel=1e-4)
+def test_a_price_is_that_of_all_rows() -> None:
+    """Rows with too many cuts and rows with too few make up for each other, and what goes on costs more and more."""
+    lexicon, other = Lexicon(ROWS), Lexicon(ROWS)
+    asked = [float(lexicon.price(torch.tensor([0.3, -0.1, 0.1]), alone)) for _ in range(20)]
+    assert asked[-1] > asked[0] > 0
+    assert float(lexicon.cut_price) == pytest.approx(20 * PRICE_RATE * 0.1, rel=1e-4)
+    assert float(other.price(torch.tensor([0.2, -0.2]), alone)) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_source_that_is_not_in_a_batch_keeps_its_price() -> None:
-    lexicon = priced(2)
-    lexicon.price(torch.tensor([0, 1]), torch.tensor([0.3, 0.2]), alone)
-    before = lexicon.prices.clone(), lexicon.excess.clone()
-    lexicon.price(torch.tensor([0]), torch.tensor([0.3]), alone)
-    assert lexicon.prices[1] == before[0][1] and lexicon.excess[1] == before[1][1]
-    assert lexicon.prices[0] > before[0][0] and lexicon.excess[0] > before[1][0]
+def test_a_price_is_bounded() -> None:
+    lexicon = Lexicon(ROWS)
+    for _ in range(100):
+        lexicon.price(torch.tensor([-1.0]), alone)
+    assert float(lexicon.cut_price) == -LARGEST_PRICE
+
+
+def test_a_price_is_that_of_all_processes() -> None:
+    two, both = Lexicon(ROWS), Lexicon(ROWS)
+    said = two.price(torch.tensor([0.3, 0.1]), lambda values: 2 * values)
+    torch.testing.assert_close(said, both.price(torch.tensor([0.3, 0.1, 0.3, 0.1]), alone))
 
 
 def test_what_is_cut_too_often_pays_for_every_cut() -> None:
@@ -322,7 +318,7 @@ def test_what_is_cut_too_often_pays_for_every_cut() -> None:
     losses = rate_losses(level, units, UnitKinds(units.keys), start_prob, torch.zeros(2, dtype=torch.long), chance(1))
     assert losses.keys() == {"cost", "price"}
     (gradient,) = torch.autograd.grad(losses["price"], start_prob)
-    assert (gradient > 0).all() and level.lexicon is not None and (level.lexicon.prices >= 0).all()
+    assert (gradient > 0).all() and level.lexicon is not None and float(level.lexicon.cut_price) >= 0
 
 
 def test_a_price_is_a_number_where_units_tell_nothing() -> None:
@@ -331,7 +327,7 @@ def test_a_price_is_a_number_where_units_tell_nothing() -> None:
     assert level.lexicon is not None
     level.lexicon.information.fill_(3.0)
     losses = rate_losses(level, units, UnitKinds(units.keys), torch.full((60,), 0.4), torch.tensor([0]), chance(1))
-    assert all(loss.isfinite() for loss in losses.values()) and level.lexicon.prices.isfinite().all()
+    assert all(loss.isfinite() for loss in losses.values()) and level.lexicon.cut_price.isfinite()
 
 
 # As a part of a model
@@ -343,7 +339,7 @@ def test_nothing_of_it_is_saved_with_a_model() -> None:
     taught_by_reading = {name for name in bare.state_dict() if name.startswith("bottom.reader.")}
     assert model.state_dict().keys() == bare.state_dict().keys() - taught_by_reading
     assert unsaved_buffers(model).keys() - unsaved_buffers(bare).keys() == {
-        f"bottom.lexicon.{name}" for name in ("counts", "unit_counts", "information", "prices", "excess")
+        f"bottom.lexicon.{name}" for name in ("counts", "unit_counts", "information", "cut_price", "excess")
     }
     learned, read = (dict(each.named_parameters()).keys() for each in (model, bare))
     assert read - learned == taught_by_reading and not learned - read

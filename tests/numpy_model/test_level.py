@@ -14,12 +14,13 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tests.model_helpers import TEXT, small_model
+from tests.model_helpers import TEXT, chance, small_model
 from zonkey_core.checkpoint import load_model
 from zonkey_core.inference.cutting_levels import cutting_levels
 from zonkey_core.inference.level_cutter import CuttingLevel
 from zonkey_core.inference.segmentation import position_probs, segment_levels
 from zonkey_core.inference.torch_levels import TorchLevel
+from zonkey_core.model.ngram_tables import NOBODY
 from zonkey_core.numpy_model import compressor, segment_splitter
 from zonkey_core.numpy_model.level import NumpyLevel, numpy_levels
 
@@ -45,8 +46,12 @@ any_text = st.one_of(
 
 @functools.lru_cache(maxsize=16)
 def both(seed: int, bias: float) -> tuple[list[CuttingLevel], list[CuttingLevel]]:
-    """The levels of an untrained model in numpy and in torch."""
+    """The levels of an untrained model in numpy and in torch; the rows of its n-grams have owners by chance."""
     model = small_model(3, seed=seed)
+    ngrams = model.bottom.splitter.ngrams
+    assert ngrams is not None
+    ngrams.owners.copy_(torch.randint(NOBODY + 1, ngrams.owners.shape, generator=chance(seed)))
+    torch.nn.init.normal_(ngrams.unknown, generator=chance(seed))
     for level in model.levels:
         torch.nn.init.constant_(level.splitter.head.bias, bias)
     model.eval().requires_grad_(False)

@@ -11,6 +11,7 @@ from zonkey_core.checkpoint import MODEL, check_weights, read_model_card, readin
 from zonkey_core.committed_files import file_paths
 from zonkey_core.inference.level_cutter import CuttingLevel
 from zonkey_core.numpy_model.level import numpy_levels
+from zonkey_core.weight_rounding import restore_arrays
 from zonkey_core.weights_file import read_arrays
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def load_cutting_levels(
     configs = read_model_card(directory).config.model.levels[: level + 1]
     check_weights(directory)
     with reading(directory, MODEL):
-        parts = [read_arrays(path, prefixes) for path in file_paths(directory, MODEL)]
+        parts = [restore_arrays(read_arrays(path, prefixes)) for path in file_paths(directory, MODEL)]
         return [*numpy_levels(ChainMap(*parts), configs, executor)]
 
 

@@ -1,7 +1,8 @@
 """Vectors for short strings of symbols, looked up by hash.
 
 A table holds what a text teaches of short strings at hardly any cost in time: a lookup per string, whatever was
-learned of it. The same string always has the same vector, and different ones may share theirs.
+learned of it. The same string always has the same vector, and different ones may share theirs (hash embeddings), but
+where rows have owners: there a row belongs to one string, and all others that fall on it are not known.
 Shapes: rows [B, L] of integer symbols, none below -1.
 """
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zonkey_core.model.bytes import NO_BYTE
-from zonkey_core.model.ngram_tables import SPREAD, TABLE_WIDTH
+from zonkey_core.model.ngram_tables import NOBODY, PRINTS, SHARED, SPREAD, TABLE_WIDTH
 
 NO_SYMBOL = -1
 """What stands before the first of symbols that are not bytes."""
@@ -63,6 +64,11 @@ def table_rows(keys: Tensor, rows: int) -> Tensor:
     return (keys >> 32) % rows
 
 
+def prints(keys: Tensor) -> Tensor:
+    """1 to `PRINTS`, by which strings that fall on one row are told apart."""
+    return (((keys >> 24) & 0xFF) % PRINTS + 1).to(torch.uint8)
+
+
 class NgramVectors(nn.Module):
     """The sum of the vectors of the n-grams that end at each symbol, projected to a width."""
 
@@ -74,11 +80,57 @@ class NgramVectors(nn.Module):
         self.linear = nn.Linear(TABLE_WIDTH, width, bias=False)
         nn.init.normal_(self.table, std=0.02)
 
-    def forward(self, symbols: Tensor, weights: Tensor | None = None) -> Tensor:
-        """[B, L] symbols to [B, L, width]; `weights` [B, L, orders] of the n-grams are 1 where none are given."""
-        keys = ngram_keys(symbols, max(self.orders), NO_SYMBOL)
-        places = torch.stack([table_rows(keys[order - 1] + order, self.rows) for order in self.orders], -1)
-        each = None if weights is None else weights.flatten(0, 1).to(self.table.dtype)
-        summed = functional.embedding_bag(places.flatten(0, 1), self.table[0], mode="sum", per_sample_weights=each)
+    def keys(self, symbols: Tensor) -> Tensor:
+        """[B, L, orders] hashes of the n-grams that end at each symbol."""
+        each = ngram_keys(symbols, max(self.orders), NO_SYMBOL)
+        return torch.stack([each[order - 1] + order for order in self.orders], -1)
+
+    def forward(self, symbols: Tensor) -> Tensor:
+        """[B, L] symbols to [B, L, width]."""
+        places = table_rows(self.keys(symbols), self.rows)
+        summed = functional.embedding_bag(places.flatten(0, 1), self.table[0], mode="sum")
         vectors: Tensor = self.linear(summed)
         return vectors.view(*symbols.shape, -1)
+
+
+class OwnedNgramVectors(NgramVectors):
+    """The same with rows that have owners, told by their prints; an n-gram without a row has the vector of what is not
+    known, one for each order.
+
+    So what a text has that was never met is not taken for what happens to share its row. A print says so of all but one
+    of 254.
+    """
+
+    owners: Tensor
+    """[rows] prints, or `SHARED` of all rows of a table that nobody has claimed."""
+
+    def __init__(self, orders: Sequence[int], rows: int, width: int) -> None:
+        super().__init__(orders, rows, width)
+        self.unknown = nn.Parameter(torch.zeros(len(self.orders), TABLE_WIDTH))
+        self.register_buffer("owners", torch.full((rows,), SHARED, dtype=torch.uint8))
+
+    def forward(self, symbols: Tensor, given_mask: Tensor | None = None) -> Tensor:
+        """[B, L] symbols to [B, L, width]; n-grams that a mask [B, L, orders] leaves out are taken for unknown."""
+        keys = self.keys(symbols).flatten(0, 1)
+        places = table_rows(keys, self.rows)
+        owners = self.owners[places]
+        known = (owners == prints(keys)) | (owners == SHARED)
+        if given_mask is not None:
+            known &= given_mask.flatten(0, 1)
+        summed = functional.embedding_bag(
+            places, self.table[0], mode="sum", per_sample_weights=known.to(self.table.dtype)
+        )
+        vectors: Tensor = self.linear(summed + (~known).to(self.unknown.dtype) @ self.unknown)
+        return vectors.view(*symbols.shape, -1)
+
+    @torch.no_grad()
+    def claim(self, rows: Tensor, owners: Tensor) -> None:
+        """Give rows [K] to the n-grams with these prints [K]; all that were shared, and nobody claims, to nobody.
+
+        What a row says of its owner is forgotten where this is another than before; what it says of all who shared it
+        is what its owner begins with.
+        """
+        taken = (self.owners[rows] != owners) & (self.owners[rows] != SHARED)
+        self.table[0, rows[taken]] = 0
+        self.owners[self.owners == SHARED] = NOBODY
+        self.owners[rows] = owners

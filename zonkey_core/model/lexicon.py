@@ -8,8 +8,9 @@ Mochihashi et al. 2009). Its posterior is the splitter, which sees what stands a
 of `q` over what was read of late. An entry's own occurrence is taken off its count, and one that was not met before is
 spelled by units.
 
-Since entries are told independently of each other, what a segment is worth differs between scripts: a cut has a price,
-one for each source of text, which rises while that is cut too often.
+Since entries are told independently of each other, too few cuts are worth their while: a cut has a price, which rises
+while text is cut more often than its information says. It is one price for all text, so what a cut saves is the same
+everywhere, and a source may be cut more or less often than what a compressor makes of it says.
 
 Shapes: T units of a batch, as `UnitRows`; lengths 1 to `LONGEST` of segments.
 """
@@ -42,7 +43,7 @@ UNTOLD = 12.0
 PRICE_RATE = 0.1
 """How much a price rises by a batch that has one cut too many for each unit."""
 LARGEST_PRICE = 3.0
-"""Of either sign; text whose information says too little of its words, as boilerplate, may miss its rate."""
+"""Of either sign; a text whose information says too little of its words, as boilerplate, may miss its rate."""
 FIRMNESS = 60.0
 """What is added to a price while text has, in the mean of its last batches, one cut too many for each unit."""
 EXCESS_DECAY = 0.5
@@ -52,27 +53,28 @@ LIKELY = 0.1
 
 
 class Lexicon(nn.Module):
-    """Counts of segments and of units, by hash, and the prices of cuts; none of it is saved with a model."""
+    """Counts of segments and of units, by hash, and the price of a cut; none of it is saved with a model."""
 
     counts: Tensor
     unit_counts: Tensor
     information: Tensor
     """[sources] bits of a unit of each source of text, as a compressor has it; 0 where that is not known."""
-    prices: Tensor
-    """[sources]"""
+    cut_price: Tensor
+    """[] nats"""
     excess: Tensor
-    """[sources] cuts a unit, in the mean of the last batches, beyond what there should be."""
+    """[] cuts a unit, in the mean of the last batches, beyond what there should be."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
         self.register_buffer("counts", torch.zeros(rows), persistent=False)
         self.register_buffer("unit_counts", torch.zeros(UNIT_ROWS), persistent=False)
+        self.register_buffer("cut_price", torch.zeros(()), persistent=False)
+        self.register_buffer("excess", torch.zeros(()), persistent=False)
         self.expect_sources(1)
 
     def expect_sources(self, count: int) -> None:
-        """Have prices for so many sources of text, all 0, and know of none what it costs."""
-        for name in ("information", "prices", "excess"):
-            self.register_buffer(name, torch.zeros(count, device=self.counts.device), persistent=False)
+        """Have room for so many sources of text, and know of none what it costs."""
+        self.register_buffer("information", torch.zeros(count, device=self.counts.device), persistent=False)
 
     def forward(self, units: UnitRows, splits: Splits) -> tuple[Tensor, Tensor]:
         """Nats, summed, of units [T] that are cut with these probabilities, and how much of each entry there is.
@@ -121,19 +123,17 @@ class Lexicon(nn.Module):
         self.unit_counts.mul_(fading).add_(units)
 
     @torch.no_grad()
-    def price(self, sources: Tensor, excess: Tensor, sum_over: Callable[[Tensor], Tensor]) -> Tensor:
-        """[R] nats of a cut in rows of `sources` [R], which have `excess` [R] more cuts a unit than they should.
+    def price(self, excess: Tensor, sum_over: Callable[[Tensor], Tensor]) -> Tensor:
+        """[] nats of a cut, where rows have `excess` [R] more cuts a unit than they should.
 
-        Prices change by that; `sum_over` as above.
+        The price changes by that; `sum_over` as above.
         """
-        rows = sum_over(torch.zeros_like(self.prices).index_add(0, sources, torch.ones_like(excess)))
-        found = sum_over(torch.zeros_like(self.prices).index_add(0, sources, excess))
-        seen = rows > 0
+        rows, found = sum_over(torch.stack([excess.new_tensor(len(excess)), excess.sum()]))
         mean = found / rows.clamp(min=1)
-        self.prices += PRICE_RATE * mean
-        self.prices.clamp_(-LARGEST_PRICE, LARGEST_PRICE)
-        self.excess.copy_(torch.where(seen, self.excess.lerp(mean, 1 - EXCESS_DECAY), self.excess))
-        return (self.prices + FIRMNESS * self.excess)[sources]
+        self.cut_price += PRICE_RATE * mean
+        self.cut_price.clamp_(-LARGEST_PRICE, LARGEST_PRICE)
+        self.excess.lerp_(mean, 1 - EXCESS_DECAY)
+        return self.cut_price + FIRMNESS * self.excess
 
     def _places(self, keys: Tensor) -> Tensor:
         """[T, LONGEST] rows of the segments that begin at units [T]."""

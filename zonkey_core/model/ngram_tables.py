@@ -8,3 +8,9 @@ SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)
 """An odd number that spreads what it multiplies over 64 bits."""
 TABLE_WIDTH = 32
 """Channels of tables, before they are projected."""
+PRINTS = 254
+"""Prints, from 1 on, by which n-grams that fall on one row of a table are told apart."""
+NOBODY = 255
+"""The print of no n-gram: what a row has that belongs to none."""
+SHARED = 0
+"""What a row has that is for all n-grams that fall on it, as long as nobody has claimed any."""

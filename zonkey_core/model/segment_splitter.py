@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from zonkey_core.model.hash_embeddings import NgramVectors
+from zonkey_core.model.hash_embeddings import OwnedNgramVectors
 from zonkey_core.model.ngram_tables import NGRAM_ORDERS
 from zonkey_core.model.positions import PositionEmbedding, PositionSequence
 from zonkey_core.model.unit_rows import NO_UNIT, UnitRows, spaced_apart, unit_rows
@@ -61,7 +61,7 @@ class SegmentSplitter(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = None if channels is None else PositionEmbedding(channels, width)
-        self.ngrams = NgramVectors(NGRAM_ORDERS, ngram_rows, width) if channels is None else None
+        self.ngrams = OwnedNgramVectors(NGRAM_ORDERS, ngram_rows, width) if channels is None else None
         self.convolutions = nn.ModuleList(nn.Conv1d(width, width, kernel, padding=kernel // 2) for _ in range(layers))
         self.norm = nn.LayerNorm(width, bias=False)
         self.head = nn.Linear(width, 1)
@@ -105,11 +105,11 @@ class SegmentSplitter(nn.Module):
         """[T] start logits of units; with a generator, some of their n-grams are left out by chance."""
         assert self.ngrams is not None
         line, places = spaced_apart(units, self.gap)
-        weights = None
+        given = None
         if generator is not None:
-            weights = torch.rand(1, len(line), len(NGRAM_ORDERS), generator=generator).to(line.device) >= LEFT_OUT
-            weights[..., 0] = True
-        return self._convolved(self.ngrams(line[None], weights), line[None] != NO_UNIT)[0, places]
+            given = torch.rand(1, len(line), len(NGRAM_ORDERS), generator=generator).to(line.device) >= LEFT_OUT
+            given[..., 0] = True
+        return self._convolved(self.ngrams(line[None], given), line[None] != NO_UNIT)[0, places]
 
     def split_units(self, units: UnitRows, generator: torch.Generator | None = None) -> Splits:
         """Probabilities and logits [T] of units; certain where a row or a document begins.
@@ -151,6 +151,8 @@ def frozen_copy(splitter: SegmentSplitter) -> SegmentSplitter:
         for name, parameter in list(module.named_parameters(recurse=False)):
             delattr(module, name)
             module.register_buffer(name, parameter.detach(), persistent=False)
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module.register_buffer(name, buffer, persistent=False)
     return copied
 
 

@@ -2,35 +2,56 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from zonkey_core.model.ngram_tables import SPREAD
+from zonkey_core.model.ngram_tables import PRINTS, SHARED, SPREAD
 from zonkey_core.numpy_model.weights import Floats
 
 
-def ngram_vectors(
-    keys: NDArray[np.int64], table: Floats, orders: tuple[int, ...], out: Floats | None = None
-) -> Floats:
-    """[n, D] the sum of the vectors, in a table [rows, D], of the n-grams of these orders that end at each symbol [n].
+class NgramTable(NamedTuple):
+    """What was learned of n-grams."""
+
+    vectors: Floats
+    """[rows, D]"""
+    owners: NDArray[np.uint8]
+    """[rows] by their prints; all `SHARED` where nobody has claimed any."""
+    unknown: Floats
+    """[orders, D] what those have that own no row."""
+
+
+def ngram_vectors(keys: NDArray[np.int64], table: NgramTable, orders: tuple[int, ...], out: Floats) -> None:
+    """Write to [n, D] the sum of the vectors of the n-grams of these orders that end at each symbol [n].
 
     What stands before the first symbol counts as a key of -1.
     """
-    longest = max(orders)
+    longest, rows = max(orders), len(table.owners)
     padded = np.zeros(len(keys) + longest - 1, dtype=np.int64)
     np.add(keys, 1, out=padded[longest - 1 :])
-    summed = np.empty((len(keys), table.shape[1]), dtype=np.float32) if out is None else out
-    summed[:] = 0
-    vectors = np.empty_like(summed)
+    out[:] = 0
+    vectors = np.empty_like(out)
     hashes = np.zeros(len(keys), dtype=np.int64)
     for order in range(1, longest + 1):
         first = longest - order
         hashes += padded[first : first + len(keys)]
         hashes *= SPREAD
         if order in orders:
-            np.take(table, _rows(hashes + order, len(table)), axis=0, out=vectors, mode="wrap")
-            summed += vectors
-    return summed
+            each = hashes + order
+            places = _rows(each, rows)
+            np.take(table.vectors, places, axis=0, out=vectors, mode="wrap")
+            owners = table.owners.take(places, mode="wrap")
+            vectors[(owners != _prints(each)) & (owners != SHARED)] = table.unknown[orders.index(order)]
+            out += vectors
+
+
+def _prints(hashes: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """By which n-grams that fall on one row are told apart."""
+    some = (hashes >> 24).astype(np.uint8)
+    some %= PRINTS
+    some += 1
+    return some
 
 
 def _rows(hashes: NDArray[np.int64], rows: int) -> NDArray[np.int64]:

@@ -19,7 +19,7 @@ from zonkey_core.config import LevelConfig
 from zonkey_core.model.ngram_tables import NGRAM_ORDERS, TABLE_WIDTH
 from zonkey_core.model.units import byte_reach, read_units
 from zonkey_core.numpy_model.layers import Convolution, Linear, NormedLogit, half_silu, room
-from zonkey_core.numpy_model.ngrams import ngram_vectors
+from zonkey_core.numpy_model.ngrams import NgramTable, ngram_vectors
 from zonkey_core.numpy_model.weights import Floats, Weights
 
 UNITS_TOGETHER, LATENTS_TOGETHER = 8192, 1024
@@ -117,7 +117,12 @@ class ByteSplitter:
 
     def __init__(self, weights: Weights, config: LevelConfig) -> None:
         ngrams = weights.part("ngrams")
-        self.table = ngrams.take("table", 1, config.splitter_ngrams, TABLE_WIDTH)[0]
+        rows = config.splitter_ngrams
+        self.table = NgramTable(
+            ngrams.take("table", 1, rows, TABLE_WIDTH)[0],
+            ngrams.take_bytes("owners", rows),
+            ngrams.take("unknown", len(NGRAM_ORDERS), TABLE_WIDTH),
+        )
         self.network = Network(weights, config, self._embed, TABLE_WIDTH, max(NGRAM_ORDERS) - 1, UNITS_TOGETHER)
         self.network.convolutions[0].project(ngrams.take("linear.weight", config.splitter_width, TABLE_WIDTH))
         self.reach = byte_reach(self.network.reach)

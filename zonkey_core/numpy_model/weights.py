@@ -24,13 +24,20 @@ class Weights:
 
     def take(self, name: str, *shape: int) -> Floats:
         """One of `shape` in float32; raises `ValueError` where it is missing or another."""
+        return np.ascontiguousarray(self._found(name, "f", shape), dtype=np.float32)
+
+    def take_bytes(self, name: str, *shape: int) -> NDArray[np.uint8]:
+        """One of `shape` that holds numbers from 0 to 255; raises `ValueError` as above."""
+        return np.ascontiguousarray(self._found(name, "u", shape), dtype=np.uint8)
+
+    def _found(self, name: str, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
         full = self._prefix + name
         tensor = self._tensors.get(full)
         if tensor is None:
             raise ValueError(f"its weights do not fit the configuration: it lacks {full}")
-        if tensor.shape != shape or tensor.dtype.kind != "f":
+        if tensor.shape != shape or tensor.dtype.kind != kind:
             raise ValueError(
                 f"its weights do not fit the configuration: {full} has the shape {list(tensor.shape)} "
                 f"and should have {list(shape)}"
             )
-        return np.ascontiguousarray(tensor, dtype=np.float32)
+        return tensor

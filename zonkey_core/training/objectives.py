@@ -146,9 +146,9 @@ def rate_losses(
     """How far the cuts of units are from their rate: that of their information, where one is set.
 
     The batch is held to its rate firmly and each row loosely, since what a row costs is known but roughly, and a firm
-    hold would drown in that noise what the reader has to say. A lexicon holds the rows of each of `sources` [B] to one
-    rate by the price of a cut, where a compressor has said what a unit of that source costs. What the units of a row
-    cost is told from some of them, in the same graph as what teaches that to the estimator.
+    hold would drown in that noise what the reader has to say. A lexicon holds all of them to their mean rate by the
+    price of a cut, where a compressor has said what a unit of each of `sources` [B] costs. What the units of a row cost
+    is told from some of them, in the same graph as what teaches that to the estimator.
     """
     assert level.estimator is not None
     asked = (torch.rand(units.keys.shape, generator=generator) < ESTIMATED).to(units.keys.device).nonzero().flatten()
@@ -165,8 +165,8 @@ def rate_losses(
         bytes_each = mean_over(units.sizes.sum().float(), len(units.sizes))
         rates = (bytes_each / level.config.segment_length).clamp(max=LARGEST_RATE).expand_as(bits)
     if level.lexicon is not None:
-        prices = level.lexicon.price(sources, found.detach() - rates, over_all)
-        return losses | {"price": mean_over((prices[units.rows] * start_prob).sum(), len(units.rows))}
+        price = level.lexicon.price(found.detach() - rates, over_all)
+        return losses | {"price": mean_over((price * start_prob).sum(), len(units.rows))}
     wanted = mean_over(rates[units.rows].sum(), len(units.rows))
     losses["rate"] = rate_penalty(start_prob, torch.ones_like(start_prob), wanted)
     if level.config.bits_per_segment:

@@ -45,6 +45,7 @@ from zonkey_core.training.fitting import (
     follow_compressors,
 )
 from zonkey_core.training.guides import RunGuides
+from zonkey_core.training.ngram_claims import claim_ngrams
 from zonkey_core.training.optimizers import (
     follow_weights,
     learning_rate_factor,
@@ -188,6 +189,7 @@ class Trainer:
         if not record.stage_step:
             models = self.model, self.average
             sequences = self.pieces.whole(batches)
+            claim_ngrams(models, stage, self.pieces.whole(batches, 1), self.config.training.guide_bytes)
             fit_vocabularies(models, stage, sequences, self.precision)
             on_first_alone(partial(fit_information, self.model, stage, self.spec))
             if stage.name in ("autoencoder", "joint"):

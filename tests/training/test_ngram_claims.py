@@ -1,0 +1,100 @@
+"""Whose the rows of the splitter's table are after a text was read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+
+from tests.model_helpers import byte_rows, level_config, small_model
+from tests.training_helpers import Run, small_config
+from zonkey_core.checkpoint import load_model
+from zonkey_core.config import ModelConfig
+from zonkey_core.model.hash_embeddings import OwnedNgramVectors, prints, table_rows
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.ngram_tables import NOBODY, SHARED
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.training import ngram_claims
+from zonkey_core.training.curriculum import Stage
+from zonkey_core.training.ngram_claims import LEAST_MET, claim_ngrams
+
+SPLITTER = Stage("splitter", 0, 1.0)
+TEXTS = b"the cat sat on the mat and the dog sat on the log", b"then the cat and the dog ran to the river at noon!"
+
+
+def claimed(*texts: bytes, stage: Stage = SPLITTER, least: int = 10**9, lexicon: int = 512) -> tuple[Zonkey, Zonkey]:
+    """A model and its average whose tables were claimed by the n-grams of texts."""
+    models = small_model(2, lexicon=lexicon), small_model(2, lexicon=lexicon)
+    for model in models:
+        table_of(model).owners.fill_(SHARED)
+    rows: Iterator[PositionSequence] = (byte_rows(text) for text in texts)
+    claim_ngrams(models, stage, rows, least)
+    return models
+
+
+def table_of(model: Zonkey) -> OwnedNgramVectors:
+    """Its n-grams."""
+    assert model.bottom.splitter.ngrams is not None
+    return model.bottom.splitter.ngrams
+
+
+def met(vectors: OwnedNgramVectors, *texts: bytes) -> dict[int, Counter[int]]:
+    """How often each print was met on each row; none crosses from text to text."""
+    found: dict[int, Counter[int]] = {}
+    for text in texts:
+        units = torch.tensor([[-1] * 4 + list(text)])
+        keys = vectors.keys(units)[0, 4:]
+        rows, each = table_rows(keys, vectors.rows).flatten().tolist(), prints(keys).flatten().tolist()
+        for row, print_of in zip(rows, each, strict=True):
+            found.setdefault(row, Counter())[print_of] += 1
+    return found
+
+
+@pytest.mark.parametrize("together", [1, 60, 1 << 22])
+def test_a_row_belongs_to_the_ngram_that_is_met_most_often(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ngram_claims, "COUNTED_TOGETHER", together)
+    live, average = map(table_of, claimed(*TEXTS))
+    counts = met(live, *TEXTS)
+    owned = 0
+    for row, owner in enumerate(live.owners.tolist()):
+        times = counts.get(row, Counter())
+        most = max(times.values(), default=0)
+        assert (owner == NOBODY) == (most < LEAST_MET)
+        assert owner == NOBODY or times[owner] == most
+        owned += owner != NOBODY
+    assert owned > 20 and torch.equal(live.owners, average.owners)
+
+
+def test_as_much_text_is_read_as_asked_for() -> None:
+    first, both = (table_of(claimed(*TEXTS, least=least)[0]).owners for least in (10, 10**9))
+    assert torch.equal(first, table_of(claimed(TEXTS[0])[0]).owners) and not torch.equal(first, both)
+
+
+@pytest.mark.parametrize("stage", [Stage("splitter", 1, 1.0), Stage("autoencoder", 0, 1.0), Stage("joint", None, 1.0)])
+def test_other_stages_claim_nothing(stage: Stage) -> None:
+    assert set(table_of(claimed(*TEXTS, stage=stage)[0]).owners.tolist()) == {SHARED}
+
+
+def test_what_learns_by_masked_modelling_has_rows_for_all() -> None:
+    """Whatever they were before."""
+    live, average = small_model(2), small_model(2)
+    claim_ngrams((live, average), SPLITTER, iter([byte_rows(TEXTS[0])]), 10**9)
+    for model in (live, average):
+        assert set(table_of(model).owners.tolist()) == {SHARED}
+
+
+def test_a_run_claims_rows_once_and_keeps_them(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    level = level_config(lexicon=512, splitter_ngrams=1024)
+    config = msgspec.structs.replace(small_config(), model=ModelConfig(levels=(level, level_config())))
+    run.train(config, steps=30, stop_at=2)
+    assert table_of(load_model(run.out)).owners.ne(SHARED).all()
+    before: Tensor = table_of(load_model(run.out)).owners
+    run.resume()
+    assert torch.equal(table_of(load_model(run.out)).owners, before)
+    assert before.ne(NOBODY).sum() > 100

@@ -1,0 +1,88 @@
+"""Whose the rows of the splitter's table are: each of the n-gram that is met most often of those that fall on it.
+
+A text has many times as many different n-grams as a table has rows. Were rows for all, those of words would say what
+chance has thrown on them, and what was never met before would be taken for something else.
+
+That is for a splitter that a lexicon teaches. One that learns by masked modelling must not see which units are hidden,
+and what stands in their place makes n-grams that are not known, around which it would cut. Its rows are for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from zonkey_core.model.hash_embeddings import OwnedNgramVectors, prints, table_rows
+from zonkey_core.model.model import Zonkey
+from zonkey_core.model.ngram_tables import SHARED
+from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.unit_rows import spaced_apart, unit_rows
+from zonkey_core.training.curriculum import Stage
+
+LEAST_MET = 3
+"""Times that an n-gram has to be met to own a row: what is met less often is better not known than known by heart."""
+COUNTED_TOGETHER = 1 << 22
+"""Symbols whose n-grams are counted at once."""
+
+Counts = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""Rows and prints as one number each, in order, and how often they were met."""
+
+
+def claim_ngrams(
+    models: tuple[Zonkey, Zonkey], stage: Stage, sequences: Iterator[PositionSequence], text_bytes: int
+) -> None:
+    """Before level 0's splitter learns, give the rows of its table to the n-grams of the text that comes next.
+
+    Those of a splitter that learns by masked modelling are given to all. `models` are the one that learns and its
+    average, which rows are given in alike.
+    """
+    if stage.name != "splitter" or stage.level:
+        return
+    live, average = (model.bottom.splitter.ngrams for model in models)
+    assert live is not None and average is not None
+    if models[0].bottom.lexicon is None:
+        for vectors in (live, average):
+            vectors.owners.fill_(SHARED)
+        return
+    rows, owners = _owners(_count(live, sequences, text_bytes))
+    for vectors in (live, average):
+        vectors.claim(rows.to(vectors.table.device), owners.to(vectors.table.device))
+
+
+def _count(vectors: OwnedNgramVectors, sequences: Iterator[PositionSequence], least: int) -> Counts:
+    """The n-grams of at least so many bytes, if there are."""
+    counts: Counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    waiting: list[NDArray[np.int64]] = []
+    for sequence in sequences:
+        units = unit_rows(sequence)
+        line, places = spaced_apart(units, max(vectors.orders) - 1)
+        keys = vectors.keys(line[None])[0, places]
+        codes = table_rows(keys, vectors.rows) << 8 | prints(keys).long()
+        waiting.append(codes.flatten().cpu().numpy())
+        least -= sequence.values.numel()
+        if least <= 0 or sum(map(len, waiting)) >= COUNTED_TOGETHER * len(vectors.orders):
+            counts = _added(counts, np.concatenate(waiting))
+            waiting = []
+        if least <= 0:
+            break
+    return _added(counts, np.concatenate(waiting)) if waiting else counts
+
+
+def _added(counts: Counts, codes: NDArray[np.int64]) -> Counts:
+    found, times = np.unique(codes, return_counts=True)
+    every, which = np.unique(np.concatenate([counts[0], found]), return_inverse=True)
+    total = np.bincount(which, weights=np.concatenate([counts[1], times])).astype(np.int64)
+    return every, total
+
+
+def _owners(counts: Counts) -> tuple[Tensor, Tensor]:
+    """Rows that are claimed, and the prints of those that claim them."""
+    codes, times = (part[counts[1] >= LEAST_MET] for part in counts)
+    order = np.lexsort((-times, codes >> 8))
+    rows = codes[order] >> 8
+    first = np.flatnonzero(np.diff(rows, prepend=-1))
+    return torch.from_numpy(rows[first]), torch.from_numpy((codes[order][first] & 0xFF).astype(np.uint8))
