@@ -70,6 +70,30 @@ def test_a_row_belongs_to_the_ngram_that_is_met_most_often(together: int, monkey
     assert owned > 20 and torch.equal(live.owners, average.owners)
 
 
+@pytest.mark.parametrize("most", [0.0, 0.05, 1.0])
+def test_another_text_takes_a_few_rows_for_what_it_says_most_often(
+    most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What owns a row that the text claims more seldom keeps it, and rows of nobody are there for the taking."""
+    monkeypatch.setattr(ngram_claims, "MOST_TAKEN", most)
+    models = claimed(*TEXTS * 3)
+    before = table_of(models[0]).owners.clone()
+    other = b"zum Wald zum Wald und zum See, zum See und zum Wald, und so fort und so fort!" * 3
+    claim_ngrams(models, SPLITTER, iter([byte_rows(other)]), 10**9)
+    live, average = map(table_of, models)
+    owned = before != NOBODY
+    taken = owned & (live.owners != before)
+    counts = met(live, other)
+    times = {row: max(counts[row].values()) for row in owned.nonzero().flatten().tolist() if row in counts}
+    wanted = {row: each for row, each in times.items() if each >= LEAST_MET and counts[row][int(before[row])] < each}
+    assert len(wanted) > 10 and int(taken.sum()) == min(int(most * len(before)), len(wanted))
+    if 0 < int(taken.sum()) < len(wanted):
+        assert min(wanted[row] for row in taken.nonzero().flatten().tolist()) >= max(
+            each for row, each in wanted.items() if not taken[row]
+        )
+    assert (live.owners[~owned] != NOBODY).any() and torch.equal(live.owners, average.owners)
+
+
 def test_as_much_text_is_read_as_asked_for() -> None:
     first, both = (table_of(claimed(*TEXTS, least=least)[0]).owners for least in (10, 10**9))
     assert torch.equal(first, table_of(claimed(TEXTS[0])[0]).owners) and not torch.equal(first, both)

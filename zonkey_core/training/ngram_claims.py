@@ -18,13 +18,15 @@ from torch import Tensor
 
 from zonkey_core.model.hash_embeddings import OwnedNgramVectors, prints, table_rows
 from zonkey_core.model.model import Zonkey
-from zonkey_core.model.ngram_tables import SHARED
+from zonkey_core.model.ngram_tables import NOBODY, SHARED
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.unit_rows import spaced_apart, unit_rows
 from zonkey_core.training.curriculum import Stage
 
 LEAST_MET = 3
 """Times that an n-gram has to be met to own a row: what is met less often is better not known than known by heart."""
+MOST_TAKEN = 1 / 16
+"""Share of the rows that n-grams of a new text take from others, at most: what was learned of other texts stays."""
 COUNTED_TOGETHER = 1 << 22
 """Symbols whose n-grams are counted at once."""
 
@@ -48,7 +50,7 @@ def claim_ngrams(
         for vectors in (live, average):
             vectors.owners.fill_(SHARED)
         return
-    rows, owners = _owners(_count(live, sequences, text_bytes))
+    rows, owners = _claims(_count(live, sequences, text_bytes), live.owners.cpu().numpy())
     for vectors in (live, average):
         vectors.claim(rows.to(vectors.table.device), owners.to(vectors.table.device))
 
@@ -79,10 +81,18 @@ def _added(counts: Counts, codes: NDArray[np.int64]) -> Counts:
     return every, total
 
 
-def _owners(counts: Counts) -> tuple[Tensor, Tensor]:
-    """Rows that are claimed, and the prints of those that claim them."""
+def _claims(counts: Counts, owners: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+    """Rows that are claimed, and the prints of those that claim them.
+
+    Of those that others own, the ones that are claimed most often are.
+    """
     codes, times = (part[counts[1] >= LEAST_MET] for part in counts)
     order = np.lexsort((-times, codes >> 8))
-    rows = codes[order] >> 8
-    first = np.flatnonzero(np.diff(rows, prepend=-1))
-    return torch.from_numpy(rows[first]), torch.from_numpy((codes[order][first] & 0xFF).astype(np.uint8))
+    first = order[np.flatnonzero(np.diff(codes[order] >> 8, prepend=-1))]
+    rows, prints_there = codes[first] >> 8, (codes[first] & 0xFF).astype(np.uint8)
+    held = owners[rows]
+    taken = np.flatnonzero((held != SHARED) & (held != NOBODY) & (held != prints_there))
+    least = np.argsort(-times[first][taken], kind="stable")[int(MOST_TAKEN * len(owners)) :]
+    kept = np.ones(len(rows), dtype=np.bool_)
+    kept[taken[least]] = False
+    return torch.from_numpy(rows[kept]), torch.from_numpy(prints_there[kept])
