@@ -45,7 +45,7 @@ nothing, since text that is too easy to foresee is as strange. Both were chosen 
 (docs/experiments.md)."""
 TOLD_BY_ONE = 4
 """Candidates for a gap, at most, that are told by one plan."""
-WINDOWS_TOGETHER = 20
+WINDOWS_TOGETHER = 16
 """Windows that are filled side by side."""
 ATTEMPTS = 4
 """Times that candidates are drawn for a gap before it is left as it is."""
