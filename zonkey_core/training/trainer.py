@@ -46,12 +46,7 @@ from zonkey_core.training.fitting import (
 )
 from zonkey_core.training.guides import RunGuides
 from zonkey_core.training.ngram_claims import claim_ngrams
-from zonkey_core.training.optimizers import (
-    follow_weights,
-    learning_rate_factor,
-    set_learning_rates,
-    take_step,
-)
+from zonkey_core.training.optimizers import follow_weights, learning_rate_factor, set_learning_rates, take_step
 from zonkey_core.training.preview import Preview
 from zonkey_core.training.processes import (
     agree_on_most,
