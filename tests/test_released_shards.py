@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,7 +20,9 @@ from tests.training_helpers import Run, assert_same_tensors, seal, small_config
 from zonkey_core import checkpoint
 from zonkey_core.checkpoint import MODEL, check_weights, kept_steps, load_model, read_tensors
 from zonkey_core.committed_files import INDEX, present_files
+from zonkey_core.inference.cutting_levels import load_cutting_levels
 from zonkey_core.weight_parts import in_shards, tensor_bytes
+from zonkey_core.weight_rounding import SCALE
 
 LIMIT = 60_000
 BOTH = small_config(2)
@@ -65,6 +68,21 @@ def test_a_model_in_several_files_is_the_same_model(runs: tuple[Path, Path]) -> 
     assert_same_tensors(load_model(several).state_dict(), load_model(one).state_dict())
     assert_same_tensors(read_tensors(several, MODEL), read_tensors(one, MODEL))
     check_weights(several)
+
+
+def test_a_rounded_matrix_and_its_scale_may_stand_in_two_files(
+    runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Text is cut without torch, which reads the files itself."""
+    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 1)
+    apart = Run(tmp_path / "apart")
+    apart.train(BOTH, steps=40, stop_at=2)
+    table = "bottom.splitter.ngrams.table"
+    where = json.loads((apart.out / (MODEL + INDEX)).read_bytes())["weight_map"]
+    assert where[table] != where[table + SCALE]
+    text = np.frombuffer(b"The sea is deep and blue, and so is the sky.", dtype=np.uint8)
+    found = [load_cutting_levels(folder, level=0)[0].start_probs(text).tolist() for folder in (runs[0], apart.out)]
+    assert found[0] == found[1]
 
 
 def test_earlier_checkpoints_have_all_files_and_others_leave_none(

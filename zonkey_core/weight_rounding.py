@@ -2,13 +2,13 @@
 
 A row w is kept as whole numbers q from -127 to 127 and one float16 s, so that `w = s q` to within `s / 2`, where
 `s = max |w| / 127` (symmetric absolute-maximum quantisation, Dettmers et al. 2022, "LLM.int8()"). In a file they are
-two tensors, `NAME` and `NAME.scale`. All other weights, those that cut and compress among them, are kept in float16.
+two tensors, `NAME` and `NAME.scale`. All other weights, what else cuts and what compresses among them, are in float16.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from zonkey_core.weights_file import TensorEntry
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 SCALE = ".scale"
 """What the name of the scales of a rounded matrix ends with."""
@@ -47,22 +49,21 @@ def round_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def restore_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors that those of a file stand for: float32 in place of rounded matrices, the others as they are."""
-    result = {name: tensor for name, tensor in tensors.items() if not name.endswith(SCALE)}
-    for name, tensor in result.items():
-        scale = tensors.get(name + SCALE)
-        if scale is not None:
-            result[name] = tensor.float() * scale.float().unsqueeze(-1)
-    return result
+    return _restored(tensors, lambda tensor, scale: tensor.float() * scale.float().unsqueeze(-1))
 
 
 def restore_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """The same for arrays of numpy."""
-    result = {name: array for name, array in arrays.items() if not name.endswith(SCALE)}
-    for name, array in result.items():
-        scale = arrays.get(name + SCALE)
-        if scale is not None:
-            result[name] = np.multiply(array, scale[..., None], dtype=np.float32)
-    return result
+    return _restored(arrays, lambda array, scale: np.multiply(array, scale[..., None], dtype=np.float32))
+
+
+def _restored(stored: Mapping[str, T], widen: Callable[[T, T], T]) -> dict[str, T]:
+    """What is stored without scales, each rounded matrix widened by its own."""
+    return {
+        name: widen(each, stored[name + SCALE]) if name + SCALE in stored else each
+        for name, each in stored.items()
+        if not name.endswith(SCALE)
+    }
 
 
 def restored_entries(entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:

@@ -31,8 +31,8 @@ def load_cutting_levels(
     configs = read_model_card(directory).config.model.levels[: level + 1]
     check_weights(directory)
     with reading(directory, MODEL):
-        parts = [restore_arrays(read_arrays(path, prefixes)) for path in file_paths(directory, MODEL)]
-        return [*numpy_levels(ChainMap(*parts), configs, executor)]
+        parts = [read_arrays(path, prefixes) for path in file_paths(directory, MODEL)]
+        return [*numpy_levels(restore_arrays(ChainMap(*parts)), configs, executor)]
 
 
 def cutting_levels(model: Zonkey, executor: Executor | None = None) -> list[CuttingLevel]:

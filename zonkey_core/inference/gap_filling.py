@@ -155,9 +155,10 @@ def score_fills(level: Level, rows: Sequence[FilledRow]) -> list[list[GapScore]]
 
     Fills see what stands before, the fills before them, and all known text but for what follows gaps at once.
     """
-    different = {_identity(row): row for row in rows}
+    identities = [_identity(row) for row in rows]
+    different = dict(zip(identities, rows, strict=True))
     scored = dict(zip(different, _score_different(level, list(different.values())), strict=True))
-    return [scored[_identity(row)] for row in rows]
+    return [scored[each] for each in identities]
 
 
 def _identity(row: FilledRow) -> tuple[int, tuple[tuple[int, ...], ...]]:

@@ -218,12 +218,11 @@ class _Filler:
         shares = [HIGHEST_SHARE * (number + 0.5) / options.candidates for number in range(options.candidates)]
         # What was too short is drawn longer the next time.
         least = min(self.most, self.least << attempt) if options.min_bytes else self.least
-        drawn = [
-            _Drawn(each, lengths, list(map(_chance, seeds.tolist())))
-            for each in self._open(windows)
-            for lengths in [draw_lengths(each.context, shares, least=least, most=self.most)]
-            for seeds in [torch.randint(2**31, (len(lengths),), generator=_chance(each.window.seed + attempt))]
-        ]
+        drawn: list[_Drawn] = []
+        for each in self._open(windows):
+            lengths = draw_lengths(each.context, shares, least=least, most=self.most)
+            seeds = torch.randint(2**31, (len(lengths),), generator=_chance(each.window.seed + attempt)).tolist()
+            drawn.append(_Drawn(each, lengths, list(map(_chance, seeds))))
         chances = [chance for each in drawn for chance in each.chances]
         filled = fill_gaps(
             self.model.bottom,
