@@ -70,6 +70,7 @@ def test_weights_are_kept_in_few_bytes_and_used_in_full(trained: Path) -> None:
         "bottom.vocabulary.strings": torch.uint8,
         "bottom.vocabulary.lengths": torch.int16,
         "bottom.splitter.ngrams.owners": torch.uint8,
+        "bottom.splitter.ngrams.stand_ins": torch.int64,
     }
     header = read_weights_header(trained / MODEL)
     rounded = [name for name in kept if name + SCALE in header]

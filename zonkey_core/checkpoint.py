@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from zonkey_core.model.model import Zonkey
 
-FORMAT = 5
+FORMAT = 6
 CONFIG, MODEL, TRAINING, OPTIMIZER = "config.json", "model.safetensors", "training.json", "optimizer.safetensors"
 CHECKSUMS = "checksums.json"
 SHARD_BYTES = 4_000_000_000

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from tests.evaluation.context_helpers import small_context
 from tests.model_helpers import level_config, small_model
+from zonkey_core.checkpoint import CONFIG, FORMAT
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.evaluation.context import EvaluationContext, EvaluationOptions
 from zonkey_core.evaluation.results import LeftOut, Measure, Outcome
@@ -200,6 +201,17 @@ def test_the_splitter_without_spaces_goes_on_where_it_was_stopped(
         assert torch.equal(one, other)
     learned = [msgspec.json.decode(line)["text"] for line in only(TEXT, tmp_path / "whole").splitlines()]
     assert learned == ["".join(document.decode().split()) for document in texts().training]
+
+
+def test_what_was_learned_in_another_format_is_learned_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that an earlier version has kept cannot be read, and is no reason to fail."""
+    monkeypatch.setattr(unspaced, "FORMAT", 1)
+    unspaced_model(context_in(tmp_path), [b"sometextwithoutspaces" * 40])
+    (kept,) = tmp_path.glob(f"store/*/model/{CONFIG}")
+    kept.write_bytes(kept.read_bytes().replace(f'"format": {FORMAT}'.encode(), b'"format": 1'))
+    monkeypatch.undo()
+    unspaced_model(context_in(tmp_path), [b"sometextwithoutspaces" * 40])
+    assert len([*tmp_path.glob(f"store/*/model/{CONFIG}")]) == 2
 
 
 def test_a_splitter_alone_is_the_levels_own() -> None:

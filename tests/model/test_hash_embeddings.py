@@ -181,6 +181,19 @@ def test_what_owns_no_row_is_not_known() -> None:
     torch.testing.assert_close(vectors(symbols, left_out)[0, -1], summed(vectors, symbols, known))
 
 
+def test_what_stands_in_for_a_kind_does_so_in_longer_ngrams_alone() -> None:
+    vectors = owned_vectors()
+    plain = vectors.keys(symbols_of(b"the THE"))
+    assert not torch.equal(plain[0, 2, 1:], plain[0, -1, 1:])
+    kinds = torch.tensor(list(b"EHT"))
+    vectors.stand_in(kinds, kinds + 32)
+    keys = vectors.keys(symbols_of(b"the THE"))
+    assert torch.equal(keys[0, 2, 1:3], keys[0, -1, 1:3]) and torch.equal(keys[..., 0], plain[..., 0])
+    assert torch.equal(keys[0, :3], plain[0, :3])
+    vectors.stand_in(kinds[:0], kinds[:0])
+    assert torch.equal(vectors.keys(symbols_of(b"the THE")), plain)
+
+
 def test_prints_tell_apart_what_falls_on_one_row() -> None:
     strings = torch.tensor(list(itertools.product(range(40, 104), repeat=2)))
     found = prints(ngram_keys(strings, 2)[1][:, 1])

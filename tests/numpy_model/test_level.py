@@ -46,12 +46,17 @@ any_text = st.one_of(
 
 @functools.lru_cache(maxsize=16)
 def both(seed: int, bias: float) -> tuple[list[CuttingLevel], list[CuttingLevel]]:
-    """The levels of an untrained model in numpy and in torch; the rows of its n-grams have owners by chance."""
+    """The levels of an untrained model in numpy and in torch.
+
+    By chance the rows of its n-grams have owners, and letters stand-ins.
+    """
     model = small_model(3, seed=seed)
     ngrams = model.bottom.splitter.ngrams
     assert ngrams is not None
     ngrams.owners.copy_(torch.randint(NOBODY + 1, ngrams.owners.shape, generator=chance(seed)))
     torch.nn.init.normal_(ngrams.unknown, generator=chance(seed))
+    kinds = torch.randperm(128, generator=chance(seed))
+    ngrams.stand_in(kinds[:40].sort().values, kinds[40:80])
     for level in model.levels:
         torch.nn.init.constant_(level.splitter.head.bias, bias)
     model.eval().requires_grad_(False)

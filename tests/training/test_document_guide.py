@@ -120,3 +120,18 @@ def test_what_stands_behind_is_not_judged_by_places_with_the_same_unit_before() 
     the = (symbols[places] == ord(" ")) & (symbols[places + 1] == ord("T")) & (symbols[places - 1] == ord("."))
     assert com.any() and the.any()
     assert found[com].max() < 0.1 < 1 < found[the].min()
+
+
+def test_behind_a_unit_that_often_ends_segments_it_is_told_which_of_them_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`5` stands where the left side doubts, `The` where it does not; behind other units neither counts."""
+    symbols = line_from(["a town. The b is .3.5 c"] * 60).symbols
+    places = np.flatnonzero((symbols[1:] != NOTHING) & (symbols[:-1] != NOTHING)) + 1
+    stop = symbols[places - 1] == ord(".")
+    behind = {sign: stop & (symbols[places] == ord(sign)) for sign in " 35"}
+    starts = np.where(behind[" "], 0.9, np.where(stop, 0.1, 0.0)).astype(np.float32)
+    side = document_guide.RightSide(symbols, places, starts, 1 << 12)
+    found = side.logits(symbols, places)
+    monkeypatch.setattr(document_guide, "ENDING", 0.0)
+    without = side.logits(symbols, places)
+    assert (found - without)[behind["5"]].max() < -0.5 and (found - without)[behind[" "]].min() > 0.5
+    assert np.abs(found - without)[~stop].max() < 1e-4

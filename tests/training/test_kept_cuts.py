@@ -25,8 +25,8 @@ from zonkey_core.training import trainer
 from zonkey_core.training.augmentation import noise_rows, noised_start_prob
 from zonkey_core.training.batches import BatchPieces
 from zonkey_core.training.curriculum import Stage
-from zonkey_core.training.losses import existence_loss
-from zonkey_core.training.objectives import KEPT, RowOrigins, kept_cuts_loss, splitter_objective
+from zonkey_core.training.losses import existence_loss_at_rates
+from zonkey_core.training.objectives import KEPT, RowOrigins, kept_cuts_loss, noise_units, splitter_objective
 from zonkey_core.training.saving import READER
 from zonkey_core.training.stages import stage_losses
 
@@ -64,11 +64,11 @@ def test_a_splitter_that_is_as_it_was_learns_from_noised_text_alone(seed: int) -
     level, rows = level_that_keeps(), text_rows(3)
     assert level.former is not None
     target = level.former(rows).start_prob
-    clean = existence_loss(level.split(rows).start_logits, target, rows.cut_open().float())
+    clean = existence_loss_at_rates(level.split(rows).start_logits, target, rows.cut_open().float())
     assert gradients(clean, level).abs().max() < 1e-6
     noised, origins = noise_rows(rows, chance(seed))
     asked = noised.cut_open().float()
-    wanted = existence_loss(level.split(noised).start_logits, noised_start_prob(target, origins), asked)
+    wanted = existence_loss_at_rates(level.split(noised).start_logits, noised_start_prob(target, origins), asked)
     expected = gradients(wanted, level)
     torch.testing.assert_close(gradients(kept_cuts_loss(level, rows, chance(seed)), level), expected)
     assert expected.abs().max() > 1e-4
@@ -84,7 +84,10 @@ def test_a_splitter_that_cuts_otherwise_is_drawn_back(shift: float) -> None:
     assert level.former is not None
     target, (noised, origins) = level.former(rows).start_prob, noise_rows(rows, chance(1))
     parts = ((rows, target), (noised, noised_start_prob(target, origins)))
-    both = [existence_loss(level.split(part).start_logits, wanted, part.cut_open().float()) for part, wanted in parts]
+    both = [
+        existence_loss_at_rates(level.split(part).start_logits, wanted, part.cut_open().float())
+        for part, wanted in parts
+    ]
     torch.testing.assert_close(loss, torch.stack(both).sum())
     (gradient,) = torch.autograd.grad(loss, level.splitter.head.bias)
     assert gradient * shift < 0, "the bias was lowered, so it is to rise"
@@ -93,9 +96,23 @@ def test_a_splitter_that_cuts_otherwise_is_drawn_back(shift: float) -> None:
 def test_sure_cuts_that_stay_cost_nothing() -> None:
     level, rows = level_that_keeps(), text_rows(2)
     torch.nn.init.zeros_(level.splitter.head.weight)
-    torch.nn.init.constant_(level.splitter.head.bias, -20.0)
+    torch.nn.init.constant_(level.splitter.head.bias, -30.0)
     level.former = frozen_copy(level.splitter)
     assert kept_cuts_loss(level, rows, chance(1)) < 1e-6
+
+
+def test_a_splitter_that_knows_what_stands_in_for_what_is_held_to_its_cuts_in_either_case() -> None:
+    level, rows = level_that_keeps(), text_rows(40)
+    assert level.splitter.ngrams is not None
+    before = noise_units(level, rows, chance(3)).sequence.values
+    assert torch.equal(before, noise_rows(rows, chance(3)).sequence.values)
+    kinds = torch.tensor([ord("T")])
+    level.splitter.ngrams.stand_in(kinds, kinds + 32)
+    noised = noise_units(level, rows, chance(3))
+    capital = torch.isin(noised.sequence.values, kinds)
+    spelled = rows.values.gather(1, noised.origins)
+    assert (capital & (spelled == noised.sequence.values + 32)).any(), "small letters have become capitals"
+    assert (~capital & (spelled == noised.sequence.values - 32)).any(), "and capitals small letters"
 
 
 # Which rows teach what
@@ -226,7 +243,9 @@ def test_stopping_leaves_no_trace(tmp_path: Path, lexicon: int) -> None:
     for name, tensor in former.items():
         assert torch.equal(tensor, began[f"bottom.splitter.{name}"].float())
         alike = torch.equal(tensor, tensors[f"live.bottom.splitter.{name}"])
-        assert alike == (name in ("ngrams.owners", "ngrams.unknown") and not lexicon), "rows that are for all stay so"
+        assert alike == (
+            name == "ngrams.stand_ins" or (name in ("ngrams.owners", "ngrams.unknown") and not lexicon)
+        ), "rows that are for all stay so"
     assert ("unsaved.bottom.lexicon.counts" in tensors) == bool(lexicon)
     known = tensors.get("unsaved.bottom.lexicon.information", torch.zeros(2)) > 0
     assert known.tolist() == [bool(lexicon), False], "of what is learned alone"

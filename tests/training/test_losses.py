@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from tests.model_helpers import chance, normal, start_probs
 from zonkey_core.model.existence import cumulative_log_continue, sample_starts, window_log_existence
 from zonkey_core.model.latents import contrastive_loss
 from zonkey_core.training.losses import (
+    RATES,
     existence_loss,
+    existence_loss_at_rates,
     expected_segment_loss,
     expected_segment_sum,
     latent_regression,
@@ -125,6 +128,36 @@ def test_existence_loss_is_the_weighted_cross_entropy() -> None:
     at_truth = torch.tensor([[0.25, 0.5]], dtype=torch.float64).logit().requires_grad_()
     loss = existence_loss(at_truth, at_truth.detach().sigmoid(), torch.ones(1, 2, dtype=torch.float64))
     assert torch.autograd.grad(loss, at_truth)[0].abs().max() < 1e-7
+
+
+def test_the_loss_at_rates_is_that_of_odds_which_are_multiplied() -> None:
+    true = torch.tensor([[0.02, 0.3, 0.9]], dtype=torch.float64)
+    logits = torch.tensor([[-6.0, 1.0, 2.0]], dtype=torch.float64)
+    weight = torch.tensor([[1.0, 0.5, 1.0]], dtype=torch.float64)
+    expected = sum(
+        share * existence_loss(logits + math.log(odds), (true.logit() + math.log(odds)).sigmoid(), weight)
+        for odds, share in RATES
+    )
+    torch.testing.assert_close(existence_loss_at_rates(logits, true, weight), expected, rtol=1e-5, atol=1e-6)
+    at_truth = true.logit().requires_grad_()
+    (gradient,) = torch.autograd.grad(existence_loss_at_rates(at_truth, true, weight), at_truth)
+    assert gradient.abs().max() < 1e-6
+
+
+def test_at_lower_rates_it_matters_how_unlikely_a_start_is() -> None:
+    """One of a hundredth, told as one of a hundred thousandth, costs next to nothing at the splitter's own rate."""
+    true, one = torch.tensor([[0.01]]), torch.ones(1, 1)
+    told = torch.tensor([[1e-5]]).logit()
+
+    def missed(loss: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
+        return (loss(told, true, one) - loss(true.logit(), true, one)).item()
+
+    assert missed(existence_loss_at_rates) > 10 * missed(existence_loss) > 0
+
+
+def test_certain_starts_cost_nothing_at_any_rate() -> None:
+    logits, true = torch.tensor([[40.0, -40.0]]), torch.tensor([[1.0, 0.0]])
+    assert existence_loss_at_rates(logits, true, torch.ones(1, 2)) < 1e-6
 
 
 def test_latent_regression() -> None:

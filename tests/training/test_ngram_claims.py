@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,8 +20,10 @@ from zonkey_core.model.hash_embeddings import OwnedNgramVectors, prints, table_r
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.ngram_tables import NOBODY, SHARED
 from zonkey_core.model.positions import PositionSequence
+from zonkey_core.model.unit_rows import NO_UNIT
 from zonkey_core.training import ngram_claims
 from zonkey_core.training.curriculum import Stage
+from zonkey_core.training.document_guide import Symbols
 from zonkey_core.training.ngram_claims import LEAST_MET, claim_ngrams
 
 SPLITTER = Stage("splitter", 0, 1.0)
@@ -110,6 +113,27 @@ def test_what_learns_by_masked_modelling_has_rows_for_all() -> None:
     claim_ngrams((live, average), SPLITTER, iter([byte_rows(TEXTS[0])]), 10**9)
     for model in (live, average):
         assert set(table_of(model).owners.tolist()) == {SHARED}
+
+
+def test_what_stands_in_for_what_is_learned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before rows are claimed, which belong to n-grams with the stand-ins."""
+    monkeypatch.setattr(ngram_claims, "KINDS_UNITS", 100)
+    asked: list[int] = []
+
+    def learned(symbols: Symbols) -> tuple[Symbols, Symbols]:
+        asked.append(int((symbols != NO_UNIT).sum()))
+        return np.array([ord("T")]), np.array([ord("t")])
+
+    monkeypatch.setattr(ngram_claims, "stand_ins", learned)
+    texts = [text.replace(b" the", b" The") for text in TEXTS]
+    models = claimed(*texts * 2)
+    live, average = map(table_of, models)
+    assert asked == [len(TEXTS[0] + TEXTS[1])]
+    assert live.stand_ins[:, -1].tolist() == [ord("T"), ord("t")] and torch.equal(live.stand_ins, average.stand_ins)
+    counts = met(live, *texts * 2)
+    assert all(owner == NOBODY or counts[row][owner] >= LEAST_MET for row, owner in enumerate(live.owners.tolist()))
+    claim_ngrams(models, SPLITTER, iter([byte_rows(TEXTS[0])]), 10**9)
+    assert len(asked) == 1
 
 
 def test_a_run_claims_rows_once_and_keeps_them(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from tests.training.test_document_guide import line_from
 from zonkey_core.data import SourceSpec, open_stream
 from zonkey_core.training.document_guide import DocumentGuide
-from zonkey_core.training.telling_units import TellingUnits, telling_units
+from zonkey_core.training.telling_units import TellingUnits, swapping_units, telling_units
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +46,12 @@ def test_where_nothing_begins_nothing_is_lost() -> None:
     told = telling_units(line, np.zeros(len(line.inner), np.float32))
     assert not told.lost_mask.any() and np.array_equal(told.kinds, told.stand_ins)
     assert told.kinds.tolist() == [ord(sign) for sign in "abc"]
+
+
+def test_kinds_and_what_stands_in_for_them_give_way_to_each_other() -> None:
+    kinds, others = (np.array([ord(sign) for sign in signs], dtype=np.int64) for signs in ("ADZ", "daz"))
+    told = swapping_units(kinds, others)
+    assert told is not None and not told.lost_mask.any()
+    way = {chr(kind): chr(other) for kind, other in zip(told.kinds, told.stand_ins, strict=True)}
+    assert way == {"A": "d", "d": "A", "D": "a", "a": "D", "Z": "z", "z": "Z"} and (np.diff(told.kinds) > 0).all()
+    assert swapping_units(kinds[:0], others[:0]) is None

@@ -40,7 +40,10 @@ from zonkey_core.training.stages import stage_losses
 from zonkey_core.weight_rounding import restore_weights, round_weights
 
 STEPS = 40
-WHOLE = {"bottom.vocabulary.strings", "bottom.vocabulary.lengths", "bottom.splitter.ngrams.owners"}
+WHOLE = {
+    "bottom.vocabulary.strings", "bottom.vocabulary.lengths",
+    "bottom.splitter.ngrams.owners", "bottom.splitter.ngrams.stand_ins",
+}
 """Whole numbers."""
 FITTED = {*WHOLE, "bottom.vocabulary.log_shares"}
 """What is saved of a model, but learned by no gradient."""

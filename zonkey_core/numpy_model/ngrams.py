@@ -20,6 +20,8 @@ class NgramTable(NamedTuple):
     """[rows] by their prints; all `SHARED` where nobody has claimed any."""
     unknown: Floats
     """[orders, D] what those have that own no row."""
+    stand_ins: NDArray[np.int64]
+    """[2, K] kinds of symbols, in order, and what stands in for each in n-grams of more than one."""
 
 
 def ngram_vectors(keys: NDArray[np.int64], table: NgramTable, orders: tuple[int, ...], out: Floats) -> None:
@@ -33,17 +35,27 @@ def ngram_vectors(keys: NDArray[np.int64], table: NgramTable, orders: tuple[int,
     out[:] = 0
     vectors = np.empty_like(out)
     hashes = np.zeros(len(keys), dtype=np.int64)
+    told = _told(padded, table.stand_ins)
     for order in range(1, longest + 1):
         first = longest - order
-        hashes += padded[first : first + len(keys)]
+        hashes += told[first : first + len(keys)]
         hashes *= SPREAD
         if order in orders:
-            each = hashes + order
+            each = (padded[first:] * SPREAD if order == 1 else hashes) + order
             places = _rows(each, rows)
             np.take(table.vectors, places, axis=0, out=vectors, mode="wrap")
             owners = table.owners.take(places, mode="wrap")
             vectors[(owners != _prints(each)) & (owners != SHARED)] = table.unknown[orders.index(order)]
             out += vectors
+
+
+def _told(padded: NDArray[np.int64], stand_ins: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Symbols, each more by one than its key, with what stands in for them."""
+    kinds, others = stand_ins + 1
+    place = np.searchsorted(kinds, padded)
+    np.minimum(place, len(kinds) - 1, out=place)
+    found: NDArray[np.int64] = np.where(kinds[place] == padded, others[place], padded)
+    return found
 
 
 def _prints(hashes: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zonkey_core.config import LevelConfig
-from zonkey_core.model.ngram_tables import NGRAM_ORDERS, TABLE_WIDTH
+from zonkey_core.model.ngram_tables import NGRAM_ORDERS, STAND_INS, TABLE_WIDTH
 from zonkey_core.model.units import byte_reach, read_units
 from zonkey_core.numpy_model.layers import Convolution, Linear, NormedLogit, half_silu, room
 from zonkey_core.numpy_model.ngrams import NgramTable, ngram_vectors
@@ -122,6 +122,7 @@ class ByteSplitter:
             ngrams.take("table", 1, rows, TABLE_WIDTH)[0],
             ngrams.take_bytes("owners", rows),
             ngrams.take("unknown", len(NGRAM_ORDERS), TABLE_WIDTH),
+            ngrams.take_integers("stand_ins", 2, STAND_INS),
         )
         self.network = Network(weights, config, self._embed, TABLE_WIDTH, max(NGRAM_ORDERS) - 1, UNITS_TOGETHER)
         self.network.convolutions[0].project(ngrams.take("linear.weight", config.splitter_width, TABLE_WIDTH))

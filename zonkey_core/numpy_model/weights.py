@@ -30,6 +30,10 @@ class Weights:
         """One of `shape` that holds numbers from 0 to 255; raises `ValueError` as above."""
         return np.ascontiguousarray(self._found(name, "u", shape), dtype=np.uint8)
 
+    def take_integers(self, name: str, *shape: int) -> NDArray[np.int64]:
+        """One of `shape` that holds integers; raises `ValueError` as above."""
+        return np.ascontiguousarray(self._found(name, "i", shape), dtype=np.int64)
+
     def _found(self, name: str, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
         full = self._prefix + name
         tensor = self._tensors.get(full)

@@ -20,6 +20,8 @@ from zonkey_core.training.telling_units import TellingUnits
 KIND_SHARES = (0.25, 0.15, 0.2, 0.4, 0.0)
 """How often a row loses units, has some twice, has others in place of some, has rare kinds of them changed for others,
 or loses what gives segments away."""
+SWAP_SHARES = (0.2, 0.15, 0.15, 0.25, 0.25)
+"""The same where in the last place kinds and what stands in for them are changed for each other, as in another case."""
 UPPER_KIND_SHARES = (0.04, 0.04, 0.04, 0.03, 0.85)
 """The same for what splitters above level 0 are taught with."""
 LEAST_SHARE, MOST_SHARE = 0.05, 0.25

@@ -6,7 +6,9 @@ positive and unlabelled examples; Elkan and Noto 2008). A place between units is
 there, each of which is weighed against the one that is shorter by a unit. What stands before it is counted at the ends
 of documents. What stands behind it learns from what the left side expects (co-training; Blum and Mitchell 1998), and
 leaves out of its counts all places with the same unit before them, or it would repeat what the left side knows of that
-unit. Then the left side learns from both, while a part of its weight stays on the ends themselves.
+unit. Behind a unit that ends segments often, it learns also from these places which of them do: what stands behind
+`Dr.` and within `3.5` stands seldom behind what ends a document. Then the left side learns from both, while a part of
+its weight stays on the ends themselves.
 
 Nothing here knows a character. Only numpy is used. Shapes: T units; a line of T' symbols, with places before each.
 """
@@ -37,6 +39,9 @@ ROUNDS = 3
 """Times that the right side learns from the left one, which learns from both between them."""
 ENDS_SHARE = 0.4
 """Weight of the ends of documents, in logits, beside what both sides teach the left one."""
+ENDING = 2.0
+"""How much what stands behind a place counts by places with the same unit before them, for each start that there is
+behind such a unit."""
 LEAST_ENDS = 16
 """Ends of documents below which nothing can be learned from them."""
 LEAST_ROWS, MOST_ROWS = 1 << 12, 1 << 21
@@ -114,7 +119,10 @@ class LeftSide:
 
 
 class RightSide:
-    """What stands behind places, judged by those that have it and another unit before them."""
+    """What stands behind places, judged by those that have it and another unit before them.
+
+    Those with the same unit before them count by how often something begins behind that one.
+    """
 
     def __init__(self, symbols: Symbols, places: Symbols, starts: Floats, rows: int) -> None:
         self._seen = NgramCounts(RIGHT_UNITS, rows)
@@ -129,13 +137,14 @@ class RightSide:
     def logits(self, symbols: Symbols, places: Symbols) -> Floats:
         """[n] by how much what stands behind places makes starts likelier there."""
         before = _hashes_before(symbols, places)
-        prob = least = np.zeros(len(places), np.float32)
+        prob = least = own = own_least = np.zeros(len(places), np.float32)
         for order, hashes in enumerate(string_hashes(symbols, places, BEHIND)):
             seen, same = self._seen.of(order, hashes), self._same.of(order, hashes + before)
             counts, starts = (np.maximum(all_of - some, 0) for all_of, some in zip(seen, same, strict=True))
-            prob = _weighed(counts, starts, prob, order)
-            least = least if order else prob
-        found: Floats = _logits(prob) - _logits(least)
+            prob, own = _weighed(counts, starts, prob, order), _weighed(*same, own, order)
+            least, own_least = (least, own_least) if order else (prob, own)
+        trusted = np.minimum(1, ENDING * own_least)
+        found: Floats = _logits(prob) - _logits(least) + trusted * (_logits(own) - _logits(own_least))
         return found
 
 

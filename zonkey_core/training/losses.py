@@ -6,11 +6,16 @@ these functions equally often, whatever its rows hold.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from zonkey_core.training.processes import global_sum, mean_over, over_all
+
+RATES = ((1.0, 1.0), (12.0, 0.5), (150.0, 0.3))
+"""By what odds of starts are multiplied where cuts are learned for more than one rate, and the weight of each."""
 
 
 def rate_penalty(start_prob: Tensor, exists_mask: Tensor, rate: float | Tensor) -> Tensor:
@@ -31,6 +36,18 @@ def existence_loss(start_logits: Tensor, start_prob: Tensor, weight: Tensor) -> 
     """
     loss = functional.binary_cross_entropy_with_logits(start_logits.float(), start_prob, reduction="none")
     return mean_over((loss * weight).sum(), weight.sum())
+
+
+def existence_loss_at_rates(start_logits: Tensor, start_prob: Tensor, weight: Tensor) -> Tensor:
+    """The same summed over `RATES`, with the odds of both multiplied, as if cuts were asked for at lower thresholds.
+
+    So those that are likelier than others, but not likely, are told as well as the splitter's own.
+    """
+    losses = []
+    for odds, share in RATES:
+        raised = start_prob * odds / (1 - start_prob + start_prob * odds)
+        losses.append(share * existence_loss(start_logits + math.log(odds), raised, weight))
+    return torch.stack(losses).sum()
 
 
 def expected_segment_sum(

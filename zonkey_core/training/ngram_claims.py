@@ -3,13 +3,17 @@
 A text has many times as many different n-grams as a table has rows. Were rows for all, those of words would say what
 chance has thrown on them, and what was never met before would be taken for something else.
 
+Before that it is learned which kinds of units others stand in for, unless the splitter has learned so already: what its
+table says is of n-grams with these.
+
 That is for a splitter that a lexicon teaches. One that learns by masked modelling must not see which units are hidden,
 and what stands in their place makes n-grams that are not known, around which it would cut. Its rows are for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -18,15 +22,19 @@ from torch import Tensor
 
 from zonkey_core.model.hash_embeddings import OwnedNgramVectors, prints, table_rows
 from zonkey_core.model.model import Zonkey
-from zonkey_core.model.ngram_tables import NOBODY, SHARED
+from zonkey_core.model.ngram_tables import NO_KIND, NOBODY, SHARED
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.unit_rows import spaced_apart, unit_rows
+from zonkey_core.model.unit_rows import NO_UNIT, spaced_apart, unit_rows
 from zonkey_core.training.curriculum import Stage
+from zonkey_core.training.document_guide import Symbols
+from zonkey_core.training.stand_ins import REACH, stand_ins
 
 LEAST_MET = 3
 """Times that an n-gram has to be met to own a row: what is met less often is better not known than known by heart."""
 MOST_TAKEN = 1 / 16
 """Share of the rows that n-grams of a new text take from others, at most: what was learned of other texts stays."""
+KINDS_UNITS = 1 << 25
+"""Symbols, from which it is learned which kinds others stand in for."""
 COUNTED_TOGETHER = 1 << 22
 """Symbols whose n-grams are counted at once."""
 
@@ -50,27 +58,48 @@ def claim_ngrams(
         for vectors in (live, average):
             vectors.owners.fill_(SHARED)
         return
-    rows, owners = _claims(_count(live, sequences, text_bytes), live.owners.cpu().numpy())
+    lines = _lines(sequences, max(max(live.orders) - 1, REACH), text_bytes)
+    if bool((live.stand_ins == NO_KIND).all()):
+        begun = [*_of_units(lines, KINDS_UNITS)]
+        kinds, others = map(torch.from_numpy, stand_ins(np.concatenate(begun or [np.zeros(0, np.int64)])))
+        for vectors in (live, average):
+            vectors.stand_in(kinds, others)
+        lines = itertools.chain(begun, lines)
+    rows, owners = _claims(_count(live, lines), live.owners.cpu().numpy())
     for vectors in (live, average):
         vectors.claim(rows.to(vectors.table.device), owners.to(vectors.table.device))
 
 
-def _count(vectors: OwnedNgramVectors, sequences: Iterator[PositionSequence], least: int) -> Counts:
-    """The n-grams of at least so many bytes, if there are."""
+def _lines(sequences: Iterator[PositionSequence], gap: int, least: int) -> Iterator[Symbols]:
+    """The units of at least so many bytes, if there are, row by row with a gap around each."""
+    for sequence in sequences:
+        yield spaced_apart(unit_rows(sequence), gap)[0].cpu().numpy()
+        least -= sequence.values.numel()
+        if least <= 0:
+            return
+
+
+def _of_units(lines: Iterator[Symbols], least: int) -> Iterator[Symbols]:
+    """The first lines that have so many symbols, if there are."""
+    for line in lines:
+        yield line
+        least -= len(line)
+        if least <= 0:
+            return
+
+
+def _count(vectors: OwnedNgramVectors, lines: Iterable[Symbols]) -> Counts:
+    """The n-grams of lines."""
     counts: Counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
     waiting: list[NDArray[np.int64]] = []
-    for sequence in sequences:
-        units = unit_rows(sequence)
-        line, places = spaced_apart(units, max(vectors.orders) - 1)
-        keys = vectors.keys(line[None])[0, places]
+    for line in lines:
+        symbols = torch.from_numpy(line).to(vectors.table.device)
+        keys = vectors.keys(symbols[None])[0, symbols != NO_UNIT]
         codes = table_rows(keys, vectors.rows) << 8 | prints(keys).long()
         waiting.append(codes.flatten().cpu().numpy())
-        least -= sequence.values.numel()
-        if least <= 0 or sum(map(len, waiting)) >= COUNTED_TOGETHER * len(vectors.orders):
+        if sum(map(len, waiting)) >= COUNTED_TOGETHER * len(vectors.orders):
             counts = _added(counts, np.concatenate(waiting))
             waiting = []
-        if least <= 0:
-            break
     return _added(counts, np.concatenate(waiting)) if waiting else counts
 
 

@@ -20,14 +20,16 @@ from zonkey_core.model.readers import ContextReader, UnitKinds
 from zonkey_core.model.segment_splitter import draw_relaxed, hide_units
 from zonkey_core.model.segmentation import Segmentation, Windows
 from zonkey_core.model.unit_rows import UnitRows, unit_rows
-from zonkey_core.training.augmentation import noise_rows, noised_start_prob
+from zonkey_core.training.augmentation import KIND_SHARES, SWAP_SHARES, NoisedRows, noise_rows, noised_start_prob
 from zonkey_core.training.losses import (
     existence_loss,
+    existence_loss_at_rates,
     expected_segment_loss,
     rate_penalty,
     uncertainty_penalty,
 )
 from zonkey_core.training.processes import mean_over, over_all
+from zonkey_core.training.telling_units import swapping_units
 
 NOISED_ROWS = 2
 """One row in so many is noised where a splitter is held to the same cuts under noise."""
@@ -193,24 +195,33 @@ def stability_loss(level: Level, sequence: PositionSequence, generator: torch.Ge
     clean = rows_to_noise(sequence)
     with torch.no_grad():
         target = level.split(clean).start_prob
-    noised, origins = noise_rows(clean, generator)
+    noised, origins = noise_units(level, clean, generator)
     splits = level.split(noised)
     return existence_loss(splits.start_logits, noised_start_prob(target, origins), noised.cut_open().float())
 
 
+def noise_units(level: Level, clean: PositionSequence, generator: torch.Generator) -> NoisedRows:
+    """Rows for level 0's splitter, noised also by what stands in for kinds of units where it knows of any."""
+    assert level.splitter.ngrams is not None
+    kinds, others = (each.cpu().numpy() for each in level.splitter.ngrams.pairs())
+    swaps = swapping_units(kinds, others)
+    return noise_rows(clean, generator, KIND_SHARES if swaps is None else SWAP_SHARES, swaps)
+
+
 def kept_cuts_loss(level: Level, clean: PositionSequence, generator: torch.Generator) -> Tensor:
-    """Cross-entropy of the starts of rows, and of the same rows noised, against those of the former splitter.
+    """Cross-entropy at all rates of the starts of rows, and of the same rows noised, against the former splitter's.
 
     So what a splitter knows of other text stays while it learns (learning without forgetting; Li and Hoiem 2016).
     """
     assert level.former is not None
     with torch.no_grad():
         target = level.former(clean).start_prob
-    noised, origins = noise_rows(clean, generator)
+    noised, origins = noise_units(level, clean, generator)
     wanted = noised_start_prob(target, origins)
     parts = ((clean, target), (noised, wanted))
     losses = [
-        existence_loss(level.split(rows).start_logits, starts, rows.cut_open().float()) for rows, starts in parts
+        existence_loss_at_rates(level.split(rows).start_logits, starts, rows.cut_open().float())
+        for rows, starts in parts
     ]
     return torch.stack(losses).sum()
 

@@ -43,6 +43,16 @@ class TellingUnits(NamedTuple):
     """[V] the kind that each gives way to: itself, for most."""
 
 
+def swapping_units(kinds: Symbols, stand_ins: Symbols) -> TellingUnits | None:
+    """Units of which none is lost: kinds [K] and what stands in for them give way to each other; None for none."""
+    if not len(kinds):
+        return None
+    both = np.concatenate([kinds, stand_ins])
+    order = np.argsort(both)
+    others = np.concatenate([stand_ins, kinds])[order]
+    return TellingUnits(both[order], np.zeros(len(both), np.bool_), others)
+
+
 def telling_units(line: Line, starts: Floats) -> TellingUnits:
     """What gives segments away in a line, by the probabilities of starts at its inner places."""
     everything, counts = np.unique(line.symbols[line.places], return_counts=True)

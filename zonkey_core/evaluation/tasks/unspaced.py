@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from zonkey_core.checkpoint import CONFIG, load_model, read_model_card
+from zonkey_core.checkpoint import CONFIG, FORMAT, load_model, read_model_card
 from zonkey_core.committed_files import file_path
 from zonkey_core.config import Config, LevelConfig, ModelConfig
 from zonkey_core.data import SourceSpec
@@ -52,7 +52,7 @@ def unspaced_model(context: EvaluationContext, training_text: Sequence[bytes]) -
     config = Config(model=splitter_alone(shorter), training=training)
     step_bytes = training.row_bytes * training.batch_rows
     steps = max(1, min(READ_SHARE * options.limit, MOST_READ) // step_bytes)
-    key = fingerprint(config, texts.identity, steps, options.seed)
+    key = fingerprint(FORMAT, config, texts.identity, steps, options.seed)
     out = context.store.work_folder("unspaced", key) / "model"
 
     def tell(event: Event) -> None:
