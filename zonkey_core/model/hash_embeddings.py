@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zonkey_core.model.bytes import NO_BYTE
-from zonkey_core.model.ngram_tables import NO_KIND, NOBODY, PRINTS, SHARED, SPREAD, STAND_INS, TABLE_WIDTH
+from zonkey_core.model.ngram_tables import NOBODY, PRINTS, SHARED, SPREAD, STAND_INS, TABLE_WIDTH
 
 NO_SYMBOL = -1
 """What stands before the first of symbols that are not bytes."""
@@ -82,8 +82,12 @@ class NgramVectors(nn.Module):
 
     def keys(self, symbols: Tensor) -> Tensor:
         """[B, L, orders] hashes of the n-grams that end at each symbol."""
-        each = ngram_keys(symbols, max(self.orders), NO_SYMBOL)
+        each = self._hashes(symbols)
         return torch.stack([each[order - 1] + order for order in self.orders], -1)
+
+    def _hashes(self, symbols: Tensor) -> list[Tensor]:
+        """Those of all orders up to the longest, [B, L] each."""
+        return ngram_keys(symbols, max(self.orders), NO_SYMBOL)
 
     def forward(self, symbols: Tensor) -> Tensor:
         """[B, L] symbols to [B, L, width]."""
@@ -104,22 +108,13 @@ class OwnedNgramVectors(NgramVectors):
     owners: Tensor
     """[rows] prints, or `SHARED` of all rows of a table that nobody has claimed."""
     stand_ins: Tensor
-    """[2, STAND_INS] kinds of symbols, in order, and what stands in for each; `NO_KIND` where there are fewer."""
+    """[2, STAND_INS] kinds of symbols, in order, and what stands in for each; `NO_SYMBOL` where there are fewer."""
 
     def __init__(self, orders: Sequence[int], rows: int, width: int) -> None:
         super().__init__(orders, rows, width)
         self.unknown = nn.Parameter(torch.zeros(len(self.orders), TABLE_WIDTH))
         self.register_buffer("owners", torch.full((rows,), SHARED, dtype=torch.uint8))
-        self.register_buffer("stand_ins", torch.full((2, STAND_INS), NO_KIND, dtype=torch.long))
-
-    def keys(self, symbols: Tensor) -> Tensor:
-        """[B, L, orders] hashes of the n-grams that end at each symbol, with what stands in for kinds but alone."""
-        kinds, stand_ins = self.stand_ins
-        place = torch.searchsorted(kinds, symbols).clamp(max=STAND_INS - 1)
-        told = super().keys(torch.where(kinds[place] == symbols, stand_ins[place], symbols))
-        alone = ngram_keys(symbols, 1, NO_SYMBOL)[0] + 1
-        single = torch.tensor(self.orders, device=symbols.device) == 1
-        return torch.where(single, alone.unsqueeze(-1), told)
+        self.register_buffer("stand_ins", torch.full((2, STAND_INS), NO_SYMBOL, dtype=torch.long))
 
     def forward(self, symbols: Tensor, given_mask: Tensor | None = None) -> Tensor:
         """[B, L] symbols to [B, L, width]; n-grams that a mask [B, L, orders] leaves out are taken for unknown."""
@@ -135,6 +130,14 @@ class OwnedNgramVectors(NgramVectors):
         vectors: Tensor = self.linear(summed + (~known).to(self.unknown.dtype) @ self.unknown)
         return vectors.view(*symbols.shape, -1)
 
+    def _hashes(self, symbols: Tensor) -> list[Tensor]:
+        """With what stands in for kinds of symbols, but where one is alone."""
+        kinds, stand_ins = self.stand_ins
+        place = torch.searchsorted(kinds, symbols).clamp(max=STAND_INS - 1)
+        each = super()._hashes(torch.where(kinds[place] == symbols, stand_ins[place], symbols))
+        each[0] = ngram_keys(symbols, 1, NO_SYMBOL)[0]
+        return each
+
     @torch.no_grad()
     def claim(self, rows: Tensor, owners: Tensor) -> None:
         """Give rows [K] to the n-grams with these prints [K]; all that were shared, and nobody claims, to nobody.
@@ -149,11 +152,11 @@ class OwnedNgramVectors(NgramVectors):
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Kinds of symbols [K] and what stands in for each."""
-        kinds, others = self.stand_ins[:, self.stand_ins[0] != NO_KIND]
+        kinds, others = self.stand_ins[:, self.stand_ins[0] != NO_SYMBOL]
         return kinds, others
 
     def stand_in(self, kinds: Tensor, stand_ins: Tensor) -> None:
         """Let others stand in for kinds [K] of symbols, both in the order of the first."""
-        self.stand_ins.fill_(NO_KIND)
+        self.stand_ins.fill_(NO_SYMBOL)
         if len(kinds):
             self.stand_ins[:, -len(kinds) :] = torch.stack([kinds, stand_ins])

@@ -14,7 +14,5 @@ NOBODY = 255
 """The print of no n-gram: what a row has that belongs to none."""
 STAND_INS = 128
 """Kinds of units, at most, in whose place others stand in n-grams of more than one."""
-NO_KIND = -1
-"""What stands in place of such a kind where there are fewer."""
 SHARED = 0
 """What a row has that is for all n-grams that fall on it, as long as nobody has claimed any."""

@@ -200,6 +200,16 @@ def string_hashes(symbols: Symbols, places: Symbols, distances: Iterable[int]) -
         yield hashes
 
 
+def common_kinds(symbols: Symbols, places: Symbols, most: int) -> tuple[Symbols, Symbols, Symbols]:
+    """The `most` commonest kinds of the symbols [T'] at some places, in order, how often each is there, and which of
+    them all symbols are, as numbers [T']: the number of these kinds for all others."""
+    everything, counts = np.unique(symbols[places], return_counts=True)
+    common = np.sort(np.argsort(-counts, kind="stable")[:most])
+    kinds, counts = everything[common], counts[common]
+    which = np.searchsorted(kinds, symbols).clip(max=len(kinds) - 1)
+    return kinds, counts, np.where(kinds[which] == symbols, which, len(kinds))
+
+
 def _hashes_before(symbols: Symbols, places: Symbols) -> Symbols:
     """[n] what is added to hashes of what stands behind places for the units before them."""
     found: Symbols = (symbols[places - 1] + 2) * SPREAD * SPREAD

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from zonkey_core.model.hash_embeddings import OwnedNgramVectors, prints, table_rows
 from zonkey_core.model.model import Zonkey
-from zonkey_core.model.ngram_tables import NO_KIND, NOBODY, SHARED
+from zonkey_core.model.ngram_tables import NOBODY, SHARED
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.unit_rows import NO_UNIT, spaced_apart, unit_rows
 from zonkey_core.training.curriculum import Stage
@@ -59,7 +59,7 @@ def claim_ngrams(
             vectors.owners.fill_(SHARED)
         return
     lines = _lines(sequences, max(max(live.orders) - 1, REACH), text_bytes)
-    if bool((live.stand_ins == NO_KIND).all()):
+    if not len(live.pairs()[0]):
         begun = [*_of_units(lines, KINDS_UNITS)]
         kinds, others = map(torch.from_numpy, stand_ins(np.concatenate(begun or [np.zeros(0, np.int64)])))
         for vectors in (live, average):

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from zonkey_core.model.ngram_tables import STAND_INS
 from zonkey_core.model.unit_rows import NO_UNIT
-from zonkey_core.training.document_guide import Symbols, string_hashes
+from zonkey_core.training.document_guide import Symbols, common_kinds, string_hashes
 
 MOST_KINDS = 1024
 """The commonest kinds are looked at."""
@@ -39,13 +39,9 @@ def stand_ins(symbols: Symbols) -> Pairs:
     """
     places = np.flatnonzero(symbols != NO_UNIT)
     places = places[symbols[places - 1] != symbols[places + 1]]
-    everything, counts = np.unique(symbols[places], return_counts=True)
-    common = np.sort(np.argsort(-counts, kind="stable")[:MOST_KINDS])
-    kinds, counts = everything[common], counts[common]
-    if not len(kinds):
-        return kinds, kinds
-    which = np.searchsorted(kinds, symbols).clip(max=len(kinds) - 1)
-    which = np.where(kinds[which] == symbols, which, len(kinds))
+    if not len(places):
+        return places, places
+    kinds, counts, which = common_kinds(symbols, places, MOST_KINDS)
     asked = np.flatnonzero((_share_behind_commonest(which, places, counts) > BEHIND_COMMONEST) & (counts >= LEAST_MET))
     alike = _likeness(symbols, places, which[places], asked, counts)
     found = _matched(np.where(counts > counts[asked, None], alike, 0.0), asked)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from zonkey_core.training.document_guide import Floats, Line, Mask, Symbols, string_hashes, table_rows
+from zonkey_core.training.document_guide import Floats, Line, Mask, Symbols, common_kinds, string_hashes, table_rows
 
 MOST_KINDS = 192
 """The commonest kinds are looked at."""
@@ -55,11 +55,7 @@ def swapping_units(kinds: Symbols, stand_ins: Symbols) -> TellingUnits | None:
 
 def telling_units(line: Line, starts: Floats) -> TellingUnits:
     """What gives segments away in a line, by the probabilities of starts at its inner places."""
-    everything, counts = np.unique(line.symbols[line.places], return_counts=True)
-    common = np.sort(np.argsort(-counts, kind="stable")[:MOST_KINDS])
-    kinds, counts = everything[common], counts[common]
-    which = np.searchsorted(kinds, line.symbols).clip(max=len(kinds) - 1)
-    which = np.where(kinds[which] == line.symbols, which, len(kinds))
+    kinds, counts, which = common_kinds(line.symbols, line.places, MOST_KINDS)
     probs = np.zeros(len(line.symbols), np.float32)
     probs[line.inner] = starts
     behind = _shares(which[line.inner - 1], starts, counts)
