@@ -315,7 +315,8 @@ def load_model(
 ) -> Zonkey:
     """The averaged model of a checkpoint in float32, in evaluation mode, on `device`; raises `CheckpointError`.
 
-    With `prefixes`, only the tensors whose names begin with one of them are kept; the others are on the meta device.
+    With `prefixes`, only the tensors whose names begin with one of them are kept; the others are on the meta device,
+    and so are the buffers that are never saved.
     """
     import torch
 
@@ -336,8 +337,10 @@ def load_model(
     for name, tensor in found.items():
         tensors[name] = tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype)
     fill_model(model, tensors, origin=directory / MODEL)
-    for buffer in model.unsaved().values():
-        buffer.zero_()
+    whole = "" in prefixes
+    for name, buffer in model.unsaved().items():
+        owner, _, last = name.rpartition(".")
+        setattr(model.get_submodule(owner), last, buffer.zero_() if whole else buffer.to("meta"))
     return model.eval().requires_grad_(False)
 
 

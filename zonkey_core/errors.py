@@ -23,3 +23,7 @@ class CheckpointError(ZonkeyError):
 
 class DeviceError(ZonkeyError):
     """The device or precision asked for is not available on this machine."""
+
+
+class WorkerError(ZonkeyError):
+    """A process that computes for this one was ended by something else."""

@@ -125,7 +125,7 @@ def test_a_text_is_written_alike_alone_and_beside_others(texts: list[OpenText], 
 
 def test_products_have_the_same_shapes_whatever_stands_beside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where others round otherwise."""
-    monkeypatch.setattr(shapes_module, "_rounds_alike", lambda device, threads: False)
+    monkeypatch.setattr(shapes_module, "rounds_alike", lambda device, threads: False)
     text = opened(3, 9)
     shapes = []
     for others in ([], [opened(1, 9)], [opened(20, 9, begins=False), *[opened(3, 9)] * 3]):

@@ -24,7 +24,7 @@ def test_rows_are_grouped_by_their_shapes() -> None:
 def test_batches_are_padded_where_other_shapes_round_otherwise(
     alike: bool, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shapes, "_rounds_alike", lambda device, threads: alike)
+    monkeypatch.setattr(shapes, "rounds_alike", lambda device, threads: alike)
     assert [padded_count(count, 20, CPU) for count in (0, 1, 5, 12, 19, 40)] == expected
     assert padded_width(1, 20, CPU) == (8 if alike else 20)
 
@@ -36,18 +36,18 @@ def test_what_is_tried_is_what_products_do(monkeypatch: pytest.MonkeyPatch) -> N
         return sound(rows, *rest) * (1.01 if len(rows) == 3 else 1)
 
     monkeypatch.setattr(shapes.functional, "linear", other_bits)
-    assert not shapes._rounds_alike.__wrapped__(CPU, 1)
-    assert not shapes._rounds_alike(torch.device("meta"), 1)
+    assert not shapes.rounds_alike.__wrapped__(CPU, 1)
+    assert not shapes.rounds_alike(torch.device("meta"), 1)
 
 
 def test_padding_changes_nothing_that_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not shapes._rounds_alike(CPU, torch.get_num_threads()):
+    if not shapes.rounds_alike(CPU, torch.get_num_threads()):
         pytest.skip("products of other shapes round otherwise here")
     model = small_model().eval().requires_grad_(False)
     fit_vocabulary(model)
     found = []
     for alike in (True, False):
-        monkeypatch.setattr(shapes, "_rounds_alike", lambda device, threads, alike=alike: alike)
+        monkeypatch.setattr(shapes, "rounds_alike", lambda device, threads, alike=alike: alike)
         texts = [each.text for each in generate(model, seeds=range(3), options=SamplingOptions(steps=4, max_bytes=90))]
         data = b"What is it that ___ and so on, and then ___."
         gaps = [Gap(16, 19), Gap(40, 43)]

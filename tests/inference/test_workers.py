@@ -3,8 +3,13 @@ computes what."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +17,7 @@ import pytest
 import torch
 
 from tests.model_helpers import fit_vocabulary, small_model
+from zonkey_core.errors import WorkerError
 from zonkey_core.inference import workers
 from zonkey_core.inference.gap_windows import Gap, GappedDocument
 from zonkey_core.inference.generation import SamplingOptions, generate
@@ -29,29 +35,52 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_results_come_in_order_and_threads_are_left_as_they_were(two_threads: None) -> None:
-    later = threading.Event()
+@pytest.fixture(params=["processes", "threads"])
+def either(request: pytest.FixtureRequest, two_threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both kinds of workers, where there are both."""
+    if request.param == "threads":
+        monkeypatch.setattr(workers, "can_fork", lambda: False)
+    elif not workers.can_fork():
+        pytest.skip("no process is forked here")
+
+
+@pytest.fixture
+def processes(two_threads: None) -> None:
+    if not workers.can_fork():
+        pytest.skip("no process is forked here")
+
+
+def wait_for(path: Path) -> None:
+    for _ in range(400):
+        if path.exists():
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never came")
+
+
+def test_results_come_in_order_and_threads_are_left_as_they_were(either: None, tmp_path: Path) -> None:
+    later = tmp_path / "later"
 
     def double(number: int) -> tuple[int, int]:
         if number == 0:
-            assert later.wait(20), "the second group is computed beside the first"
-        later.set()
+            wait_for(later)  # the second group is computed beside the first
+        later.touch()
         return 2 * number, torch.get_num_threads()
 
     assert list(side_by_side(double, range(7), CPU)) == [(2 * number, 1) for number in range(7)]
     assert torch.get_num_threads() == 2
 
 
-def test_no_more_is_begun_than_workers_wait_for(two_threads: None) -> None:
-    begun: list[int] = []
-    results = side_by_side(lambda number: begun.append(number) or number, range(20), CPU)
+def test_no_more_is_begun_than_workers_wait_for(either: None, tmp_path: Path) -> None:
+    results = side_by_side(lambda number: (tmp_path / str(number)).touch() or number, range(20), CPU)
     assert next(results) == 0
-    assert len(begun) <= 4
+    time.sleep(0.3)
+    assert len(list(tmp_path.iterdir())) <= 4
     results.close()
     assert torch.get_num_threads() == 2
 
 
-def test_a_fault_reaches_who_asked(two_threads: None) -> None:
+def test_a_fault_reaches_who_asked(either: None) -> None:
     def fail(number: int) -> int:
         return 1 // (number - 3)
 
@@ -60,13 +89,93 @@ def test_a_fault_reaches_who_asked(two_threads: None) -> None:
     assert torch.get_num_threads() == 2
 
 
+def test_what_all_need_is_made_once_and_where_there_are_several(either: None) -> None:
+    made: list[int] = []
+    seen = list(side_by_side(lambda _: list(made), range(4), CPU, lambda: made.append(torch.get_num_threads())))
+    assert seen == [[1]] * 4
+    assert list(side_by_side(lambda _: len(made), range(1), CPU, made.clear)) == [1]
+
+
+def test_workers_are_processes_that_end_with_the_run(processes: None) -> None:
+    results = side_by_side(lambda _: os.getpid(), range(9), CPU)
+    first = next(results)
+    assert first != os.getpid() and Path(f"/proc/{first}").exists()
+    results.close()
+    assert not multiprocessing.active_children() and not Path(f"/proc/{first}").exists()
+
+
+def test_a_fault_that_cannot_be_sent_is_told(processes: None) -> None:
+    class OwnError(Exception):
+        """Of no module, so that it cannot be pickled."""
+
+    def fail(number: int) -> None:
+        raise OwnError(f"group {number}")
+
+    with pytest.raises(RuntimeError, match=r"OwnError: group [01]"):
+        list(side_by_side(fail, range(3), CPU))
+
+
+def test_a_worker_that_is_killed_ends_the_run_in_a_line(processes: None) -> None:
+    def die(number: int) -> int:
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    with pytest.raises(WorkerError, match=r"^a worker process ended early \(killed by signal 9\); .*THREADS=1$"):
+        list(side_by_side(die, range(5), CPU))
+    assert not multiprocessing.active_children()
+
+
+def test_workers_do_not_outlive_a_run_that_is_killed(processes: None, tmp_path: Path) -> None:
+    program = f"""
+import os, sys, time
+from pathlib import Path
+import torch
+from zonkey_core.inference.workers import side_by_side
+torch.set_num_threads(2)
+def work(number):
+    Path({str(tmp_path)!r}, str(os.getpid())).touch()
+    time.sleep(0.2)
+for _ in side_by_side(work, range(1000), torch.device("cpu")):
+    pass
+"""
+    with subprocess.Popen([sys.executable, "-c", program]) as run:
+        for _ in range(400):
+            if len(list(tmp_path.iterdir())) == 2:
+                break
+            time.sleep(0.05)
+        run.kill()
+    pids = [path.name for path in tmp_path.iterdir()]
+    assert len(pids) == 2
+    for _ in range(100):
+        if not any(Path("/proc", pid).exists() for pid in pids):
+            return
+        time.sleep(0.05)
+    raise AssertionError("a worker is left")
+
+
+def test_what_waits_to_be_written_is_written_once(processes: None) -> None:
+    program = """
+import sys, torch
+from zonkey_core.inference.workers import side_by_side
+torch.set_num_threads(2)
+file = open(1, "w", closefd=False)
+file.write("once ")
+print("printed ", end="")
+print(sum(side_by_side(len, ["a", "bc", "d"], torch.device("cpu"))))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.split()) == ["4", "once", "printed"]
+    assert not done.stderr
+
+
 def test_one_thread_or_another_device_computes_one_group_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     assert workers_for(CPU) == MOST_WORKERS
     assert workers_for(torch.device("cuda")) == 1
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    here = threading.get_ident()
-    assert set(side_by_side(lambda _: threading.get_ident(), range(3), CPU)) == {here}
+    here = os.getpid(), threading.get_ident()
+    assert set(side_by_side(lambda _: (os.getpid(), threading.get_ident()), range(3), CPU)) == {here}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +189,11 @@ def test_rows_are_shared_out_evenly(count: int, unit: int, sizes: list[int], two
     assert [row for group in groups for row in group] == list(range(count))
 
 
-def test_texts_and_fills_are_the_same_with_one_worker_and_with_two() -> None:
+@pytest.mark.parametrize("fork", [True, False])
+def test_texts_and_fills_are_the_same_with_one_worker_and_with_two(
+    fork: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "can_fork", lambda: fork and sys.platform == "linux")
     model = small_model().eval().requires_grad_(False)
     fit_vocabulary(model)
     documents = [

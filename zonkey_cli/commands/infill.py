@@ -264,11 +264,13 @@ class _Filler:
     def fill(self, data: bytes, gaps: Sequence[Gap], *, draws: int = 0) -> list[Fill]:
         """What goes into each gap of `data` that can be filled; other fills where some were drawn before."""
         from zonkey_core.inference.infilling import infill
+        from zonkey_core.inference.model_copies import keep_one_precision
 
         if not gaps:
             return []
         if self._model is None:
             self._model = load_writer(self._streams, self._name, device=self._device)
+            keep_one_precision(self._model)
         with progress(self._streams, "filling gaps", len(gaps)) as advance:
             return infill(
                 self._model, data, gaps, seed=self._seed + OTHER_DRAWS * draws, options=self._options, on_filled=advance

@@ -28,7 +28,7 @@ from zonkey_core.model.length_model import draw_counts
 from zonkey_core.model.level import Level
 from zonkey_core.model.slot_batches import at_places, gather_entries, slot_batch
 
-ROWS_TOGETHER = 24
+ROWS_TOGETHER = 16
 """Rows that are told side by side."""
 READ_STEP = 8
 """Slots of a row that are scored at once are padded to a multiple of so many."""

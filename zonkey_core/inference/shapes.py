@@ -50,11 +50,11 @@ def padded_width(count: int, most: int, device: torch.device) -> int:
 
 def _fewest(count: int, most: int, device: torch.device) -> int:
     """So many, and at most `most`; that many where products of fewer round otherwise."""
-    return count if count < most and _rounds_alike(device, torch.get_num_threads()) else most
+    return count if count < most and rounds_alike(device, torch.get_num_threads()) else most
 
 
 @functools.cache
-def _rounds_alike(device: torch.device, threads: int) -> bool:
+def rounds_alike(device: torch.device, threads: int) -> bool:
     """Whether bfloat16 products of few rows are to the bit those of many, computed by so many threads.
 
     This is tried, in less than a tenth of a second, since it hangs on the processor and on the library that multiplies.

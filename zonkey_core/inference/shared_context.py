@@ -27,7 +27,7 @@ from zonkey_core.model.slot_batches import slot_batch
 from zonkey_core.model.transformer import rotary_phases, rotate
 from zonkey_core.slots import Layout, SlotKind
 
-CONTEXTS_TOGETHER = 8
+CONTEXTS_TOGETHER = 4
 """Contexts that are read side by side."""
 LENGTH_STEP = 32
 """Contexts and rows are padded to a multiple of so many readings."""

@@ -70,6 +70,7 @@ class SegmentVocabulary(nn.Module):
         self.bias = nn.Parameter(torch.full((entries,), UNUSED))
         nn.init.normal_(self.table)
         self._sorted: tuple[tuple[Tensor, int, Tensor, int], Tensor, Tensor] | None = None
+        self._on_sphere: tuple[tuple[int, int], Tensor] | None = None
         single = {bytes([value]): 1 / BYTE_VALUES for value in range(BYTE_VALUES)}
         self.fill(single, self.table.detach()[0, :BYTE_VALUES].clone())
 
@@ -79,8 +80,18 @@ class SegmentVocabulary(nn.Module):
         return bool((self.lengths > 1).any())
 
     def latents(self) -> Tensor:
-        """[K, C] on the sphere."""
-        return to_sphere(self.table[0])
+        """[K, C] on the sphere; made anew only where the vectors learn or are others."""
+        if self.table.requires_grad:
+            return to_sphere(self.table[0])
+        state = self.table.data_ptr(), self.table._version
+        if self._on_sphere is None or self._on_sphere[0] != state:
+            self._on_sphere = state, to_sphere(self.table[0])
+        return self._on_sphere[1]
+
+    def make_tables(self) -> None:
+        """Make what strings and latents are looked up in, for all who need it later."""
+        self.latents()
+        self._lookup()
 
     def used_latents(self) -> Tensor:
         """[K, C] the same, zeros for entries that hold no string, to which nothing is near."""
