@@ -49,10 +49,10 @@ from zonkey_core.model.length_model import draw_counts
 from zonkey_core.model.level import Level
 from zonkey_core.model.model import Ascent, Zonkey
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.segment_vocabulary import StringCounter
 from zonkey_core.model.segmentation import Segmentation
 from zonkey_core.model.slot_batches import Plans, slot_batch
 from zonkey_core.model.stitcher import stitch
+from zonkey_core.model.string_counter import StringCounter
 from zonkey_core.model.unit_rows import unit_rows
 from zonkey_core.slots import SlotBatch
 from zonkey_core.training.denoiser_objective import denoising_losses, surely_first

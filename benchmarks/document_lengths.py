@@ -11,8 +11,8 @@ time a byte, and how far it is above the best of the lengths.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -28,7 +28,7 @@ from zonkey_core.inference.cutting_levels import cutting_levels
 from zonkey_core.inference.gap_windows import Gap, GappedDocument
 from zonkey_core.inference.infilling import InfillingOptions, infill_documents
 from zonkey_core.inference.segmentation import segment_texts
-from zonkey_core.inference.text_cost import bits_per_byte
+from zonkey_core.inference.text_cost import load_text_cost
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.training.curriculum import plan_stages
 from zonkey_core.training.optimizers import take_step
@@ -67,10 +67,10 @@ def infill(model: Zonkey, documents: list[bytes]) -> None:
         pass
 
 
-def estimate(model: Zonkey, documents: list[bytes]) -> None:
+def estimate(bits_per_byte: Callable[[bytes], float], documents: list[bytes]) -> None:
     """Tell how much information documents have."""
     for document in documents:
-        bits_per_byte(model, document)
+        bits_per_byte(document)
 
 
 class Training:
@@ -98,6 +98,11 @@ class Training:
             take_step(total, self.parameters, self.optimizers, self.config.gradient_clip)
 
 
+def processor_seconds() -> float:
+    """What this process has taken, and those that it began and that have ended."""
+    return sum(os.times()[:4])
+
+
 def measured(uses: dict[str, tuple[Use, int]], text: bytes, rounds: int) -> Iterator[tuple[str, dict[int, float]]]:
     """For every use, the median seconds a byte of each length; one round before them is not counted."""
     for name, (use, size) in uses.items():
@@ -105,10 +110,10 @@ def measured(uses: dict[str, tuple[Use, int]], text: bytes, rounds: int) -> Iter
         for number in range(rounds + 1):
             for length in LENGTHS:
                 documents = [text[begin : begin + length] for begin in range(0, len(text), length)]
-                began = time.process_time()
+                began = processor_seconds()
                 use(documents)
                 if number:
-                    seconds[length].append(time.process_time() - began)
+                    seconds[length].append(processor_seconds() - began)
         yield name, {length: statistics.median(found) / size for length, found in seconds.items()}
 
 
@@ -128,7 +133,7 @@ def main() -> None:
     uses: dict[str, tuple[Use, int]] = {
         **{f"segment --level {level}": (partial(segment, model, level), len(text)) for level in (0, 1)},
         "infill": (partial(infill, model), len(text)),
-        "estimate": (partial(estimate, model), len(text)),
+        "estimate": (partial(estimate, load_text_cost(resolve_model(arguments.model))), len(text)),
         "train": (training, training.bytes),
     }
     chosen = {name: use for name, use in uses.items() if name.startswith(arguments.only)}

@@ -15,7 +15,8 @@ from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.model.ngram_tables import NOBODY
 from zonkey_core.model.positions import PositionSequence
-from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary, StringCounter
+from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary
+from zonkey_core.model.string_counter import StringCounter
 
 torch.set_num_threads(1)
 

@@ -102,12 +102,13 @@ def load_cutting_levels(
     return levels
 
 
-def load_estimator(streams: Streams, name: str | None, *, device: str) -> Callable[[bytes], float]:
-    """What tells how many bits a byte of a text has, by the estimate of model `name`."""
-    model = load_model(streams, name, device=device, prefixes=("bottom.splitter.", "bottom.estimator."))
-    from zonkey_core.inference.text_cost import bits_per_byte
+def load_estimator(streams: Streams, name: str | None) -> Callable[[bytes], float]:
+    """What tells how many bits a byte of a text has, by the estimate of model `name`; torch is not imported."""
+    directory = resolve_model(name)
+    with working(streams, "loading the model"):
+        from zonkey_core.inference.text_cost import load_text_cost
 
-    return lambda text: bits_per_byte(model, text)
+        return load_text_cost(directory)
 
 
 def check_level(name: str | None, level: int | None) -> None:

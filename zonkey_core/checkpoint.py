@@ -337,10 +337,7 @@ def load_model(
     for name, tensor in found.items():
         tensors[name] = tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype)
     fill_model(model, tensors, origin=directory / MODEL)
-    whole = "" in prefixes
-    for name, buffer in model.unsaved().items():
-        owner, _, last = name.rpartition(".")
-        setattr(model.get_submodule(owner), last, buffer.zero_() if whole else buffer.to("meta"))
+    model.clear_unsaved(keep="" in prefixes)
     return model.eval().requires_grad_(False)
 
 

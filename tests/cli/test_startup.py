@@ -38,7 +38,10 @@ def test_help_imports_nothing_heavy(arguments: list[str], tmp_path: Path) -> Non
     assert not modules & set(HEAVY)
 
 
-@pytest.mark.parametrize("options", [[], ["--level", "1", "--json", "--tree"], ["--device", "cpu", "--stats"]])
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--level", "1", "--json", "--tree"], ["--device", "cpu", "--stats"], ["--bits-per-segment", "9"]],
+)
 def test_text_is_cut_without_torch(tiny_model: Path, options: list[str], tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LIST_MODULES, "segment", "-m", tiny_model, *options], env=clean_environment(tmp_path),

@@ -24,7 +24,8 @@ from zonkey_core.model import segment_vocabulary
 from zonkey_core.model.bytes import BYTE_VALUES
 from zonkey_core.model.latents import to_sphere
 from zonkey_core.model.pointer import NEVER
-from zonkey_core.model.segment_vocabulary import ROWS_TOGETHER, UNUSED, SegmentTokens, SegmentVocabulary, StringCounter
+from zonkey_core.model.segment_vocabulary import ROWS_TOGETHER, UNUSED, SegmentTokens, SegmentVocabulary
+from zonkey_core.model.string_counter import StringCounter
 from zonkey_core.weight_rounding import restore_weights, round_weights
 
 ENTRIES, WINDOW, CHANNELS = 300, 8, 6

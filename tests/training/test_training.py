@@ -20,7 +20,7 @@ from zonkey_core.config import Config, ModelConfig, StageShares, TrainingConfig
 from zonkey_core.data import SourceSpec
 from zonkey_core.errors import CheckpointError, ConfigError, ZonkeyError
 from zonkey_core.model.level import Level
-from zonkey_core.model.segment_vocabulary import StringCounter
+from zonkey_core.model.string_counter import StringCounter
 from zonkey_core.training import (
     METRICS,
     CheckpointEvent,

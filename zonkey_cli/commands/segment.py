@@ -232,7 +232,7 @@ def _segment(
     if first is None:
         return
     levels = load_cutting_levels(streams, model, device=device, level=cutting.level, executor=executor)
-    estimate = None if cutting.bits_per_segment is None else load_estimator(streams, model, device=device)
+    estimate = None if cutting.bits_per_segment is None else load_estimator(streams, model)
     form = make_format()
     with _output(streams, page, form) as write:
         shown = Shown(form, write)

@@ -1,32 +1,50 @@
-"""What a text costs by a model's own estimate, which says how long segments of so much information are."""
+"""What a text costs by a model's own estimate, which says how long segments of so much information are.
+
+In numpy, so that nobody waits for torch; a text's estimate is that of its pieces of `READ_TOGETHER` units.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import ChainMap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
-from zonkey_core.devices import autocast, choose_precision
-from zonkey_core.model.model import Zonkey, text_sequence
-from zonkey_core.model.readers import UnitKinds
-from zonkey_core.model.unit_rows import unit_rows
+from zonkey_core.checkpoint import MODEL, check_weights, read_model_card, reading
+from zonkey_core.committed_files import file_paths
+from zonkey_core.config import LevelConfig
+from zonkey_core.model.units import read_units
+from zonkey_core.numpy_model.cost_estimator import CostEstimator
+from zonkey_core.numpy_model.weights import Weights
+from zonkey_core.weight_rounding import restore_arrays
+from zonkey_core.weights_file import read_arrays
 
 READ_TOGETHER = 8192
 """Units whose cost is estimated at once, given which kinds of them there are: as many as in training, about."""
+ESTIMATOR = "bottom.estimator."
 
 
-@torch.no_grad()
-def bits_per_byte(model: Zonkey, text: bytes) -> float:
-    """Bits that a byte of a text costs on average, told from what stands before it; 0 for no text."""
-    level = model.bottom
-    assert level.estimator is not None
-    if not text:
-        return 0.0
-    units = unit_rows(text_sequence(text, device=model.device))
-    nats = 0.0
-    with autocast(model.device, choose_precision("auto", model.device)):
-        for first in range(0, len(units.keys), READ_TOGETHER):
-            some = type(units)(*(part[first : first + READ_TOGETHER] for part in units))
-            asked = torch.arange(len(some.keys), device=model.device)
-            nats += float(level.estimator(some, UnitKinds(some.keys), asked).sum())
-    return nats / math.log(2) / len(text)
+def load_text_cost(directory: Path) -> Callable[[bytes], float]:
+    """What tells the bits that a byte of a text costs on average, by a model in a folder; raises `CheckpointError`."""
+    check_weights(directory)
+    config = read_model_card(directory).config.model.levels[0]
+    with reading(directory, MODEL):
+        parts = [read_arrays(path, (ESTIMATOR,)) for path in file_paths(directory, MODEL)]
+        return text_cost(restore_arrays(ChainMap(*parts)), config)
+
+
+def text_cost(tensors: Mapping[str, NDArray[Any]], config: LevelConfig) -> Callable[[bytes], float]:
+    """The same of a model's tensors by name; raises `ValueError` where one is missing or of another shape."""
+    estimator = CostEstimator(Weights(tensors, ESTIMATOR), config)
+
+    def bits_per_byte(text: bytes) -> float:
+        values = np.frombuffer(text, dtype=np.uint8)
+        keys = read_units(values, np.arange(len(values)) == 0).keys
+        nats = sum(estimator(keys[first : first + READ_TOGETHER]) for first in range(0, len(keys), READ_TOGETHER))
+        return nats / math.log(2) / max(1, len(text))
+
+    return bits_per_byte

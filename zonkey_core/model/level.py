@@ -32,8 +32,9 @@ from zonkey_core.model.lexicon import Lexicon
 from zonkey_core.model.positions import Choices, PositionEmbedding, PositionReadout, PositionSequence
 from zonkey_core.model.readers import ContextReader, CostEstimator
 from zonkey_core.model.segment_splitter import SegmentSplitter, Splits
-from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary, StringCounter
+from zonkey_core.model.segment_vocabulary import SegmentTokens, SegmentVocabulary
 from zonkey_core.model.segmentation import Segmentation, Slots, Windows, length_groups
+from zonkey_core.model.string_counter import StringCounter
 
 NEGLIGIBLE_EXISTENCE = 0.05
 """Positions of a window that exist with less than this are neither compressed nor decoded in training."""

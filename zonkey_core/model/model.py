@@ -59,6 +59,12 @@ class Zonkey(nn.Module):
         """What training goes on with and a saved model does without."""
         return unsaved_buffers(self)
 
+    def clear_unsaved(self, *, keep: bool) -> None:
+        """Put zeros in its place; without `keep`, what takes no memory, on the meta device."""
+        for name, buffer in self.unsaved().items():
+            owner, _, last = name.rpartition(".")
+            setattr(self.get_submodule(owner), last, buffer.zero_() if keep else buffer.to("meta"))
+
     @torch.no_grad()
     def load_unsaved(self, tensors: Mapping[str, Tensor]) -> None:
         """Take up what `unsaved` gave."""

@@ -10,11 +10,9 @@ from torch.nn import functional
 
 from zonkey_core.model.existence import LOG_FLOOR, log_continue_prob
 from zonkey_core.model.hash_embeddings import NgramVectors, lookup_table, ngram_keys, table_rows
-from zonkey_core.model.ngram_tables import SPREAD, TABLE_WIDTH
+from zonkey_core.model.ngram_tables import ESTIMATE_ORDERS, SPREAD, TABLE_WIDTH
 from zonkey_core.model.unit_rows import NO_UNIT, UnitRows, spaced_apart
 
-ESTIMATE_ORDERS = (1, 2, 3, 4)
-"""Units before one from which, together, its cost is estimated."""
 EXPANSION = 4
 """Width of the hidden layer of the reader of units, as a multiple of its own."""
 CONTEXTS = (

@@ -49,6 +49,11 @@ def ngram_vectors(keys: NDArray[np.int64], table: NgramTable, orders: tuple[int,
             out += vectors
 
 
+def ngram_rows(keys: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
+    """[n] which row of a table single symbols [n] have that are looked up without their order."""
+    return _rows((keys + 1) * SPREAD, rows)
+
+
 def _told(padded: NDArray[np.int64], stand_ins: NDArray[np.int64]) -> NDArray[np.int64]:
     """Symbols, each more by one than its key, with what stands in for them."""
     kinds, others = stand_ins + 1

@@ -16,7 +16,7 @@ from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segment_splitter import frozen_copy
-from zonkey_core.model.segment_vocabulary import StringCounter
+from zonkey_core.model.string_counter import StringCounter
 from zonkey_core.model.units import read_units
 from zonkey_core.training.curriculum import Stage
 

@@ -31,7 +31,7 @@ from zonkey_core.model.level import Level
 from zonkey_core.model.model import Zonkey, byte_sequence
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.segment_splitter import SegmentSplitter, Splits
-from zonkey_core.model.segment_vocabulary import StringCounter
+from zonkey_core.model.string_counter import StringCounter
 from zonkey_core.model_building import unfilled_model
 from zonkey_core.training.batches import row_lengths
 from zonkey_core.training.curriculum import Stage
