@@ -12,7 +12,8 @@ the first walk. Rows are as long as configured, in stages that shorten them, too
 
 The last line tells what the process holds besides: libraries, their code, and what oneDNN prepares and keeps for every
 shape. Memory that is freed goes back to the system at once here (`mallopt`), unlike in a run, where some stays with the
-process. With `--flat`, the joint step is counted at several lengths of document instead.
+process. With `--flat`, the joint step is counted at several lengths of document instead; with `--sizes`, for models
+of other widths, layers and levels, what a byte of it takes is counted and computed.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
-from zonkey_core.config import Config, load_preset
+from zonkey_core.config import Config, ModelConfig, load_preset
 from zonkey_core.devices import autocast
 from zonkey_core.model.model import byte_sequence
 from zonkey_core.model.positions import PositionSequence
@@ -44,6 +46,10 @@ from zonkey_core.training.step_memory import TensorMemory, mean_peak
 
 OTHER_SEED = 1000
 LENGTHS = (1_000, 10_000, 100_000, 1_000_000)
+WIDTHS = ("width", "splitter_width", "reader_width", "denoiser_width")
+DEPTHS = ("compressor_layers", "decoder_layers", "denoiser_layers")
+FEW_SEGMENTS = 4.0
+"""Segments of the level below in one of a level that is put on top."""
 M_MMAP_THRESHOLD = -3
 LEAST_MAPPED = 1 << 16
 
@@ -161,6 +167,44 @@ def flatness(config: Config) -> Iterator[str]:
         yield f"documents of {length:9,} bytes: {flops / values.numel() / 1e6:8.3f} MFLOP a byte"
 
 
+def scaled(model: ModelConfig, fields: Iterable[str], factor: float) -> ModelConfig:
+    """A model of whose levels some fields are so many times what they were."""
+    return ModelConfig(
+        levels=tuple(
+            msgspec.structs.replace(level, **{name: int(factor * getattr(level, name)) for name in fields})
+            for level in model.levels
+        )
+    )
+
+
+def variants(model: ModelConfig) -> Iterator[tuple[str, ModelConfig]]:
+    """Models of other widths, layers and levels, with their names."""
+    yield "as it is", model
+    for factor in (0.5, 2.0):
+        yield f"{factor:g} x as wide", scaled(model, WIDTHS, factor)
+    for factor in (0.5, 2.0):
+        yield f"{factor:g} x as many layers", scaled(model, DEPTHS, factor)
+    yield "the lowest level alone", ModelConfig(levels=model.levels[:1])
+    top = msgspec.structs.replace(model.levels[-1], segment_length=FEW_SEGMENTS)
+    yield "a level more", ModelConfig(levels=(*model.levels, top))
+
+
+def by_size(config: Config, rows: int, steps: int) -> Iterator[str]:
+    """What a byte of the joint step takes in models of several sizes: operations, and the processor's time."""
+    size = rows * config.training.row_bytes
+    yield f"{'':24}{'parameters':>12}{'MFLOP a byte':>14}{'us a byte':>11}"
+    for name, model in variants(config.model):
+        changed = msgspec.structs.replace(config, model=model)
+        walker = StepWalker(changed, rows=rows, draws=steps)
+        torch.manual_seed(OTHER_SEED)
+        fill_by_chance(walker.model.parameters())
+        joint = plan_stages(model, changed.training.shares, "joint")[0]
+        found, _ = real_steps(walker, joint, steps)
+        flops, seconds = (statistics.mean(getattr(each, what) for each in found) for what in ("flops", "seconds"))
+        count = sum(parameter.numel() for parameter in walker.model.parameters())
+        yield f"{name:24}{count:12,}{flops / size / 1e6:14.2f}{1e6 * seconds / size:11.1f}"
+
+
 def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -171,12 +215,17 @@ def main() -> None:
     parser.add_argument("--same", action="store_true")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     parser.add_argument("--flat", action="store_true")
+    parser.add_argument("--sizes", action="store_true")
     arguments = parser.parse_args()
     config = load_preset(arguments.preset, arguments.overrides)
     ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LEAST_MAPPED)
     steps = 1 if arguments.same else arguments.steps
-    compared = compare(config, arguments.rows, steps, arguments.stage, same=arguments.same)
-    for line in flatness(config) if arguments.flat else compared:
+    lines = compare(config, arguments.rows, steps, arguments.stage, same=arguments.same)
+    if arguments.flat:
+        lines = flatness(config)
+    elif arguments.sizes:
+        lines = by_size(config, arguments.rows, steps)
+    for line in lines:
         print(line, flush=True)
 
 

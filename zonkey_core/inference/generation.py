@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -21,7 +20,6 @@ from torch.nn import functional
 from zonkey_core.errors import ConfigError
 from zonkey_core.inference.block_decoding import EMPTY, TOGETHER
 from zonkey_core.inference.block_generation import OpenText, write_texts
-from zonkey_core.inference.model_copies import make_copies
 from zonkey_core.inference.planning import BlockPlan, plan_texts
 from zonkey_core.inference.scoring import Question, log_likelihoods
 from zonkey_core.inference.shapes import STEP
@@ -110,8 +108,7 @@ def generate(
 
     groups = shared_out(draws, TOGETHER, model.device, unit=STEP)
     # Who watches sees one group after the other.
-    ready = partial(make_copies, model)
-    written = side_by_side(write, groups, model.device, ready) if watch is None else map(write, groups)
+    written = side_by_side(write, groups, model.device, reader.prepare) if watch is None else map(write, groups)
     candidates = itertools.chain.from_iterable(written)
     for several in iter(lambda: list(itertools.islice(candidates, options.best_of)), []):
         yield max(several, key=lambda candidate: candidate.score or -math.inf)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -29,7 +28,6 @@ from zonkey_core.inference.gap_filling import (
 from zonkey_core.inference.gap_planning import GappedBlocks, GapsToPlan, gapped_blocks, plan_gaps
 from zonkey_core.inference.gap_windows import Gap, GappedDocument, Window, windows_around
 from zonkey_core.inference.generation import check_sampling, unfold_entries
-from zonkey_core.inference.model_copies import make_copies
 from zonkey_core.inference.planning import BlockPlan
 from zonkey_core.inference.shared_context import Context, Pieces, read_contexts
 from zonkey_core.inference.text_reading import TextReader
@@ -135,9 +133,8 @@ def infill_documents(
     filler = _Filler(model, options)
     groups = shared_out(windows, WINDOWS_TOGETHER, model.device)
     found = side_by_side(
-        lambda group: filler.fill([window for _, window in group]),
-        groups, model.device, prepare=partial(make_copies, model),
-    )  # fmt: skip
+        lambda group: filler.fill([window for _, window in group]), groups, model.device, filler.reader.prepare
+    )
     for group, filled in zip(groups, found, strict=True):
         yield from ((number, fills) for (number, _), fills in zip(group, filled, strict=True))
 

@@ -6,6 +6,7 @@ compressed in groups of one shape, since products of other shapes round otherwis
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from zonkey_core.inference.cutting_levels import cutting_levels
 from zonkey_core.inference.level_cutter import CuttingLevel
+from zonkey_core.inference.model_copies import make_copies
 from zonkey_core.inference.planning import LevelContext
 from zonkey_core.inference.shapes import padded_count
 from zonkey_core.inference.windows import WINDOWS_TOGETHER
@@ -45,7 +47,16 @@ class TextReader:
 
     def __init__(self, model: Zonkey) -> None:
         self.model = model
-        self.cutting = cutting_levels(model)
+
+    @functools.cached_property
+    def cutting(self) -> list[CuttingLevel]:
+        """What cuts the texts; made when the first one comes, since most texts from noise have none before them."""
+        return cutting_levels(self.model)
+
+    def prepare(self) -> None:
+        """Make what is made when it is first needed, for workers to have in common."""
+        make_copies(self.model)
+        _ = self.cutting
 
     @torch.no_grad()
     def read(self, texts: Sequence[bytes]) -> list[ReadText]:
