@@ -3,6 +3,7 @@ computes what."""
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,6 +126,52 @@ def test_a_worker_that_is_killed_ends_the_run_in_a_line(processes: None) -> None
     with pytest.raises(WorkerError, match=r"^a worker process ended early \(killed by signal 9\); .*THREADS=1$"):
         list(side_by_side(die, range(5), CPU))
     assert not multiprocessing.active_children()
+
+
+def test_an_idle_worker_that_is_killed_is_told_too(processes: None) -> None:
+    results = side_by_side(lambda number: time.sleep(0.5 * (number == 0)) or os.getpid(), range(4), CPU)
+    next(results)
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+    with pytest.raises(WorkerError, match="killed by signal 9"):
+        list(results)
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_fewer_processes_than_wanted_will_do(processes: None, allowed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork, asked = workers._fork, itertools.count()
+
+    def limited(*arguments: Any) -> Any:
+        if next(asked) == allowed:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return fork(*arguments)
+
+    monkeypatch.setattr(workers, "_fork", limited)
+    found = set(side_by_side(lambda _: os.getpid(), range(5), CPU))
+    assert len(found) == 1 and (os.getpid() in found) == (allowed == 0)
+
+
+def test_signals_go_to_who_began_the_run(processes: None) -> None:
+    program = """
+import os, signal, sys, time, torch
+from zonkey_core.inference.workers import side_by_side
+torch.set_num_threads(2)
+def work(number):
+    if number == 0:
+        os.killpg(0, signal.SIGINT)
+    time.sleep(0.2)
+    return number
+try:
+    for number in side_by_side(work, range(100), torch.device("cpu")):
+        pass
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, start_new_session=True
+    )
+    assert (done.stdout, done.stderr) == ("stopped\n", "")
 
 
 def test_workers_do_not_outlive_a_run_that_is_killed(processes: None, tmp_path: Path) -> None:

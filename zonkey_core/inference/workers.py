@@ -30,6 +30,8 @@ from zonkey_core.errors import WorkerError
 
 MOST_WORKERS = 8
 """More of them need more memory than they are worth, and as threads wait for the interpreter."""
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""What stops a run."""
 
 Group = TypeVar("Group")
 Result = TypeVar("Result")
@@ -76,10 +78,9 @@ def side_by_side(
 ) -> Iterator[Result]:
     """What a function makes of each group, in their order, as soon as it is there.
 
-    `prepare` makes what all workers need, so that they have it in common; it is called where there are several.
-
-    No more groups are begun than workers wait for, so that memory does not grow with their number. Where there are more
-    than workers, what is free is given back between them; a short run would only have to ask for it again. Results of
+    `prepare` makes what all workers need, so that they have it in common; it is called where there are several. No more
+    groups are begun than workers wait for, so that memory does not grow with their number. Where there are more than
+    workers, what is free is given back between them; a short run would only have to ask for it again. Results of
     processes are pickled, and so are their faults, which are raised here; raises `WorkerError` where a process is ended
     from without.
     """
@@ -119,26 +120,22 @@ class _Worker(NamedTuple):
 
 
 def _by_processes(compute: Callable[[Group], Result], groups: Sequence[Group], workers: int) -> Iterator[Result]:
-    """Processes that are forked from this one, so that groups need not be sent to them."""
-    context = multiprocessing.get_context("fork")
+    """Processes that are forked from this one, so that groups need not be sent to them; where the system allows fewer,
+    there are fewer."""
     team: list[_Worker] = []
     done: dict[int, Result] = {}
     begun = given = 0
     try:
-        # What is there already is left alone by the workers' garbage collectors, whose marks would copy all of it.
-        gc.freeze()
-        for _ in range(workers):
-            ours, theirs = context.Pipe()
-            elsewhere = [ours, *(worker.connection for worker in team)]
-            process = context.Process(target=_serve, args=(compute, groups, theirs, elsewhere), daemon=True)
-            process.start()
-            theirs.close()
-            team.append(_Worker(process, ours))
-        gc.unfreeze()
+        with _ready_to_fork(), contextlib.suppress(OSError):
+            while len(team) < workers:
+                team.append(_fork(compute, groups, team))
+        if not team:
+            yield from map(compute, groups)
+            return
         idle = list(team)
         while given < len(groups):
             while idle and begun < len(groups) and begun <= given + workers:
-                idle.pop().connection.send(begun)
+                _hand(idle.pop(), begun)
                 begun += 1
             if given in done:
                 yield done.pop(given)
@@ -158,18 +155,58 @@ def _by_processes(compute: Callable[[Group], Result], groups: Sequence[Group], w
             connection.close()
 
 
+@contextlib.contextmanager
+def _ready_to_fork() -> Iterator[None]:
+    """What is there already is left alone by the garbage collectors of processes that are forked now, whose marks would
+    copy all of it; and signals wait until those know what to do with them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _fork(compute: Callable[[Group], Result], groups: Sequence[Group], team: Sequence[_Worker]) -> _Worker:
+    """One worker more; raises `OSError` where the system allows none."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    elsewhere = [ours, *(worker.connection for worker in team)]
+    process = context.Process(target=_serve, args=(compute, groups, theirs, elsewhere), daemon=True)
+    try:
+        process.start()
+    except OSError:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return _Worker(process, ours)
+
+
+def _hand(worker: _Worker, number: int) -> None:
+    """Tell a worker which group is its next."""
+    try:
+        worker.connection.send(number)
+    except OSError:
+        raise _ended(worker) from None
+
+
 def _receive(worker: _Worker) -> tuple[int, bool, Any]:
     """The number of a group, whether something was made of it, and that or the fault."""
     try:
         answer: tuple[int, bool, Any] = worker.connection.recv()
-    except (EOFError, ConnectionResetError):
-        worker.process.join()
-        code = worker.process.exitcode or 0
-        how = f"killed by signal {-code}" if code < 0 else f"with exit code {code}"
-        raise WorkerError(
-            f"a worker process ended early ({how}); give it more memory, or one core: OMP_NUM_THREADS=1"
-        ) from None
+    except (EOFError, OSError):
+        raise _ended(worker) from None
     return answer
+
+
+def _ended(worker: _Worker) -> WorkerError:
+    """What is told of a worker that is not there any more."""
+    worker.process.join()
+    code = worker.process.exitcode or 0
+    how = f"killed by signal {-code}" if code < 0 else f"with exit code {code}"
+    return WorkerError(f"a worker process ended early ({how}); give it more memory, or one core: OMP_NUM_THREADS=1")
 
 
 def _serve(
@@ -185,6 +222,7 @@ def _serve(
     # Who stops this run tells the process that began it, and that ends the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     # What another worker holds open would outlive the process that sends.
     for each in elsewhere:
         each.close()
