@@ -78,7 +78,7 @@ class TextReader:
         entries: list[Tensor] = []
         positions, shared = sequence, None
         for number, (level, cutting) in enumerate(zip(self.model.levels, self.cutting, strict=True)):
-            probs = pad_sequence([torch.from_numpy(cutting.start_probs(value)) for value in values], batch_first=True)
+            probs = pad_sequence([torch.from_numpy(part) for part in _start_probs(cutting, values)], batch_first=True)
             of_slots = probs.to(device) if shared is None else shared.share_out(probs.to(device))
             segmentation = level.choose_starts(positions, of_slots)
             last = number == len(self.model.levels) - 1
@@ -118,15 +118,21 @@ def _as_rows(values: Sequence[Tensor], device: torch.device) -> PositionSequence
     return PositionSequence(rows, exists, documents)
 
 
+def _start_probs(cutting: CuttingLevel, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The probability of a start at each position of texts of a position or more, which are read in one line."""
+    sizes = np.cumsum([len(value) for value in values])
+    return np.split(cutting.start_probs(np.concatenate(values), fresh=sizes[:-1]), sizes[:-1])
+
+
 def _compress_bytes(
     cutting: CuttingLevel, values: Sequence[np.ndarray], segmentation: Segmentation
 ) -> list[np.ndarray]:
-    """The latents [M, C] of the segments of each text."""
+    """The latents [M, C] of the segments of each text, which are compressed in one line."""
     starts, counts = segmentation.starts.cpu().numpy(), segmentation.slot_mask.sum(1).tolist()
-    return [
-        cutting.compress(value, np.append(row[:count], len(value)))
-        for value, row, count in zip(values, starts, counts, strict=True)
-    ]
+    sizes = np.cumsum([0, *(len(value) for value in values)])
+    bounds = [row[:count] + begin for row, count, begin in zip(starts, counts, sizes[:-1], strict=True)]
+    latents = cutting.compress(np.concatenate(values), np.concatenate([*bounds, sizes[-1:]]))
+    return np.split(latents, np.cumsum(counts)[:-1])
 
 
 def compress_windows(level: Level, sequence: PositionSequence, segmentation: Segmentation) -> Tensor:
