@@ -18,7 +18,7 @@ NO_UNIT = -1
 """The key of what stands before the first unit."""
 MOST_LOGITS = 1 << 17
 """Numbers that are made at once where a unit is told from all kinds; as many stay in the cache."""
-ROWS_TOGETHER = 512
+ROWS_TOGETHER = 1024
 """Units that are estimated at once, at most."""
 
 
