@@ -47,6 +47,10 @@ _SAFE = {
 
 _ENVIRONMENT: Pairs = (
     ("ZONKEY_HOME", "The folder that holds models/ and cache/, in place of the user's data and cache directories."),
+    (
+        "OMP_NUM_THREADS",
+        "How many cores a run uses, at most; all by default. generate and infill start a process for each of up to 8.",
+    ),
     ("NO_COLOR", "When set and not empty, no colour is used."),
     ("XDG_CONFIG_HOME, XDG_DATA_HOME", "The user's configuration and data directories."),
 )
