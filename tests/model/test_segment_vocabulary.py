@@ -539,3 +539,17 @@ def test_strings_are_looked_up_anew_once_they_are_others() -> None:
         b"the heron "
     )
     assert b"ron " in strings_of(vocabulary, taken_apart(vocabulary, values, start_mask, document_mask), 0)
+
+
+def test_latents_are_kept_while_nothing_is_learned_and_made_anew_where_they_are_others() -> None:
+    vocabulary = SegmentVocabulary(300, 4, CHANNELS)
+    assert vocabulary.latents().requires_grad and vocabulary.latents() is not vocabulary.latents()
+    vocabulary.requires_grad_(False)
+    assert vocabulary.latents() is not vocabulary.latents()
+    vocabulary.eval()
+    before = vocabulary.latents()
+    assert vocabulary.latents() is before
+    vocabulary.table[0, 7] = torch.arange(CHANNELS, dtype=torch.float32) + 1
+    assert torch.equal(vocabulary.latents(), to_sphere(vocabulary.table[0])) and vocabulary.latents() is not before
+    vocabulary.table.data = -vocabulary.table.data
+    assert torch.equal(vocabulary.latents(), to_sphere(vocabulary.table[0]))

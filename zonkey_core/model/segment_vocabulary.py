@@ -75,8 +75,8 @@ class SegmentVocabulary(nn.Module):
         return bool((self.lengths > 1).any())
 
     def latents(self) -> Tensor:
-        """[K, C] on the sphere; made anew only where the vectors learn or are others."""
-        if self.table.requires_grad:
+        """[K, C] on the sphere; while nothing is learned, kept until the vectors are others."""
+        if self.training or self.table.requires_grad:
             return to_sphere(self.table[0])
         state = self.table.data_ptr(), self.table._version
         if self._on_sphere is None or self._on_sphere[0] != state:
