@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zonkey_core.checkpoint import MODEL, check_weights, read_model_card, reading
-from zonkey_core.committed_files import file_paths
+from zonkey_core.checkpoint import MODEL, read_model_card, reading
 from zonkey_core.inference.level_cutter import CuttingLevel
+from zonkey_core.inference.model_arrays import read_model_arrays
 from zonkey_core.numpy_model.level import numpy_levels
-from zonkey_core.weight_rounding import restore_arrays
-from zonkey_core.weights_file import read_arrays
 
 if TYPE_CHECKING:
     from zonkey_core.model.model import Zonkey
@@ -29,10 +26,8 @@ def load_cutting_levels(
     if device != "cpu":
         return _load_torch_levels(directory, device, prefixes)[: level + 1]
     configs = read_model_card(directory).config.model.levels[: level + 1]
-    check_weights(directory)
     with reading(directory, MODEL):
-        parts = [read_arrays(path, prefixes) for path in file_paths(directory, MODEL)]
-        return [*numpy_levels(restore_arrays(ChainMap(*parts)), configs, executor)]
+        return [*numpy_levels(read_model_arrays(directory, prefixes), configs, executor)]
 
 
 def cutting_levels(model: Zonkey, executor: Executor | None = None) -> list[CuttingLevel]:

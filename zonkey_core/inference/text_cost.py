@@ -6,7 +6,6 @@ In numpy, so that nobody waits for torch; a text's estimate is that of its piece
 from __future__ import annotations
 
 import math
-from collections import ChainMap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zonkey_core.checkpoint import MODEL, check_weights, read_model_card, reading
-from zonkey_core.committed_files import file_paths
+from zonkey_core.checkpoint import MODEL, read_model_card, reading
 from zonkey_core.config import LevelConfig
+from zonkey_core.inference.model_arrays import read_model_arrays
 from zonkey_core.model.units import read_units
 from zonkey_core.numpy_model.cost_estimator import CostEstimator
 from zonkey_core.numpy_model.weights import Weights
-from zonkey_core.weight_rounding import restore_arrays
-from zonkey_core.weights_file import read_arrays
 
 READ_TOGETHER = 8192
 """Units whose cost is estimated at once, given which kinds of them there are: as many as in training, about."""
@@ -30,11 +27,9 @@ ESTIMATOR = "bottom.estimator."
 
 def load_text_cost(directory: Path) -> Callable[[bytes], float]:
     """What tells the bits that a byte of a text costs on average, by a model in a folder; raises `CheckpointError`."""
-    check_weights(directory)
     config = read_model_card(directory).config.model.levels[0]
     with reading(directory, MODEL):
-        parts = [read_arrays(path, (ESTIMATOR,)) for path in file_paths(directory, MODEL)]
-        return text_cost(restore_arrays(ChainMap(*parts)), config)
+        return text_cost(read_model_arrays(directory, (ESTIMATOR,)), config)
 
 
 def text_cost(tensors: Mapping[str, NDArray[Any]], config: LevelConfig) -> Callable[[bytes], float]:

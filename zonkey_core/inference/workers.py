@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import gc
 import multiprocessing
 import os
 import pickle
@@ -126,7 +125,7 @@ def _by_processes(compute: Callable[[Group], Result], groups: Sequence[Group], w
     done: dict[int, Result] = {}
     begun = given = 0
     try:
-        with _ready_to_fork(), contextlib.suppress(OSError):
+        with _signals_wait(), contextlib.suppress(OSError):
             while len(team) < workers:
                 team.append(_fork(compute, groups, team))
         if not team:
@@ -156,15 +155,12 @@ def _by_processes(compute: Callable[[Group], Result], groups: Sequence[Group], w
 
 
 @contextlib.contextmanager
-def _ready_to_fork() -> Iterator[None]:
-    """What is there already is left alone by the garbage collectors of processes that are forked now, whose marks would
-    copy all of it; and signals wait until those know what to do with them."""
+def _signals_wait() -> Iterator[None]:
+    """Signals wait until the processes that are forked meanwhile know what to do with them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from zonkey_core.model.bytes import NO_BYTE
-from zonkey_core.model.ngram_tables import NOBODY, PRINTS, SHARED, SPREAD, STAND_INS, TABLE_WIDTH
+from zonkey_core.model.ngram_tables import NO_SYMBOL, NOBODY, PRINTS, SHARED, SPREAD, STAND_INS, TABLE_WIDTH
 
-NO_SYMBOL = -1
-"""What stands before the first of symbols that are not bytes."""
 KEYS_TOGETHER = 512
 """Strings that are hashed at once: of each, the hashes of all its substrings are made."""
 

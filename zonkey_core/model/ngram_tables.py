@@ -6,6 +6,8 @@ NGRAM_ORDERS = (1, 2, 3, 4, 5)
 """Lengths of the n-grams of units that a splitter looks up."""
 ESTIMATE_ORDERS = (1, 2, 3, 4)
 """Units before one from which, together, it is estimated what it costs."""
+NO_SYMBOL = -1
+"""The key of what stands before the first of symbols that are not bytes."""
 SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)
 """An odd number that spreads what it multiplies over 64 bits."""
 TABLE_WIDTH = 32

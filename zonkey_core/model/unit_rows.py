@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zonkey_core.model.hash_embeddings import NO_SYMBOL
+from zonkey_core.model.ngram_tables import NO_SYMBOL
 from zonkey_core.model.positions import PositionSequence
 from zonkey_core.model.units import read_units
 

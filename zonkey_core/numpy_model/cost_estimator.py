@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zonkey_core.config import LevelConfig
-from zonkey_core.model.ngram_tables import ESTIMATE_ORDERS, SHARED, TABLE_WIDTH
+from zonkey_core.model.ngram_tables import ESTIMATE_ORDERS, NO_SYMBOL, SHARED, TABLE_WIDTH
 from zonkey_core.numpy_model.layers import Linear, half_silu, standardize
 from zonkey_core.numpy_model.ngrams import NgramTable, ngram_rows, ngram_vectors
 from zonkey_core.numpy_model.weights import Floats, Weights
 
-NO_UNIT = -1
-"""The key of what stands before the first unit."""
 MOST_LOGITS = 1 << 17
 """Numbers that are made at once where a unit is told from all kinds; as many stay in the cache."""
 ROWS_TOGETHER = 1024
@@ -31,7 +29,7 @@ class CostEstimator:
         ngrams = weights.part("ngrams")
         vectors = ngrams.take("table", 1, rows, TABLE_WIDTH)[0]
         owners = np.full(rows, SHARED, dtype=np.uint8)
-        stand_ins = np.full((2, 1), NO_UNIT, dtype=np.int64)
+        stand_ins = np.full((2, 1), NO_SYMBOL, dtype=np.int64)
         self.ngrams = NgramTable(vectors, owners, np.zeros((len(ESTIMATE_ORDERS), TABLE_WIDTH), np.float32), stand_ins)
         self.project = Linear(ngrams.part("linear"), TABLE_WIDTH, width, bias=False)
         network = weights.part("network")
@@ -44,7 +42,7 @@ class CostEstimator:
         if not len(keys):
             return 0.0
         before = np.empty_like(keys)
-        before[0], before[1:] = NO_UNIT, keys[:-1]
+        before[0], before[1:] = NO_SYMBOL, keys[:-1]
         summed = np.empty((len(keys), TABLE_WIDTH), dtype=np.float32)
         ngram_vectors(before, self.ngrams, ESTIMATE_ORDERS, summed)
         kinds, which, counts = np.unique(keys, return_inverse=True, return_counts=True)
