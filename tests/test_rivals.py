@@ -172,6 +172,16 @@ def test_the_causal_loss_is_that_of_the_next_symbol() -> None:
 
 
 @pytest.mark.parametrize("kind", BUILDERS)
+def test_rows_of_all_lengths_are_learned_from(kind: str) -> None:
+    network = BUILDERS[kind](32, 1, neural_rival.LONGEST_ROW)
+    for length in (ROW, neural_rival.LONGEST_ROW):
+        symbols = torch.randint(neural_rival.SYMBOLS, (2, length), generator=chance(0))
+        network.loss(symbols, chance(0)).backward()
+        gradient = network.embedding.weight.grad
+        assert gradient is not None and bool(gradient.isfinite().all()) and bool(gradient.any())
+
+
+@pytest.mark.parametrize("kind", BUILDERS)
 def test_texts_may_be_longer_than_rows_and_none_is_too_long(kind: str) -> None:
     network = BUILDERS[kind](32, 2, ROW)
     with torch.no_grad():

@@ -57,9 +57,10 @@ def masked_softmax(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor) 
 
 @ALL_PATHS
 @pytest.mark.parametrize("asking", [1, 7])
-def test_every_path_has_the_gradients_of_plain_attention(length: int, asking: int) -> None:
+@pytest.mark.parametrize("biases", [1, 2], ids=["one for all rows", "one a row"])
+def test_every_path_has_the_gradients_of_plain_attention(length: int, biases: int, asking: int) -> None:
     queries, keys, values = (part.requires_grad_() for part in heads(length, seed=4))
-    mask = normal(2, 1, asking, length, seed=5) > -0.5
+    mask = normal(biases, 1, asking, length, seed=5) > -0.5
     mask[..., 0] = True
     bias = torch.where(mask, 0.0, -torch.inf).double()
     some = queries[:, :, :asking]

@@ -88,7 +88,7 @@ def prepare_bias(bias: Tensor | DocumentBias | None, states: Tensor) -> Tensor |
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | DocumentBias | None) -> Tensor:
-    """The fast path: attention with an additive bias [B, 1 or H, L, L], in the dtype of the queries.
+    """The fast path: attention with an additive bias [B or 1, 1 or H, L, L], in the dtype of the queries.
 
     On a CPU, plain matrix products beat the fused kernel up to `PLAIN_LENGTH` keys (3 times at 12 keys, bfloat16), and
     up to `ROWS_LENGTH` where no gradient is asked of the bias (1.8 times at 550 keys, the way back included);
@@ -103,7 +103,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, bias: Tensor | Documen
         mixed: Tensor = (logits if mask is None else logits + mask).softmax(-1) @ values
         return mixed
     if on_cpu and length <= ROWS_LENGTH and mask is not None and not mask.requires_grad:
-        return attend_by_rows(queries, keys, values, mask)
+        return attend_by_rows(queries, keys, values, mask.expand(len(queries), -1, -1, -1))
     return functional.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 
