@@ -5,7 +5,8 @@
 For each number of evaluations both write the same number of texts. Differences are all levels less the lowest alone,
 with 95 % intervals from random halves of the texts; real held-out text is the ceiling. `own_gap` is the judge's gap
 with the model itself for a judge, its lowest level from left to right: it has read more than the judge, and sees how
-words stand together. Rows are JSON lines on standard output.
+words stand together. Both are drawn with the default settings, which make text of all levels easier to foresee for a
+judge; `--alone-temperature`, below 1, draws the lowest level as firmly. Rows are JSON lines on standard output.
 """
 
 from __future__ import annotations
@@ -68,10 +69,12 @@ def own_rate(model: Zonkey, texts: Sequence[bytes]) -> NDArray[np.float64]:
     return np.array([-found.total / max(1, len(text)) for found, text in zip(likelihoods, texts, strict=True)])
 
 
-def write(model: Zonkey, count: int, size: int, steps: int, level: int | None) -> tuple[list[bytes], float]:
+def write(
+    model: Zonkey, count: int, size: int, steps: int, level: int | None, temperature: float = 1.0
+) -> tuple[list[bytes], float]:
     """Texts, and the seconds that they took."""
     began = time.perf_counter()
-    options = SamplingOptions(steps=steps, max_bytes=size, level=level)
+    options = SamplingOptions(steps=steps, temperature=temperature, max_bytes=size, level=level)
     texts = [sample.text for sample in generate(model, seeds=range(FIRST_SEED, FIRST_SEED + count), options=options)]
     return texts, time.perf_counter() - began
 
@@ -115,6 +118,8 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample-bytes", type=int, default=512)
     parser.add_argument("--limit", type=int, default=1_000_000)
     parser.add_argument("--steps", default="4,8,32")
+    parser.add_argument("--alone-temperature", type=float, default=1.0, metavar="T",
+                        help="temperature of the lowest level alone [%(default)g]")
     arguments = parser.parse_args(given)
     spec = SourceSpec(sources=(arguments.data,), wiki_config=arguments.data_config, wiki_dir=arguments.data_dir)
     options = EvaluationOptions(limit=arguments.limit, sample_bytes=arguments.sample_bytes)
@@ -140,8 +145,12 @@ def main(given: Sequence[str] | None = None) -> int:
         report({"texts": "real", **figures(other, measures)})
         for steps in map(int, arguments.steps.split(",")):
             both = []
-            for name, level in (("all levels", None), ("lowest level alone", 0)):
-                written, seconds = write(context.model, arguments.samples, arguments.sample_bytes, steps, level)
+            for name, level, temperature in (
+                ("all levels", None, 1.0), ("lowest level alone", 0, arguments.alone_temperature)
+            ):  # fmt: skip
+                written, seconds = write(
+                    context.model, arguments.samples, arguments.sample_bytes, steps, level, temperature
+                )
                 both.append(written)
                 report({"texts": name, "steps": steps, "seconds": seconds, **figures(written, measures)})
             for name in FIGURES:

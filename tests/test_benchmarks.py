@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, clean_environment
+from zonkey_core.checkpoint import load_model
 from zonkey_core.config import load_preset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -115,3 +116,22 @@ def test_segmenting_is_measured_beside_a_tokenizer(tmp_path: Path, tiny_model: P
     assert speeds == {"level 0, MB/s", "level 1, MB/s", "bpe_4k, MB/s"}
     assert all(value > 0 for value in figures.values())
     assert figures["level 1, MB of memory"] < 150
+
+
+def test_all_levels_are_measured_beside_the_lowest_one_however_firmly_that_is_drawn(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    hierarchy = importlib.import_module("hierarchy")
+    shape = ["--data", "sample", "--limit", "4000", "--samples", "8", "--sample-bytes", "200", "--steps", "2"]
+    assert hierarchy.main(["--model", str(tiny_model), *shape, "--alone-temperature", "0.4"]) == 0
+    real, ours, alone, *differences = map(msgspec.json.decode, capfdbinary.readouterr().out.splitlines())
+    assert [row["texts"] for row in (real, ours, alone)] == ["real", "all levels", "lowest level alone"]
+    assert [row["difference"] for row in differences] == ["known_words", "judge_gap", "jsd_4", "own_gap"]
+    for row in differences:
+        value, low, high = row["value, low, high"]
+        assert low <= value <= high
+        assert value == pytest.approx(abs(ours[row["difference"]]) - abs(alone[row["difference"]]))
+    model = load_model(tiny_model)
+    firm, usual = (hierarchy.write(model, 2, 200, 2, 0, temperature)[0] for temperature in (0.4, 1.0))
+    assert firm != usual

@@ -21,7 +21,7 @@ from zonkey_core.evaluation.store import fingerprint
 from zonkey_core.model.model import Zonkey
 from zonkey_core.training import Event, StepEvent, TrainingOptions, resume, train
 
-READ_SHARE, MOST_READ = 60, 60_000_000
+READ_SHARE, MOST_READ = 180, 60_000_000
 """Bytes that are read for each that is scored, and at most."""
 TEXT = "text.jsonl"
 SAVE_SECONDS = 60.0
