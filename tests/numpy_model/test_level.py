@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from tests.model_helpers import TEXT, chance, small_model
 from zonkey_core.checkpoint import load_model
@@ -157,6 +158,24 @@ def test_what_threads_compress_side_by_side_is_the_same(monkeypatch: pytest.Monk
     with ThreadPoolExecutor(3) as executor:
         threaded = cutting_levels(model, executor)[0].compress(values, bounds)
     assert threaded.tolist() == alone.tolist()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_level_that_is_fed_finds_the_same_to_the_bit(count: int) -> None:
+    model = small_model(3, seed=1).eval().requires_grad_(False)
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    configs = model.config.levels[:count]
+    plain, fed = (numpy_levels(tensors, configs, feeding=feeding) for feeding in (False, True))
+    positions: list[NDArray[Any]] = [np.frombuffer("".join(SCRIPTS).encode() * 3, dtype=np.uint8)] * 2
+    for index in range(count):
+        probs = [levels[index].start_probs(values) for levels, values in zip((plain, fed), positions, strict=True)]
+        assert probs[0].tolist() == probs[1].tolist()
+        bounds = np.r_[0 : len(probs[0]) : 5, len(probs[0])]
+        if index + 1 < count:
+            positions = [
+                levels[index].compress(values, bounds) for levels, values in zip((plain, fed), positions, strict=True)
+            ]
+            assert (positions[0].shape == positions[1].shape) == (index + 2 < count)
 
 
 def test_latents_that_are_kept_are_those_that_are_made_anew() -> None:

@@ -27,7 +27,7 @@ def load_cutting_levels(
         return _load_torch_levels(directory, device, prefixes)[: level + 1]
     configs = read_model_card(directory).config.model.levels[: level + 1]
     with reading(directory, MODEL):
-        return [*numpy_levels(read_model_arrays(directory, prefixes), configs, executor)]
+        return [*numpy_levels(read_model_arrays(directory, prefixes), configs, executor, feeding=True)]
 
 
 def cutting_levels(model: Zonkey, executor: Executor | None = None) -> list[CuttingLevel]:

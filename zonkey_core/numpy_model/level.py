@@ -53,7 +53,22 @@ class NumpyLevel:
             else:
                 self.linear = Linear(embedding.part("linear"), channels, config.width)
             self.compressor = Compressor(weights.part("compressor"), config, table)
-            self._latents = np.empty((KEPT_LATENTS if self.reads_bytes else 0, self.compressor.channels), np.float32)
+            self._embedding: Linear | None = None
+            self._keep_room(self.compressor.channels)
+
+    def feed(self, above: NumpyLevel) -> None:
+        """From now on `compress` gives latents as the splitter of a level above, which alone reads them, embeds them.
+
+        These are fewer numbers, and of a string that comes again they are made once.
+        """
+        assert isinstance(above.splitter, LatentSplitter)
+        above.splitter.fed = True
+        self._embedding = above.splitter.linear
+        self._keep_room(self._embedding.weight.shape[1])
+
+    def _keep_room(self, width: int) -> None:
+        """Room for what is kept of strings, so many numbers each."""
+        self._latents = np.empty((KEPT_LATENTS if self.reads_bytes else 0, width), np.float32)
 
     def start_probs(
         self,
@@ -87,7 +102,7 @@ class NumpyLevel:
             kept.clear()
             new = [*dict.fromkeys(segments)]
         if len(new) > len(self._latents):
-            self._latents = np.empty((len(new), self.compressor.channels), dtype=np.float32)
+            self._latents = np.empty((len(new), self._latents.shape[1]), dtype=np.float32)
         if new:
             self._keep(new)
         return self._latents[np.fromiter(map(kept.__getitem__, segments), np.int64, len(segments))]
@@ -103,7 +118,7 @@ class NumpyLevel:
 
     def _compress(self, values: NDArray[Any], begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> Floats:
         """Latents of segments of bytes [n] or embedded positions [n, D], some of one length together."""
-        latents = np.empty((len(begins), self.compressor.channels), dtype=np.float32)
+        latents = np.empty((len(begins), self._latents.shape[1]), dtype=np.float32)
         parts: list[NDArray[np.intp]] = []
         for length in np.unique(lengths).tolist():
             chosen = np.flatnonzero(lengths == length)
@@ -111,7 +126,8 @@ class NumpyLevel:
             parts += [chosen[first : first + together] for first in range(0, len(chosen), together)]
 
         def compress(part: NDArray[np.intp]) -> None:
-            latents[part] = self.compressor(values[begins[part, None] + np.arange(lengths[part[0]])])
+            found = self.compressor(values[begins[part, None] + np.arange(lengths[part[0]])])
+            latents[part] = found if self._embedding is None else self._embedding(found)
 
         for _ in map(compress, parts) if self._executor is None else self._executor.map(compress, parts):
             pass
@@ -119,10 +135,15 @@ class NumpyLevel:
 
 
 def numpy_levels(
-    tensors: Mapping[str, NDArray[Any]], configs: Sequence[LevelConfig], executor: Executor | None = None
+    tensors: Mapping[str, NDArray[Any]],
+    configs: Sequence[LevelConfig],
+    executor: Executor | None = None,
+    *,
+    feeding: bool = False,
 ) -> list[NumpyLevel]:
     """Levels from the lowest to the one that is cut, of a model's tensors by name.
 
+    With `feeding`, latents that nothing but the highest level reads are given to it as its splitter embeds them.
     Raises `ValueError` where a tensor that they need is missing or of another shape.
     """
     levels: list[NumpyLevel] = []
@@ -132,4 +153,6 @@ def numpy_levels(
         compresses = index + 1 < len(configs)
         levels.append(NumpyLevel(weights, config, channels, compresses=compresses, executor=executor))
         channels = config.latents * config.width
+    if feeding and len(levels) > 1:
+        levels[-2].feed(levels[-1])
     return levels

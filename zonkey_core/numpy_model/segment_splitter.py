@@ -150,22 +150,25 @@ class ByteSplitter:
 
 
 class LatentSplitter:
-    """The splitter of a level above, which reads latents of `channels` numbers."""
+    """The splitter of a level above, which reads latents of `channels` numbers, or once it is `fed`, embedded ones."""
 
     def __init__(self, weights: Weights, config: LevelConfig, channels: int) -> None:
         self.linear = Linear(weights.part("embedding.linear"), channels, config.splitter_width)
+        self.fed = False
         self.network = Network(weights, config, self._embed, config.splitter_width, 0, LATENTS_TOGETHER)
         self.reach = self.network.reach
 
     def __call__(
         self, values: Floats, begin: int, end: int, fresh: Places, executor: Executor | None = None
     ) -> Floats:
-        """[end - begin] probabilities of those latents among [n, C], of which `fresh` begin documents."""
+        """[end - begin] probabilities of those latents among [n, C], or [n, D], of which `fresh` begin documents."""
         return self.network(values, begin, end, fresh, executor)
 
     def _embed(self, latents: Floats, places: slice | Places, line: Floats) -> None:
-        """Write embedded latents [n, C]."""
-        if isinstance(places, slice):
+        """Write embedded latents [n, C], or [n, D] that are embedded."""
+        if self.fed:
+            line[places] = latents
+        elif isinstance(places, slice):
             self.linear(latents, out=line)
         else:
             line[places] = self.linear(latents)
