@@ -10,7 +10,7 @@ outside the syllables of Hangul count, whose kinds follow from their place.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -51,4 +51,6 @@ def kinds() -> bytes:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_bytes(kinds())
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("file", type=Path, help="where to write the table")
+    parser.parse_args().file.write_bytes(kinds())

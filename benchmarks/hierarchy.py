@@ -70,7 +70,7 @@ def own_rate(model: Zonkey, texts: Sequence[bytes]) -> NDArray[np.float64]:
 
 
 def write(
-    model: Zonkey, count: int, size: int, steps: int, level: int | None, temperature: float = 1.0
+    model: Zonkey, count: int, size: int, steps: int, level: int | None, temperature: float
 ) -> tuple[list[bytes], float]:
     """Texts, and the seconds that they took."""
     began = time.perf_counter()
